@@ -1,0 +1,46 @@
+"""GPT-J in JAX: train, evaluate, sample and serve it, from one laptop CPU to a pod.
+
+    model = gptj.load("runs/demo")
+    print(model.generate("def ", max_tokens=64, temperature=0)[0])
+
+Everything runs on the mesh that is set (`jax.set_mesh(gptj.make_mesh(...))`), or on one device.
+"""
+
+from gptj.api import Model, load
+from gptj.config import PRESETS, ModelConfig, preset
+from gptj.data.prepare import PrepareConfig, prepare
+from gptj.data.store import TokenStore
+from gptj.engine.sampling import SamplingParams
+from gptj.errors import UserError
+from gptj.model import Params, count_parameters, forward, init, loss
+from gptj.sharding import make_mesh
+from gptj.tokenizer import Tokenizer
+from gptj.train.loop import TrainConfig, TrainResult, train
+from gptj.train.optimizer import OptimizerConfig
+from gptj.train.step import StepConfig
+
+__all__ = [
+    "PRESETS",
+    "Model",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Params",
+    "PrepareConfig",
+    "SamplingParams",
+    "StepConfig",
+    "TokenStore",
+    "Tokenizer",
+    "TrainConfig",
+    "TrainResult",
+    "UserError",
+    "count_parameters",
+    "forward",
+    "init",
+    "load",
+    "loss",
+    "make_mesh",
+    "prepare",
+    "preset",
+    "train",
+]
+__version__ = "0.1.0"

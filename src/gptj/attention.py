@@ -1,0 +1,97 @@
+"""Rotary positions and causal attention: one function each, for training and for decoding."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gptj.matrices import sum_last
+from gptj.sharding import spec
+
+
+def rotary(
+    x: Float[Array, "batch length heads d_head"],
+    positions: Int[Array, "batch length"] | Int[Array, " length"],
+    dims: int,
+    base: float,
+) -> Float[Array, "batch length heads d_head"]:
+    """Rotate the first `dims` of each head by angles proportional to the position.
+
+    Pairs are interleaved, (0, 1), (2, 3), ..., as in GPT-J ("RoFormer", arXiv:2104.09864): the
+    pair at `2i` turns by `position * base ** (-2i / dims)` radians. Angles are float32.
+    """
+    frequencies = base ** (-jnp.arange(0, dims, 2, dtype=jnp.float32) / dims)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
+    even, odd = x[..., 0:dims:2], x[..., 1:dims:2]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return jnp.concatenate([turned.reshape(*x.shape[:-1], dims), x[..., dims:]], axis=-1)
+
+
+def causal_attention(
+    query: Float[Array, "batch length heads d_head"],
+    key: Float[Array, "batch length heads d_head"],
+    value: Float[Array, "batch length heads d_head"],
+) -> Float[Array, "batch length heads d_head"]:
+    """Each position attends to itself and those before it; scores are scaled by 1/sqrt(d_head).
+
+    Queries go in at most eight blocks, each against only the keys it can see, which saves nearly
+    half the products of the full square; the backward pass recomputes each block's scores, so
+    nothing quadratic in the length is ever stored.
+    """
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    length = query.shape[2]
+    size = max(128, -(-length // 8))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+    def rows(query: Array, key: Array, value: Array, begin: int) -> Array:
+        end = min(begin + size, length)
+        visible = jnp.arange(end) <= jnp.arange(begin, end)[:, None]
+        return _mix(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], visible)
+
+    blocks = [rows(query, key, value, begin) for begin in range(0, length, size)]
+    return jnp.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)
+
+
+def cached_attention(
+    query: Float[Array, "batch length heads d_head"],
+    key: Float[Array, "batch keys heads d_head"],
+    value: Float[Array, "batch keys heads d_head"],
+    start: Int[Array, " batch"],
+) -> Float[Array, "batch length heads d_head"]:
+    """Query `i` of row `b` attends to keys `0 .. start[b] + i` of a cache; otherwise the same."""
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    last_seen = start[:, None, None, None] + jnp.arange(query.shape[2])[:, None]
+    visible = jnp.arange(key.shape[2]) <= last_seen
+    return _mix(query, key, value, visible).transpose(0, 2, 1, 3)
+
+
+def _mix(
+    query: Float[Array, "batch heads queries d_head"],
+    key: Float[Array, "batch heads keys d_head"],
+    value: Float[Array, "batch heads keys d_head"],
+    visible: Bool[Array, "*#rows queries keys"],
+) -> Float[Array, "batch heads queries d_head"]:
+    """Values averaged by the softmax of the visible scores, in float32 until the last cast."""
+    sharding = spec("batch", "heads", None, None)
+    scores = jnp.einsum(
+        "bhqd,bhkd->bhqk",
+        query * query.shape[-1] ** -0.5,
+        key,
+        preferred_element_type=jnp.float32,
+        out_sharding=sharding,
+    )
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    exp = jnp.exp(scores - largest)
+    mixed = jnp.einsum(
+        "bhqk,bhkd->bhqd",
+        exp.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+        out_sharding=sharding,
+    )
+    return (mixed / sum_last(exp, "batch", "heads", None)).astype(query.dtype)

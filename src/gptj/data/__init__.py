@@ -1,0 +1,1 @@
+"""Text files to training batches: `read` -> `prepare` -> `store` -> `batches`. Knows no model."""

@@ -1,0 +1,136 @@
+"""Token stores to rows of tokens: what step number N trains on, and how a store is scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.data.store import TokenStore
+from gptj.errors import UserError
+
+
+class TrainBatches:
+    """The endless, shuffled training data: each epoch holds every row once, in its own order.
+
+    Row i is tokens[i * seq : i * seq + seq + 1]: neighbours share one token, the last target of
+    one and the first input of the other, so that every token but the first is a target once.
+    The tokens after the last whole row, fewer than `seq`, are not trained on.
+
+    What a step gives is a pure function of (store fingerprint, seed, step): the state of the
+    data is the step's number, whatever came before and however many hosts ask.
+    """
+
+    def __init__(self, store: TokenStore, seq: int, batch: int, seed: int = 0) -> None:
+        """Batches of `batch` rows of `seq` targets.
+
+        Raises:
+          UserError: `seq` or `batch` is below 1, or the store has no row of `seq` targets.
+        """
+        _check_shape(seq, batch)
+        if len(store) <= seq:
+            raise UserError(
+                f"seq={seq} is longer than the data: {store.path} holds {len(store)} tokens, "
+                f"enough for a seq of at most {len(store) - 1}; shorten seq or prepare more text"
+            )
+        self.n_rows = (len(store) - 1) // seq
+        self._store = store
+        self._seq = seq
+        self._batch = batch
+        self._seed = seed
+
+    def row_ids(self, step: int) -> NDArray[np.int64]:
+        """Which rows make up batch number `step`; shape (batch,)."""
+        positions = np.arange(step * self._batch, (step + 1) * self._batch)
+        epochs, within = np.divmod(positions, self.n_rows)
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            key = f"{self._store.fingerprint}:{self._seed}:{epoch}".encode()
+            rows[epochs == epoch] = permute(within[epochs == epoch], self.n_rows, key)
+        return rows
+
+    def batch(self, step: int) -> NDArray[np.int32]:
+        """The tokens of batch number `step`; shape (batch, seq + 1)."""
+        starts = self.row_ids(step)[:, None] * self._seq
+        return np.asarray(self._store.tokens[starts + np.arange(self._seq + 1)], np.int32)
+
+
+class EvalBatches:
+    """The whole store in order, each token scored exactly once, all batches of one shape.
+
+    Gives (tokens, weights) of shapes (batch, seq + 1) and (batch, seq): `weights` is 1 where the
+    target tokens[:, 1:] is the store's, 0 where the last batch is padded. Before the first token
+    stands one end-of-text, as before the first token of every other document.
+    """
+
+    def __init__(self, store: TokenStore, seq: int, batch: int, limit: int | None = None) -> None:
+        """At most `limit` batches of `batch` rows of `seq` targets; all of them without a limit.
+
+        Raises:
+          UserError: `seq`, `batch` or `limit` is below 1.
+        """
+        _check_shape(seq, batch)
+        if limit is not None and limit < 1:
+            raise UserError(f"limit={limit} must be at least 1 batch, or left out for all of them")
+        self._store = store
+        self._seq = seq
+        self._batch = batch
+        whole = -(-len(store) // (seq * batch))
+        self._length = whole if limit is None else min(whole, limit)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        size = self._batch * self._seq
+        windows = np.arange(self._batch)[:, None] * self._seq + np.arange(self._seq + 1)
+        end = self._store.tokenizer.eos_id
+        for start in range(0, self._length * size, size):
+            targets = self._store.tokens[start : start + size]
+            stream = np.full(size + 1, end, np.int32)
+            stream[1 : len(targets) + 1] = targets
+            if start:
+                stream[0] = self._store.tokens[start - 1]
+            weights = (np.arange(size) < len(targets)).astype(np.float32)
+            yield stream[windows], weights.reshape(self._batch, self._seq)
+
+
+def permute(positions: NDArray[np.int64], n: int, key: bytes) -> NDArray[np.int64]:
+    """Where the permutation of 0..n-1 named by `key` sends each position; shape (batch,).
+
+    A Feistel network is a bijection of 2^(2k) values; walking on while a value is n or more
+    restricts it to n of them. Unlike a shuffled array it costs no memory and no start-up at any
+    n, and unlike NumPy's generators, whose streams may change between versions, it is ours.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    round_keys = np.frombuffer(hashlib.blake2b(key).digest(), "<u8")
+    values = _feistel(positions.astype(np.uint64), half, round_keys)
+    while (outside := values >= n).any():
+        values[outside] = _feistel(values[outside], half, round_keys)
+    return values.astype(np.int64)
+
+
+def _feistel(
+    values: NDArray[np.uint64], half: np.uint64, round_keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for round_key in round_keys:
+        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+    return left << half | right
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every bit in moves every bit out."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _check_shape(seq: int, batch: int) -> None:
+    for name, value in (("seq", seq), ("batch", batch)):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")

@@ -1,0 +1,358 @@
+"""GPT-J: its weights, the block, the forward pass and the loss. Read this first.
+
+The block is GPT-J's parallel residual: one LayerNorm feeds attention and feed-forward side by
+side, and both results join the residual stream together. Split over `tensor`, each side ends in
+a partial sum; the two are added *before* they are reduced, so a block costs one all-reduce
+forward and, by the transposed type on the LayerNorm's output, one backward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from gptj.attention import causal_attention, rotary
+from gptj.config import ModelConfig
+from gptj.cross_entropy import linear_cross_entropy
+from gptj.errors import UserError
+from gptj.matrices import einsum, gather, spread, sum_last
+from gptj.sharding import LOGICAL_TO_MESH, check_mesh, reshape, reshard, spec
+
+Remat = Literal["none", "dots", "block"]
+"""What the backward pass recomputes: nothing, all but the matrix products, or the whole block."""
+
+Attend = Callable[[Array, Array, Array], Array]
+
+Leaf = TypeVar("Leaf")
+"""The trees below hold arrays in use, and `Weight` records or abstract shapes in the tables."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Block(Generic[Leaf]):
+    """The weights of one layer, or of all of them stacked on a leading axis."""
+
+    norm_scale: Leaf
+    norm_offset: Leaf
+    query: Leaf
+    key: Leaf
+    value: Leaf
+    attention_out: Leaf
+    ffn_in: Leaf
+    ffn_in_bias: Leaf
+    ffn_out: Leaf
+    ffn_out_bias: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Params(Generic[Leaf]):
+    """All weights of a model."""
+
+    embedding: Leaf
+    blocks: Block[Leaf]
+    norm_scale: Leaf
+    norm_offset: Leaf
+    output: Leaf
+    output_bias: Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """What one weight is: everything else about it derives from this record."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    """Logical axes, one a dim; see `gptj.sharding.LOGICAL_TO_MESH`."""
+    init: float
+    """Standard deviation of the truncated normal a matrix starts from; the constant of a vector."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Matrices are drawn at random and decay; vectors (biases, norms) do neither."""
+        return len([axis for axis in self.axes if axis != "layers"]) > 1
+
+
+def weights(config: ModelConfig) -> Params[Weight]:
+    """The table of a model's weights: a `Weight` at every leaf."""
+    d, f, v, n = config.d_model, config.d_ff, config.padded_vocab_size, config.layers
+    h, k = config.heads, config.d_head
+    std = 1 / math.sqrt(d)
+    residual_std = 2 / n / math.sqrt(d)  # the original's: the branches' sum starts small
+
+    def stacked(*dims: tuple[str | None, int], init: float) -> Weight:
+        axes, shape = zip(*dims, strict=True)
+        return Weight((n, *shape), ("layers", *axes), init)
+
+    embed, whole, heads, head = ("embed", d), (None, d), ("heads", h), (None, k)
+    return Params(
+        embedding=Weight((v, d), ("vocab", "embed"), 1 / math.sqrt(v)),
+        blocks=Block(
+            norm_scale=stacked(whole, init=1.0),
+            norm_offset=stacked(whole, init=0.0),
+            query=stacked(embed, heads, head, init=std),
+            key=stacked(embed, heads, head, init=std),
+            value=stacked(embed, heads, head, init=std),
+            attention_out=stacked(heads, head, embed, init=residual_std),
+            ffn_in=stacked(embed, ("ffn", f), init=std),
+            ffn_in_bias=stacked(("ffn", f), init=0.0),
+            ffn_out=stacked(("ffn", f), embed, init=residual_std),
+            ffn_out_bias=stacked(whole, init=0.0),
+        ),
+        norm_scale=Weight((d,), (None,), 1.0),
+        norm_offset=Weight((d,), (None,), 0.0),
+        output=Weight((d, v), ("embed", "vocab"), std),
+        output_bias=Weight((v,), ("vocab",), 0.0),
+    )
+
+
+def init(key: Key[Array, ""], config: ModelConfig) -> Params[Array]:
+    """Random float32 weights, each born on its own shard of the mesh that is set.
+
+    Matrices are normal, truncated at two standard deviations and not rescaled, as the original's;
+    biases are 0 and norms 1. The same key gives the same weights on every mesh.
+    """
+    check_mesh(config)
+    table, tree = jax.tree.flatten(weights(config))
+    keys = jax.random.split(key, len(table))
+    return jax.tree.unflatten(tree, [_draw(k, w) for k, w in zip(keys, table, strict=True)])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _draw(key: Key[Array, ""], weight: Weight) -> Float[Array, "..."]:
+    sharding = spec(*weight.axes)
+    if not weight.is_matrix:
+        return jnp.full(weight.shape, weight.init, jnp.float32, out_sharding=sharding)
+    drawn = jax.random.truncated_normal(key, -2, 2, weight.shape, out_sharding=sharding)
+    return weight.init * drawn
+
+
+def abstract(config: ModelConfig) -> Params[jax.ShapeDtypeStruct]:
+    """The shapes and, on the mesh that is set, the shardings of the float32 weights."""
+    mesh = jax.sharding.get_mesh()
+
+    def shape(weight: Weight) -> jax.ShapeDtypeStruct:
+        layout = spec(*weight.axes)
+        sharding = None if layout is None else NamedSharding(mesh, layout)
+        return jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=sharding)
+
+    return jax.tree.map(shape, weights(config))
+
+
+def count_parameters(config: ModelConfig, original_shards: int | None = None) -> int:
+    """How many numbers the weights hold.
+
+    With `original_shards`, as the original counted them: every weight its shards did not split
+    was stored once per shard, and the embedding had a bias (GPT-J, 8 shards: 6,053,381,344).
+    """
+    copies = original_shards or 1
+    total = config.d_model * copies if original_shards else 0
+    for weight in jax.tree.leaves(weights(config)):
+        split = any(LOGICAL_TO_MESH.get(axis or "") == "tensor" for axis in weight.axes)
+        total += math.prod(weight.shape) * (1 if split else copies)
+    return total
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+def layer_norm(
+    x: Float[Array, "rows embed"],
+    scale: Float[Array, " embed"],
+    offset: Float[Array, " embed"],
+    eps: float,
+) -> Float[Array, "rows embed"]:
+    """LayerNorm over the last dim, its statistics in float32 (arXiv:1607.06450).
+
+    Like `activation`, cheaper for the backward pass to recompute than to store and read.
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - sum_last(wide, "batch") / x.shape[-1]
+    variance = sum_last(jnp.square(centred), "batch") / x.shape[-1]
+    normal = centred * jax.lax.rsqrt(variance + eps)
+    return (normal * spread(scale, wide) + spread(offset, wide)).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def activation(x: Float[Array, "rows ffn"], bias: Float[Array, " ffn"]) -> Float[Array, "rows ffn"]:
+    """`gelu(x + bias)`, in GPT-J's tanh form (arXiv:1606.08415)."""
+    return jax.nn.gelu(x + spread(bias, x, "ffn"), approximate=True)
+
+
+def embed(
+    params: Params[Array], tokens: Int[Array, "batch length"], dtype: DTypeLike
+) -> Float[Array, "batch length embed"]:
+    """The rows of the embedding table for `tokens`."""
+    table = gather(params.embedding, ("vocab", "embed"), dtype)
+    return table.at[tokens].get(out_sharding=spec("batch", None, None))
+
+
+def block(
+    x: Float[Array, "batch length embed"],
+    stored: Block[Array],
+    config: ModelConfig,
+    positions: Int[Array, "*batch length"],
+    attend: Attend = causal_attention,
+) -> Float[Array, "batch length embed"]:
+    """One layer. `attend` takes rotated queries and keys, and values, and returns their mix."""
+    w = _gathered(stored, config, x.dtype)
+    rows = x.reshape(-1, config.d_model)
+    y = layer_norm(rows, w.norm_scale, w.norm_offset, config.layer_norm_eps)
+    y = reshard(y, "batch", None, reduced=("tensor",))
+
+    def heads(weight: Array) -> Float[Array, "batch length heads d_head"]:
+        product = einsum("re,ehd->rhd", y, weight, "batch", "heads", None)
+        return reshape(product, (*x.shape[:2], *product.shape[1:]), "batch", None, "heads", None)
+
+    query = rotary(heads(w.query), positions, config.rotary_dims, config.rotary_base)
+    key = rotary(heads(w.key), positions, config.rotary_dims, config.rotary_base)
+    mixed = attend(query, key, heads(w.value)).reshape(-1, config.heads, config.d_head)
+    inner = activation(einsum("re,ef->rf", y, w.ffn_in, "batch", "ffn"), w.ffn_in_bias)
+
+    branches = einsum("rhd,hde->re", mixed, w.attention_out, "batch", None, unreduced=("tensor",))
+    branches += einsum("rf,fe->re", inner, w.ffn_out, "batch", None, unreduced=("tensor",))
+    branches = reshard(branches, "batch", None) + spread(w.ffn_out_bias, rows)
+    return x + reshape(branches, x.shape, "batch", None, None)
+
+
+def _gathered(stored: Block[Array], config: ModelConfig, dtype: DTypeLike) -> Block[Array]:
+    """One layer's weights ready for use: matrices in `dtype`, vectors in float32."""
+
+    def ready(weight: Weight, array: Array) -> Array:
+        return gather(array, weight.axes[1:], dtype if weight.is_matrix else jnp.float32)
+
+    return jax.tree.map(ready, weights(config).blocks, stored)
+
+
+def hidden_states(
+    params: Params[Array],
+    tokens: Int[Array, "batch length"],
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+) -> Float[Array, "batch length embed"]:
+    """The stream after all layers and the final LayerNorm: what the output projection reads."""
+    positions = jnp.arange(tokens.shape[1])
+
+    def layer(x: Array, stored: Block[Array]) -> tuple[Array, None]:
+        return block(x, stored, config, positions), None
+
+    x, _ = jax.lax.scan(rematerialised(layer, remat), embed(params, tokens, dtype), params.blocks)
+    return final_norm(params, x, config)
+
+
+def final_norm(
+    params: Params[Array], x: Float[Array, "batch length embed"], config: ModelConfig
+) -> Float[Array, "batch length embed"]:
+    """The LayerNorm after the last layer."""
+    rows = x.reshape(-1, config.d_model)
+    y = layer_norm(rows, params.norm_scale, params.norm_offset, config.layer_norm_eps)
+    return reshape(y, x.shape, "batch", None, None)
+
+
+def rematerialised(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """`layer` with its backward pass recomputing what `remat` says."""
+    if remat == "none":
+        return layer
+    if remat == "dots":
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(layer, policy=saved, prevent_cse=False)
+    if remat == "block":
+        return jax.checkpoint(layer, prevent_cse=False)
+    raise UserError(f"remat={remat!r} is not one of {', '.join(get_args(Remat))}")
+
+
+def logits(
+    params: Params[Array], hidden: Float[Array, "batch length embed"], config: ModelConfig
+) -> Float[Array, "batch length vocab"]:
+    """The output projection, in float32. Columns past `config.vocab_size` mean nothing."""
+    output = gather(params.output, ("embed", "vocab"), hidden.dtype)
+    product = jnp.einsum(
+        "bte,ev->btv",
+        hidden,
+        output,
+        preferred_element_type=jnp.float32,
+        out_sharding=spec("batch", None, "vocab"),
+    )
+    return product + params.output_bias
+
+
+def forward(
+    params: Params[Array],
+    tokens: Int[Array, "batch length"],
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+) -> Float[Array, "batch length vocab"]:
+    """Logits for every position, float32, over all `config.padded_vocab_size` columns.
+
+    Args:
+      dtype: what the layers compute in; products are summed in float32 either way.
+      remat: what a backward pass through this recomputes.
+    """
+    return logits(params, hidden_states(params, tokens, config, dtype=dtype, remat=remat), config)
+
+
+def losses(
+    params: Params[Array],
+    tokens: Int[Array, "batch length+1"],
+    config: ModelConfig,
+    *,
+    weights: Float[Array, "batch length"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
+    """The training loss, and each token's negative log-likelihood (nats, no gradient).
+
+    Args:
+      tokens: rows of `length + 1` ids; each but the first is predicted from those before it.
+      weights: what each prediction counts in the loss, the mean over all when not given.
+      z_loss: coefficient of the squared log-normaliser added to each token's loss.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if weights is None:
+        sharding = spec("batch", None)
+        weights = jnp.full(targets.shape, 1 / targets.size, jnp.float32, out_sharding=sharding)
+    hidden = hidden_states(params, inputs, config, dtype=dtype, remat=remat)
+    output = gather(params.output, ("embed", "vocab"), dtype)
+    return linear_cross_entropy(
+        hidden, output, params.output_bias, targets, weights, config.vocab_size, z_loss
+    )
+
+
+def loss(
+    params: Params[Array],
+    tokens: Int[Array, "batch length+1"],
+    config: ModelConfig,
+    *,
+    weights: Float[Array, "batch length"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+    z_loss: float = 0.0,
+) -> Float[Array, ""]:
+    """Mean next-token cross-entropy in nats: `losses` without the per-token values."""
+    return losses(params, tokens, config, weights=weights, dtype=dtype, remat=remat, z_loss=z_loss)[
+        0
+    ]
+
+
+def flops_per_token(config: ModelConfig, length: int) -> int:
+    """Floating-point operations to train on one token of a sequence of `length`.
+
+    Six per weight of every matrix product, forward and backward, and the causal half of the
+    attention square. What rematerialisation computes again is not counted.
+    """
+    table = weights(config)
+    products = [weight for weight in jax.tree.leaves(table.blocks) if weight.is_matrix]
+    multiplied = sum(math.prod(weight.shape) for weight in [*products, table.output])
+    return 6 * multiplied + 6 * config.layers * config.d_model * length

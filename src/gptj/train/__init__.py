@@ -1,0 +1,1 @@
+"""Training: the state, the step, the optimizer, and the loop that drives them."""

@@ -1,0 +1,82 @@
+"""How well a model predicts text it has not seen: loss, perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gptj.config import ModelConfig
+from gptj.data.batches import EvalBatches
+from gptj.data.store import TokenStore
+from gptj.model import Params, losses
+from gptj.sharding import place
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """A model's fit to a text, each of its tokens predicted once."""
+
+    loss: float
+    """Mean cross-entropy in nats a token."""
+    bits_per_byte: float | None
+    """Bits to code one byte of UTF-8 text, end-of-text tokens included; comparable between
+    tokenizers, and with a compressor. `None` when only a part of the text was read."""
+    tokens: int
+    """Tokens predicted."""
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`: the number of equally likely tokens that would be as hard to guess."""
+        return math.exp(min(self.loss, 700.0))
+
+    def row(self) -> dict[str, float]:
+        """The same as metrics by name."""
+        row = {"heldout_loss": self.loss, "heldout_perplexity": self.perplexity}
+        bits = self.bits_per_byte
+        return row if bits is None else {**row, "heldout_bits_per_byte": bits}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "dtype"))
+def eval_step(
+    params: Params[Array],
+    tokens: Int[Array, "batch length+1"],
+    weights: Float[Array, "batch length"],
+    *,
+    model: ModelConfig,
+    dtype: Literal["float32", "bfloat16"],
+) -> Float[Array, ""]:
+    """Weighted sum of the tokens' negative log-likelihoods, in nats."""
+    return losses(params, tokens, model, weights=weights, dtype=jnp.dtype(dtype))[0]
+
+
+def held_out(
+    params: Params[Array],
+    store: TokenStore,
+    model: ModelConfig,
+    *,
+    seq: int,
+    batch: int,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batches: int | None = None,
+) -> HeldOut:
+    """Score `store`, in order, in rows of `seq` tokens that do not see one another.
+
+    Args:
+      batch: rows at a time.
+      batches: read only so many batches; all when not given.
+    """
+    nats, tokens = 0.0, 0.0
+    for rows, weights in EvalBatches(store, seq, batch, limit=batches):
+        split = place(rows, "batch", None), place(weights, "batch", None)
+        nats += float(eval_step(params, *split, model=model, dtype=dtype))
+        tokens += float(np.sum(weights))
+    whole = tokens == len(store)
+    bits = nats / math.log(2) / store.bytes if whole else None
+    return HeldOut(nats / tokens, bits, int(tokens))

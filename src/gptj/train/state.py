@@ -1,0 +1,52 @@
+"""Everything a training run carries from one step to the next, in one tree."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Int, Key
+
+from gptj.config import ModelConfig
+from gptj.model import Params, abstract, init
+from gptj.train.optimizer import OptimizerConfig, make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The step counts updates done; it is also the place in the data (`gptj.data.batches`)."""
+
+    step: Int[Array, ""]
+    params: Params[Array]
+    opt_state: optax.OptState
+
+
+def new_state(key: Key[Array, ""], model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:
+    """The state before the first step: random weights, empty moments."""
+    return state_from(init(key, model), model, optimizer)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
+def state_from(params: Params[Array], model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:
+    """The state before the first step of training `params` (donated)."""
+    opt_state = make_optimizer(optimizer, model).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def abstract_state(model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:
+    """The state's shapes, dtypes and shardings on the mesh that is set, without any memory."""
+    shapes = jax.eval_shape(lambda params: state_from(params, model, optimizer), abstract(model))
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return shapes
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec)
+        ),
+        shapes,
+    )

@@ -1,0 +1,175 @@
+"""Batches: each row once an epoch, a pure function of the step; each token scored once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj.data.batches import EvalBatches, TrainBatches, permute
+from gptj.data.store import StoreWriter, TokenStore
+from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+
+TOKENS = 101
+
+
+def make_store(path: Path, length: int) -> TokenStore:
+    """A store of `length` tokens: distinct characters, so that a row tells where it is from."""
+    with StoreWriter(path, Tokenizer.bytes()) as writer:
+        writer.add("a", "".join(map(chr, range(length - 1))))
+    return TokenStore.open(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> TokenStore:
+    return make_store(tmp_path_factory.mktemp("batches") / "store", TOKENS)
+
+
+class TestPermutation:
+    @given(n=st.integers(1, 2000), key=st.binary(max_size=80))
+    @settings(deadline=None)
+    def test_it_is_a_bijection(self, n, key):
+        assert sorted(permute(np.arange(n), n, key)) == list(range(n))
+
+    @given(n=st.integers(1, 2**62), key=st.binary(max_size=8), data=st.data())
+    @settings(deadline=None)
+    def test_it_stays_in_range_at_any_size(self, n, key, data):
+        few = data.draw(st.lists(st.integers(0, n - 1), unique=True, max_size=20))
+        places = permute(np.array(few, np.int64), n, key)
+        assert len(set(places.tolist())) == len(few)
+        assert all(0 <= place < n for place in places.tolist())
+
+    def test_it_is_the_same_for_ever(self):
+        # Change one of these and every resumed run reads other data than it would have.
+        assert permute(np.arange(10), 10, b"key").tolist() == [2, 6, 7, 0, 5, 8, 9, 4, 1, 3]
+        large = permute(np.arange(3), 10**12, b"").tolist()
+        assert large == [474326291963, 250093716181, 307249023691]
+
+    def test_it_shuffles(self):
+        n = 10_000
+        places = permute(np.arange(n), n, b"0")
+        assert abs(np.corrcoef(np.arange(n), places)[0, 1]) < 0.05
+        assert abs(np.corrcoef(places, permute(np.arange(n), n, b"1"))[0, 1]) < 0.05
+        neighbours = np.abs(np.diff(places))
+        assert (neighbours == 1).mean() < 0.01
+
+
+class TestTraining:
+    @given(seq=st.integers(1, TOKENS - 1), batch=st.integers(1, 60), seed=st.integers(0, 99))
+    @settings(deadline=None)
+    def test_an_epoch_covers_every_row_exactly_once(self, store, seq, batch, seed):
+        batches = TrainBatches(store, seq, batch, seed)
+        n = batches.n_rows
+        steps = -(-2 * n // batch)
+        rows = np.concatenate([batches.row_ids(step) for step in range(steps)])
+        for epoch in (0, 1):
+            assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+    def test_every_token_but_the_first_is_a_target_once_an_epoch(self, store):
+        batches = TrainBatches(store, seq=10, batch=5)
+        targets = np.concatenate([batches.batch(step)[:, 1:].ravel() for step in range(2)])
+        assert sorted(targets) == sorted(store.tokens[1:101])
+
+    def test_a_row_is_the_tokens_from_its_place(self, store):
+        batches = TrainBatches(store, seq=7, batch=4)
+        for row, tokens in zip(batches.row_ids(3), batches.batch(3), strict=True):
+            assert tokens.tolist() == store.tokens[row * 7 : row * 7 + 8].tolist()
+
+    @given(steps=st.lists(st.integers(0, 10**9), min_size=1, max_size=6))
+    @settings(deadline=None)
+    def test_a_step_is_the_same_whatever_came_before(self, store, steps):
+        batches = TrainBatches(store, seq=8, batch=3)
+        before = {step: batches.batch(step) for step in steps}
+        for step in reversed(steps):
+            fresh = TrainBatches(store, seq=8, batch=3).batch(step)
+            np.testing.assert_array_equal(fresh, before[step])
+            np.testing.assert_array_equal(batches.batch(step), before[step])
+
+    def test_another_batch_size_reads_the_same_order(self, store):
+        def rows(batch: int) -> list[int]:
+            batches = TrainBatches(store, 4, batch)
+            steps = range(60 // batch)
+            return np.concatenate([batches.row_ids(step) for step in steps]).tolist()
+
+        assert rows(1) == rows(4) == rows(60)
+
+    def test_epochs_seeds_and_data_differ_in_order(self, store, tmp_path):
+        other = make_store(tmp_path / "other", TOKENS + 1)
+        orders = {
+            tuple(TrainBatches(store, 4, 25).row_ids(0)),
+            tuple(TrainBatches(store, 4, 25).row_ids(1)),
+            tuple(TrainBatches(store, 4, 25, seed=1).row_ids(0)),
+            tuple(TrainBatches(other, 4, 25).row_ids(0)),
+        }
+        assert len(orders) == 4
+
+    def test_shapes_and_types(self, store):
+        batches = TrainBatches(store, seq=9, batch=30)
+        assert (batches.batch(0).shape, batches.batch(0).dtype) == ((30, 10), np.int32)
+        assert (batches.row_ids(0).shape, batches.row_ids(0).dtype) == ((30,), np.int64)
+        assert type(batches.batch(0)) is np.ndarray
+
+    def test_the_longest_seq_is_one_row(self, store):
+        batch = TrainBatches(store, seq=TOKENS - 1, batch=2).batch(0)
+        assert batch.tolist() == [store.tokens.tolist()] * 2
+
+
+class TestEvaluation:
+    @given(length=st.integers(2, 40), seq=st.integers(1, 50), batch=st.integers(1, 6))
+    @settings(deadline=None)
+    def test_every_token_is_scored_exactly_once(self, tmp_path_factory, length, seq, batch):
+        store = make_store(tmp_path_factory.mktemp("law") / "store", length)
+        batches = EvalBatches(store, seq, batch)
+        context, targets = [], []
+        for tokens, weights in batches:
+            assert (tokens.shape, weights.shape) == ((batch, seq + 1), (batch, seq))
+            assert (tokens.dtype, weights.dtype) == (np.int32, np.float32)
+            targets += tokens[:, 1:][weights == 1].tolist()
+            context += tokens[:, :-1][weights == 1].tolist()
+            assert set(np.unique(weights)) <= {0.0, 1.0}
+        stream = [store.tokenizer.eos_id, *store.tokens.tolist()]
+        assert targets == stream[1:]
+        assert context == stream[:-1]  # each target has its predecessor before it
+        assert len(list(batches)) == len(batches)
+
+    def test_padding_is_end_of_text_without_weight(self, store):
+        *_, (tokens, weights) = EvalBatches(store, seq=30, batch=3)
+        assert weights.sum() == TOKENS - 90
+        assert set(tokens[:, 1:][weights == 0]) == {256}
+
+    def test_a_limit_takes_the_first_batches(self, store):
+        whole = list(EvalBatches(store, 4, 5))
+        some = EvalBatches(store, 4, 5, limit=2)
+        assert len(some) == 2
+        for (tokens, weights), (expected, expected_weights) in zip(some, whole, strict=False):
+            np.testing.assert_array_equal(tokens, expected)
+            np.testing.assert_array_equal(weights, expected_weights)
+        assert len(EvalBatches(store, 4, 5, limit=999)) == len(whole)
+
+    def test_a_store_shorter_than_seq_is_one_padded_row(self, store):
+        [(tokens, weights)] = EvalBatches(store, seq=500, batch=1)
+        assert tokens.shape == (1, 501)
+        assert weights.sum() == TOKENS
+
+    def test_it_can_be_iterated_again(self, store):
+        batches = EvalBatches(store, 4, 5)
+        assert len(list(batches)) == len(list(batches)) == 6
+
+
+class TestMistakes:
+    def test_a_seq_longer_than_the_data(self, store):
+        with pytest.raises(UserError, match=r"seq=101 is longer .* 101 tokens.* at most 100"):
+            TrainBatches(store, seq=TOKENS, batch=1)
+
+    @pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
+    def test_a_shape_below_one(self, kind, store):
+        with pytest.raises(UserError, match="seq=0 must be at least 1"):
+            kind(store, 0, 1)
+        with pytest.raises(UserError, match="batch=-1 must be at least 1"):
+            kind(store, 1, -1)
+
+    def test_a_limit_below_one(self, store):
+        with pytest.raises(UserError, match="limit=0 must be at least 1 batch"):
+            EvalBatches(store, 4, 5, limit=0)

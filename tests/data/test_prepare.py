@@ -1,0 +1,324 @@
+"""Preparing data: nothing lost, nothing in both splits, the same again, all or nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj.data.prepare import PrepareConfig, PrepareReport, plan_split, prepare
+from gptj.data.read import Document
+from gptj.data.store import StoreWriter, TokenStore
+from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+
+SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/tinyshakespeare/input.txt"
+
+
+def save(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    return save(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def run(*inputs: Path, out: Path, tokenizer: str = "bytes", **options) -> PrepareReport:
+    return prepare(PrepareConfig(inputs, out, tokenizer, **options))
+
+
+def texts(path: Path) -> list[str]:
+    store = TokenStore.open(path)
+    store.verify()
+    return [store.text(document) for document in range(store.manifest.documents)]
+
+
+def splits(out: Path) -> tuple[list[str], list[str]]:
+    return texts(out / "train"), texts(out / "heldout")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "place" / "out"
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """25 files of different lengths, in a folder."""
+    for number in range(25):
+        save(tmp_path / f"corpus/{number:02}.txt", f"file {number}\n" * (number + 1))
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def lines(tmp_path) -> Path:
+    """One file of 40 documents."""
+    return jsonl(tmp_path / "lines.jsonl", [f"document {n} " * (n + 1) for n in range(40)])
+
+
+class TestWhatIsHeldOut:
+    def test_files_where_there_are_twenty(self, corpus, out):
+        report = run(corpus, out=out, held_out=0.2)
+        train, held = splits(out)
+        assert report.held_out_unit == "file"
+        everything = [path.read_text() for path in sorted(corpus.iterdir())]
+        assert sorted(train + held) == sorted(everything)
+        assert not set(train) & set(held)
+        share = report.held_out.bytes / (report.held_out.bytes + report.train.bytes)
+        assert 0.15 < share < 0.25
+
+    def test_documents_where_there_are_twenty_in_fewer_files(self, lines, out):
+        report = run(lines, out=out, held_out=0.1)
+        train, held = splits(out)
+        assert report.held_out_unit == "document"
+        assert sorted(train + held) == sorted(f"document {n} " * (n + 1) for n in range(40))
+        assert not set(train) & set(held)
+
+    def test_all_documents_of_a_held_out_file(self, tmp_path, out):
+        for file in range(20):
+            jsonl(tmp_path / f"in/{file}.jsonl", [f"{file}:{n}" for n in range(5)])
+        run(tmp_path / "in", out=out, held_out=0.1)
+        held = texts(out / "heldout")
+        assert len(held) == 10
+        assert len({text.partition(":")[0] for text in held}) == 2
+
+    def test_the_end_of_each_document_where_there_are_few(self, tmp_path, out):
+        verses = "".join(f"verse {number}\n" for number in range(100))
+        inputs = save(tmp_path / "a.txt", verses), save(tmp_path / "b.txt", verses.upper())
+        report = run(*inputs, out=out)
+        train, held = splits(out)
+        assert report.held_out_unit == "tail"
+        assert [head + tail for head, tail in zip(train, held, strict=True)] == [
+            verses,
+            verses.upper(),
+        ]
+        assert all(head.endswith("\n") for head in train)  # cut at a line's end
+        assert 0.04 < report.held_out.bytes / len(verses) / 2 < 0.06
+
+    def test_the_cut_is_at_its_place_where_no_line_ends_near(self, tmp_path, out):
+        run(save(tmp_path / "a.txt", "title\n" + "x" * 994), out=out, held_out=0.1)
+        train, held = splits(out)
+        assert (len(train[0]), len(held[0])) == (900, 100)
+
+    def test_nothing_if_so_asked(self, corpus, out):
+        report = run(corpus, out=out, held_out=0)
+        assert report.held_out is None
+        assert report.held_out_unit == "nothing"
+        assert [path.name for path in out.iterdir()] == ["train"]
+        assert report.train.documents == 25
+
+    def test_at_least_one_unit_however_small_the_fraction(self, corpus, out):
+        report = run(corpus, out=out, held_out=1e-6)
+        assert texts(out / "heldout") == ["file 0\n"]  # the smallest
+        assert report.train.documents == 24
+
+    def test_copies_are_never_on_both_sides(self, tmp_path, out):
+        for number in range(60):
+            save(tmp_path / f"in/{number}.txt", f"text {number % 30}")
+        run(tmp_path / "in", out=out, held_out=0.3)
+        train, held = splits(out)
+        assert not set(train) & set(held)
+        assert len(train) + len(held) == 60
+
+    @given(
+        found=st.lists(st.text(min_size=1), min_size=20, max_size=60, unique=True),
+        fraction=st.floats(0.01, 0.5),
+        order=st.randoms(),
+    )
+    @settings(deadline=None)
+    def test_the_choice_depends_on_texts_and_seed_alone(self, found, fraction, order):
+        documents = [Document("a", text) for text in found]
+        shuffled = [Document("b", text) for text in order.sample(found, len(found))]
+        plan = plan_split(documents, fraction, seed=3)
+        again = plan_split(shuffled, fraction, seed=3)
+        assert plan == again
+        sides = [plan.divide(document) for document in documents]
+        assert [head + tail for head, tail in sides] == found
+        assert any(tail for _, tail in sides)
+        assert any(head for head, _ in sides)
+
+    def test_another_seed_is_another_choice(self, lines, tmp_path):
+        held = set()
+        for seed in range(5):
+            run(lines, out=tmp_path / str(seed), seed=seed)
+            held.add(tuple(texts(tmp_path / str(seed) / "heldout")))
+        assert len(held) == 5
+
+
+class TestTokenizers:
+    def test_training_sees_the_training_split_alone(self, lines, tmp_path, out):
+        run(lines, out=out, tokenizer="train:300")
+        expected = Tokenizer.train(texts(out / "train"), 300)
+        for split in ("train", "heldout"):
+            assert TokenStore.open(out / split).tokenizer.sha256 == expected.sha256
+
+    def test_one_that_exists_is_loaded(self, lines, tmp_path, out):
+        Tokenizer.train(["abc " * 9], 260).save(tmp_path / "tokenizer.json")
+        report = run(lines, out=out, tokenizer=str(tmp_path / "tokenizer.json"))
+        assert report.vocab_size == 260
+
+    @pytest.mark.parametrize("spec", ["train:", "train:many", "train:256", "train:-1"])
+    def test_a_vocabulary_that_cannot_be_is_refused(self, spec, lines, out):
+        with pytest.raises(UserError, match=f"tokenizer '{spec}' does not say .* train:4096"):
+            run(lines, out=out, tokenizer=spec)
+        assert not out.parent.exists()
+
+
+class TestReport:
+    def test_it_counts_what_is_on_disk(self, corpus, out):
+        (corpus / "photo.jpg").write_bytes(b"\xff")
+        report = run(corpus, out=out)
+        assert (report.files, report.skipped_files, report.vocab_size) == (25, 1, 257)
+        for split in (report.train, report.held_out):
+            store = TokenStore.open(split.path)
+            assert (split.tokens, split.bytes) == (len(store), store.bytes)
+            assert split.tokens == split.bytes + split.documents  # bytes and ends of text
+            assert split.bytes_per_token == split.bytes / split.tokens
+
+    def test_the_same_input_is_the_same_store(self, corpus, tmp_path):
+        corpus = corpus.rename(tmp_path / "moved")
+        again = [run(corpus, out=tmp_path / name, tokenizer="train:300") for name in "ab"]
+        for split in ("train", "heldout"):
+            first, second = (TokenStore.open(tmp_path / name / split) for name in "ab")
+            assert first.fingerprint == second.fingerprint
+            assert first.manifest == second.manifest
+        assert again[0].train.tokens == again[1].train.tokens
+
+    def test_the_command_line_sets_every_field(self):
+        arguments = "a b --out o --tokenizer bytes --held-out 0.1 --text-field t --seed 1 --force"
+        expected = PrepareConfig((Path("a"), Path("b")), Path("o"), "bytes", 0.1, "t", 1, True)
+        assert tyro.cli(PrepareConfig, args=arguments.split()) == expected
+
+    @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"tinyshakespeare is not {SHAKESPEARE}")
+    def test_a_real_text(self, out):
+        report = run(SHAKESPEARE, out=out, tokenizer="train:1024")
+        train, held = splits(out)
+        assert train[0] + held[0] == SHAKESPEARE.read_bytes().decode()
+        assert report.vocab_size == 1024
+        whole = TokenStore.open(out / "train").tokenizer.encode(train[0])
+        assert report.train.tokens == len(whole) + 1  # pieces, and an end of text
+        assert 0.049 < report.held_out.bytes / SHAKESPEARE.stat().st_size < 0.051
+
+
+class TestAllOrNothing:
+    def nothing_is_left(self, out: Path) -> bool:
+        return not out.exists() and not list(out.parent.glob(".*"))
+
+    def test_only_the_result_is_left(self, corpus, out):
+        run(corpus, out=out)
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+        assert sorted(path.name for path in out.iterdir()) == ["heldout", "train"]
+
+    def test_an_existing_folder_is_refused_before_any_work(self, tmp_path, out):
+        out.mkdir(parents=True)
+        with pytest.raises(UserError, match=r"out exists: .* --force"):
+            run(tmp_path / "absent", out=out)
+
+    def test_force_replaces_prepared_data(self, corpus, lines, out):
+        run(corpus, out=out)
+        run(lines, out=out, force=True, held_out=0)
+        assert len(texts(out / "train")) == 40
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    def test_force_does_not_delete_anything_else(self, corpus, out):
+        save(out / "thesis.tex", "years of work")
+        with pytest.raises(UserError, match=r"out is not prepared data, so --force"):
+            run(corpus, out=out, force=True)
+        assert (out / "thesis.tex").read_text() == "years of work"
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_an_interruption_leaves_nothing(self, error, corpus, out, monkeypatch):
+        def interrupted(self):
+            raise error
+
+        monkeypatch.setattr(StoreWriter, "_flush", interrupted)
+        with pytest.raises(error):
+            run(corpus, out=out)
+        assert self.nothing_is_left(out)
+
+    def test_an_interrupted_replacement_leaves_the_old(self, corpus, out, monkeypatch):
+        run(corpus, out=out)
+        before = splits(out)
+        rename = Path.rename
+
+        def fail_to_appear(self, target):
+            if self.name == "new":
+                raise OSError(5, "Input/output error")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", fail_to_appear)
+        with pytest.raises(UserError, match=r"out cannot be written \(Input/output error\)"):
+            run(corpus, out=out, force=True)
+        assert splits(out) == before
+        assert not list(out.parent.glob(".*"))
+
+    @pytest.mark.parametrize("existing", [False, True])
+    def test_a_full_disk_leaves_nothing_new(self, existing, tmp_path, corpus, out):
+        if existing:
+            run(corpus, out=out)
+            before = splits(out)
+        program = """if True:
+            import resource, sys
+            from pathlib import Path
+            from gptj.data.prepare import PrepareConfig, prepare
+            from gptj.errors import UserError
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            try:
+                prepare(PrepareConfig((Path(sys.argv[1]),), Path(sys.argv[2]), "bytes", force=True))
+            except UserError as error:
+                print(error)
+        """
+        text = save(tmp_path / "large.txt", "a line of text\n" * 100_000)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program, text, out],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith(f"{out} cannot be written (File too large)")
+        assert done.stderr == ""
+        assert splits(out) == before if existing else self.nothing_is_left(out)
+
+
+class TestMistakes:
+    def refused(self, complaint: str, *inputs: Path, out: Path, **options) -> None:
+        with pytest.raises(UserError, match=complaint) as error:
+            run(*inputs, out=out, **options)
+        assert "\n" not in str(error.value)
+        assert not out.exists()
+        assert not out.parent.exists() or not list(out.parent.iterdir())
+
+    @pytest.mark.parametrize("fraction", [-0.1, 0.6, float("nan")])
+    def test_a_fraction_out_of_range(self, fraction, lines, out):
+        self.refused("held_out=.* from 0 to 0.5", lines, out=out, held_out=fraction)
+
+    def test_a_missing_input(self, tmp_path, out):
+        self.refused(r"no input .*absent", tmp_path / "absent", out=out)
+
+    def test_a_bad_line_deep_inside(self, lines, out):
+        with lines.open("a") as file:
+            file.write("{}\n")
+        self.refused(r"lines\.jsonl:41 has no text in a field 'text'", lines, out=out)
+
+    def test_bad_input_found_while_writing(self, lines, out, monkeypatch):
+        with lines.open("a") as file:
+            file.write("{}\n")
+        self.refused(r"lines\.jsonl:41 ", lines, out=out, held_out=0)
+
+    def test_text_too_short_to_hold_any_out(self, tmp_path, out):
+        path = save(tmp_path / "a.txt", "tiny")
+        self.refused("no text is left for heldout: .* --held-out 0", path, out=out)
+        assert run(path, out=out, held_out=0).train.tokens == 5
+
+    def test_a_place_that_cannot_be_written(self, tmp_path, lines):
+        save(tmp_path / "file", "x")
+        with pytest.raises(UserError, match=r"file/out cannot be written"):
+            run(lines, out=tmp_path / "file" / "out")

@@ -1,0 +1,187 @@
+"""Token stores: documents come back exactly, equal text is an equal store, damage is noticed."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj.data.store import StoreWriter, TokenStore
+from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+
+BYTES = Tokenizer.bytes()
+TRAINED = Tokenizer.train(["the cat sat on the mat, the cat"] * 4, 280)
+DOCUMENTS = [("a.txt", "the cat"), ("b.jsonl", "é🙂"), ("b.jsonl", "line\r\n\x00<|endoftext|>")]
+
+
+def write(path: Path, documents=DOCUMENTS, tokenizer: Tokenizer = BYTES) -> TokenStore:
+    with StoreWriter(path, tokenizer) as writer:
+        for source, text in documents:
+            writer.add(source, text)
+    return TokenStore.open(path)
+
+
+@pytest.fixture
+def store(tmp_path) -> TokenStore:
+    return write(tmp_path / "store")
+
+
+class TestContents:
+    @pytest.mark.parametrize("tokenizer", [BYTES, TRAINED], ids=["bytes", "trained"])
+    @given(texts=st.lists(st.text(min_size=1), min_size=1), flush=st.integers(1, 50))
+    @settings(deadline=None, max_examples=40)
+    def test_documents_come_back_exactly(self, tmp_path_factory, tokenizer, texts, flush):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptj.data.store._FLUSH_CHARACTERS", flush)
+            patch.setattr("gptj.tokenizer._PIECE_CHARACTERS", flush)
+            path = tmp_path_factory.mktemp("law") / "store"
+            store = write(path, [("a", text) for text in texts], tokenizer)
+        assert [store.text(i) for i in range(len(texts))] == texts
+        whole = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        assert store.tokens.tolist() == sum(whole[1:], whole[0])
+        store.verify()
+
+    def test_each_document_ends_with_end_of_text_and_has_no_other(self, store):
+        assert store.documents.tolist() == [0, 8, 15, 36]
+        ends = np.flatnonzero(store.tokens == BYTES.eos_id) + 1
+        assert ends.tolist() == store.documents[1:].tolist()
+
+    def test_counts(self, store):
+        assert len(store) == len(store.tokens) == 36
+        assert store.bytes == sum(len(text.encode()) for _, text in DOCUMENTS)
+        assert store.manifest.documents == 3
+        assert store.manifest.vocab_size == 257
+
+    def test_sources_say_where_documents_came_from(self, store):
+        a, b = store.sources
+        assert (a.name, a.first_document, a.documents, a.tokens, a.bytes) == ("a.txt", 0, 1, 8, 7)
+        assert (b.name, b.first_document, b.documents, b.tokens) == ("b.jsonl", 1, 2, 28)
+        text = DOCUMENTS[1][1] + DOCUMENTS[2][1]
+        assert b.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+    def test_it_carries_its_tokenizer(self, tmp_path):
+        store = write(tmp_path / "store", tokenizer=TRAINED)
+        assert store.tokenizer.sha256 == TRAINED.sha256
+        assert store.manifest.files["tokenizer.json"].sha256 == TRAINED.sha256
+
+    @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, "uint16"), (65537, "uint32")])
+    def test_ids_are_as_wide_as_the_vocabulary_needs(self, vocab_size, dtype, tmp_path):
+        definition = json.loads(BYTES.to_json())
+        last = {**definition["added_tokens"][0], "id": vocab_size - 1, "content": "<last>"}
+        definition["model"]["vocab"]["<last>"] = vocab_size - 1
+        definition["added_tokens"].append({**last, "special": False})
+        store = write(tmp_path / "store", [("a", "x<last>")], Tokenizer(definition))
+        assert store.tokens.dtype == dtype
+        assert store.tokens.tolist() == [120, vocab_size - 1, 256]
+
+    def test_there_is_no_document_beyond_the_last(self, store):
+        for document in (3, -1):
+            with pytest.raises(UserError, match=rf"no document {document} .* 0 to 2"):
+                store.text(document)
+
+
+class TestFingerprint:
+    def test_equal_text_is_equal_wherever_it_is_written(self, tmp_path, store):
+        assert write(tmp_path / "elsewhere").fingerprint == store.fingerprint
+
+    @pytest.mark.parametrize(
+        "documents",
+        [
+            DOCUMENTS[:2],
+            [DOCUMENTS[1], DOCUMENTS[0], DOCUMENTS[2]],
+            [*DOCUMENTS[:2], ("b.jsonl", "line")],
+        ],
+    )
+    def test_other_text_is_different(self, documents, tmp_path, store):
+        assert write(tmp_path / "other", documents).fingerprint != store.fingerprint
+
+    def test_another_tokenizer_is_different(self, tmp_path, store):
+        assert write(tmp_path / "other", tokenizer=TRAINED).fingerprint != store.fingerprint
+
+    def test_no_time_and_no_place_is_recorded(self, tmp_path, store):
+        write(tmp_path / "elsewhere")
+        for file in store.path.iterdir():
+            assert file.read_bytes() == (tmp_path / "elsewhere" / file.name).read_bytes()
+
+
+class TestDamage:
+    FILES = ("tokens.bin", "documents.bin", "tokenizer.json")
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_missing_file_is_named(self, name, store):
+        (store.path / name).unlink()
+        with pytest.raises(UserError, match=rf"{name} is missing: prepare"):
+            TokenStore.open(store.path)
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_file_cut_short_is_named(self, name, store):
+        content = (store.path / name).read_bytes()
+        (store.path / name).write_bytes(content[:-2])
+        with pytest.raises(UserError, match=rf"{name} has {len(content) - 2} bytes, not"):
+            TokenStore.open(store.path)
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_verifying_finds_a_flipped_bit(self, name, store):
+        content = bytearray((store.path / name).read_bytes())
+        content[3] ^= 1
+        (store.path / name).write_bytes(content)
+        opened = TokenStore.open(store.path)
+        with pytest.raises(UserError, match=rf"{name} was altered"):
+            opened.verify()
+
+    def test_verifying_a_good_store_is_silent(self, store):
+        store.verify()
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            (lambda manifest: b"{", "is not a JSON object"),
+            (lambda manifest: b"\xff", "is not a JSON object"),
+            (lambda manifest: b"7", "is not a JSON object"),
+            (lambda manifest: {}, "has format None"),
+            (lambda manifest: {**manifest, "format": 2}, "has format 2, this program reads 1"),
+            (lambda manifest: {**manifest, "other": 1}, "is not a token store's manifest"),
+            (lambda manifest: {**manifest, "files": {}}, "is not a token store's manifest"),
+            (lambda manifest: {**manifest, "fingerprint": "0"}, "was altered"),
+        ],
+    )
+    def test_a_bad_manifest_is_named(self, change, complaint, store):
+        path = store.path / "manifest.json"
+        changed = change(json.loads(path.read_text()))
+        path.write_bytes(changed if isinstance(changed, bytes) else json.dumps(changed).encode())
+        with pytest.raises(UserError, match=rf"manifest\.json {complaint}"):
+            TokenStore.open(store.path)
+
+    def test_a_path_without_a_store_is_named(self, tmp_path):
+        with pytest.raises(UserError, match=r"no token store at .*nowhere: name the train"):
+            TokenStore.open(tmp_path / "nowhere")
+
+    def test_the_folder_around_stores_says_which_to_open(self, store):
+        with pytest.raises(UserError, match=rf"no token store at .*: open {store.path}$"):
+            TokenStore.open(store.path.parent)
+
+
+class TestWriter:
+    def test_leaving_with_an_exception_leaves_no_manifest(self, tmp_path):
+        def broken() -> Iterator[tuple[str, str]]:
+            yield DOCUMENTS[0]
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            write(tmp_path / "store", broken())
+        with pytest.raises(UserError, match="no token store"):
+            TokenStore.open(tmp_path / "store")
+
+    def test_a_manifest_is_read_as_it_was_written(self, store, tmp_path):
+        store.manifest.save(tmp_path / "manifest.json")
+        assert type(store.manifest).load(tmp_path / "manifest.json") == store.manifest
+        assert dataclasses.is_dataclass(store.manifest)
+
+    def test_a_source_can_be_named_in_any_script(self, tmp_path):
+        assert write(tmp_path / "store", [("本.txt", "x")]).sources[0].name == "本.txt"
