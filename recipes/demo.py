@@ -112,13 +112,12 @@ def gzip_bits_per_byte(store: gptj.TokenStore) -> float:
 
 
 def write_samples(model: gptj.Model, heldout: gptj.TokenStore) -> list[dict[str, object]]:
-    """Go on from the openings of three held-out documents, and print what comes."""
+    """Go on from the middles of three held-out documents, and print what comes."""
     samples = []
     for index, sampling in enumerate(
         [{"temperature": 0.0}, {"top_p": 0.9, "seed": 1}, {"top_p": 0.9, "seed": 2}]
     ):
-        document = index * len(heldout.documents[1:]) // 3
-        prompt = heldout.text(document)[:64].rsplit(" ", 1)[0]
+        prompt = opening(heldout.text(index * len(heldout.documents[1:]) // 3))
         how = "greedy" if "temperature" in sampling else "p=0.9"
         print(f"\n--- {how} ---\n{prompt}", end="", flush=True)
         text = model.generate(
@@ -130,6 +129,12 @@ def write_samples(model: gptj.Model, heldout: gptj.TokenStore) -> list[dict[str,
         print()
         samples.append({"sampling": sampling, "prompt": prompt, "text": text})
     return samples
+
+
+def opening(text: str, length: int = 120) -> str:
+    """Some lines from the middle of a text, to the end of a word: what a sample goes on from."""
+    begin = text.find("\n", len(text) // 2) + 1
+    return text[begin : begin + length].rsplit(" ", 1)[0]
 
 
 def main() -> int:

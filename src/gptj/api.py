@@ -27,6 +27,7 @@ from gptj.tokenizer import Tokenizer
 from gptj.train.run import CHECKPOINTS, MODEL, TOKENIZER
 
 WEIGHTS = "weights"
+DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +48,17 @@ class Model:
     ) -> Float32[Array, "batch length vocab"]:
         """Next-token logits at every position, float32, for the tokenizer's tokens only.
 
+        Rows that the mesh divides stay split over it; others come back on every device.
+
         Raises:
-          UserError: a token is not one of the model's, or a row is longer than its context.
+          UserError: a token is not one of the model's, or a row is empty or longer than its context.
         """
         ids = np.asarray(tokens)
-        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-            raise UserError(f"tokens of shape {ids.shape} and type {ids.dtype} must be int[B, T]")
+        if ids.ndim != 2 or not ids.shape[1] or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(
+                f"tokens of shape {ids.shape} and type {ids.dtype} must be whole numbers in rows "
+                "of one length, at least 1"
+            )
         if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
             raise UserError(
                 f"tokens range from {ids.min()} to {ids.max()}, the model knows 0 to "
@@ -63,8 +69,8 @@ class Model:
                 f"rows of {ids.shape[1]} tokens are longer than the model's context of "
                 f"{self.config.context}: shorten them"
             )
-        rows = np.pad(ids.astype(np.int32), [(0, -len(ids) % batch_ways()), (0, 0)])
-        return _logits(self.params, place(rows, "batch", None), self.config)[: len(ids)]
+        padded = np.pad(ids.astype(np.int32), [(0, -len(ids) % batch_ways()), (0, 0)])
+        return _logits(self.params, place(padded, "batch", None), len(ids), self.config)
 
     def generate(
         self,
@@ -113,13 +119,18 @@ class Model:
         folder = Path(path).absolute()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder: choose another name")
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self.config.save(folder / MODEL)
             self.tokenizer.save(folder / TOKENIZER)
-            checkpoint.save(folder / WEIGHTS, {"params": self.params})
-        except BaseException:
+            checkpoint.save(folder / WEIGHTS, {"params": self.params}, {"dtype": self.dtype.name})
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise checkpoint.CheckpointError(
+                    f"{folder} could not be written ({error.strerror}): free some space, or "
+                    "choose another name"
+                ) from error
             raise
 
 
@@ -140,20 +151,20 @@ def load(path_or_hub_id: str | os.PathLike[str], *, dtype: DTypeLike | None = No
             f"no model at {path_or_hub_id}: give the folder of a `gptj train` run or one written "
             f"by Model.save (a folder with {MODEL})"
         )
-    if dtype is not None and jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise UserError(f"dtype={jnp.dtype(dtype)} is not float32 or bfloat16")
+    if dtype is not None and not any(dtype == known for known in DTYPES):
+        raise UserError(f"dtype={dtype} is not float32 or bfloat16")
     config = ModelConfig.load(folder / MODEL)
     check_mesh(config)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size > config.padded_vocab_size:
         raise UserError(
             f"{folder / TOKENIZER} has {tokenizer.vocab_size} tokens, more than the "
-            f"{config.vocab_size} of {folder / MODEL}: they are not of one model"
+            f"{config.padded_vocab_size} rows of {folder / MODEL}: they are not of one model"
         )
-    params = checkpoint.restore(_weights(folder), {"params": abstract(config)})["params"]
-    if dtype is not None:
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return Model(config, params, tokenizer)
+    weights = _weights(folder)
+    stored = dtype or checkpoint.metadata(weights).get("dtype", "float32")
+    like = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.dtype(stored)), abstract(config))
+    return Model(config, checkpoint.restore(weights, {"params": like})["params"], tokenizer)
 
 
 def _weights(folder: Path) -> Path:
@@ -168,7 +179,11 @@ def _weights(folder: Path) -> Path:
     return saved[-1]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _logits(params: Params[Array], tokens: Array, config: ModelConfig) -> Float[Array, "..."]:
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _logits(
+    params: Params[Array], tokens: Array, rows: int, config: ModelConfig
+) -> Float[Array, "rows length vocab"]:
+    """The logits of the first `rows` rows; those after them only fill up the mesh."""
     logits = forward(params, tokens, config, dtype=params.embedding.dtype)
-    return reshard(logits, "batch", None, None)[..., : config.vocab_size]
+    batch = "batch" if rows == len(tokens) else None
+    return reshard(logits, batch, None, None)[:rows, :, : config.vocab_size]

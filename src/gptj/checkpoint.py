@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class _Handler(ocp.PyTreeCheckpointHandler):  # type: ignore[misc]
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         super().__init__(use_compression=False)  # weights do not compress
         self.saved = saved or {}
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are raised as well
+        _hush()
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
@@ -253,7 +254,8 @@ def _name(step: int) -> str:
 def _remove_unfinished(folder: Path) -> None:
     """Delete what a killed or failed save left under Orbax's temporary names."""
     for path in folder.glob("[0-9]*"):
-        if not (path / MANIFEST).is_file() or not path.name.isdigit():
+        unfinished = path.name.isdigit() and not (path / MANIFEST).is_file()
+        if unfinished or ".orbax-checkpoint-tmp" in path.name:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -267,4 +269,26 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= 200 else line[:200] + "..."
+    return line if len(line) <= 200 else "..." + line[-200:]  # the system's word comes last
+
+
+def _hush() -> None:
+    """Keep what is raised as well from being printed too: by Orbax, and by threads it left."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_not_orbax)
+    if sys.unraisablehook is not _unraisable:
+        _before.append(sys.unraisablehook)
+        sys.unraisablehook = _unraisable
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
+
+
+def _unraisable(failure: Any) -> None:
+    # A failed write closes Orbax's event loop, which the writes beside it then still call.
+    if str(failure.exc_value) != "Event loop is closed":
+        _before[-1](failure)
+
+
+_before: list[Callable[[Any], object]] = []

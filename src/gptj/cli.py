@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -109,7 +110,8 @@ def load_recipe(path: Path) -> TrainConfig:
     """What the function `recipe` of the Python file at `path` returns.
 
     Raises:
-      UserError: there is no such file, or no such function in it, or it returns something else.
+      UserError: there is no such file, or no such function in it, or it fails, or it returns
+        something else.
     """
     if not path.is_file():
         raise UserError(f"no recipe {path}: give a Python file with a function recipe()")
@@ -117,9 +119,15 @@ def load_recipe(path: Path) -> TrainConfig:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["gptj_recipe"] = module  # where dataclasses defined in the file look themselves up
-    spec.loader.exec_module(module)
-    recipe = getattr(module, "recipe", None)
-    config = recipe() if callable(recipe) else None
+    try:
+        spec.loader.exec_module(module)
+        recipe = getattr(module, "recipe", None)
+        config = recipe() if callable(recipe) else None
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the recipe {path} fails, --debug shows where: {reason}") from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path} must define a function recipe() that returns a gptj.TrainConfig")
     return config
@@ -129,16 +137,26 @@ def run_generate(args: Sequence[str]) -> None:
     """Run `gptj generate`."""
     example = "gptj generate runs/mine --prompt 'Once upon' --temperature 0.8 --max-tokens 200"
     command = _parse(GenerateCommand, "generate", args, example)
-    prompt = sys.stdin.read() if command.prompt == "-" else command.prompt
+    prompt = _stdin() if command.prompt == "-" else command.prompt
+    unseen = [prompt]  # shown with the first piece, so that a refused prompt is not
+
+    def show(_: int, piece: str) -> None:
+        print(*unseen, piece, sep="", end="", flush=True)
+        unseen.clear()
+
     with command.mesh.use():
-        model = load(command.model)
-        print(prompt, end="", flush=True)
-        model.generate(
-            prompt,
-            on_text=lambda _, piece: print(piece, end="", flush=True),
-            **dataclasses.asdict(command.sampling),
-        )
-        print()
+        load(command.model).generate(prompt, on_text=show, **dataclasses.asdict(command.sampling))
+    print(*unseen, sep="")
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the prompt on standard input is not UTF-8 text ({error.reason} at byte "
+            f"{error.start}): convert it (iconv -t UTF-8)"
+        ) from error
 
 
 def run_plot(args: Sequence[str]) -> None:
@@ -220,14 +238,25 @@ def _parse(
     """Flags to a record of `kind`. A `UserError` in a record's own checks passes through."""
     paragraphs = (kind.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    return tyro.cli(
-        kind,
-        prog=f"gptj {verb}",
-        description=f"{text}\n\nExample: {example}",
-        args=args,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        use_underscores=False,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=f"gptj {verb}",
+                description=f"{text}\n\nExample: {example}",
+                args=args,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                use_underscores=False,
+            )
+    except SystemExit as stop:
+        # tyro frames the errors of records and exits; ours says all there is to say.
+        cause: BaseException | None = stop
+        while cause := cause.__context__ if cause else None:
+            if isinstance(cause, UserError):
+                raise cause from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 if __name__ == "__main__":

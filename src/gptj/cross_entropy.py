@@ -138,7 +138,7 @@ def _chunk_loss(
     columns = jax.lax.broadcasted_iota(
         jnp.int32, logits.shape, 1, out_sharding=spec("batch", "vocab")
     )
-    logits = jnp.where(columns < vocab_size, logits + bias, NEVER)
+    logits = jnp.where(columns < vocab_size, logits + bias.astype(jnp.float32), NEVER)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     exp = jnp.exp(logits - largest)
     total = sum_last(exp, "batch")

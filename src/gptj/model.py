@@ -282,7 +282,7 @@ def logits(
         preferred_element_type=jnp.float32,
         out_sharding=spec("batch", None, "vocab"),
     )
-    return product + params.output_bias
+    return product + params.output_bias.astype(jnp.float32)
 
 
 def forward(

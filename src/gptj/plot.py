@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d")
 INK, FAINT = "#212529", "#adb5bd"
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ def plot(config: PlotConfig) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("plotting needs matplotlib: pip install 'gptj[plot]'") from None
+    if config.out.suffix not in SUFFIXES:
+        raise UserError(f"out={config.out} must end in one of {', '.join(SUFFIXES)}")
     if not config.runs:
         raise UserError("no run to plot: name the folder of one")
     rows = {run: read_metrics(run) for run in config.runs}
@@ -58,12 +61,18 @@ def plot(config: PlotConfig) -> None:
         _draw(speed, measured, "tokens_per_second", color)
     _finish(loss, "cross-entropy (nats a token)", "step")
     loss.legend(frameon=False)
-    norm.set_yscale("log")
+    largest = [np.quantile(_series(measured, "grad_norm")[1], 0.98) for measured in rows.values()]
+    norm.set_ylim(0, 1.3 * max(largest))  # the first steps' peak would hide all that follows
     _finish(norm, "gradient norm", "")
     speed.set_ylim(bottom=0)
     _finish(speed, "tokens a second", "step")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(config.out)
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(config.out)
+    except OSError as error:
+        raise UserError(
+            f"{config.out} cannot be written ({error.strerror}): choose another --out"
+        ) from error
 
 
 def _draw_loss(axes: Axes, rows: Sequence[Row], color: str, name: str) -> None:
@@ -93,9 +102,11 @@ def _series(rows: Sequence[Row], name: str) -> tuple[NDArray[np.float64], NDArra
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean over a window of a fortieth of the curve around each point."""
     width = max(1, len(values) // 40)
+    if len(values) <= 2 * width:
+        return values
     window = np.ones(2 * width + 1)
     weight = np.convolve(np.ones(len(values)), window, mode="same")
-    return np.convolve(values, window, mode="same") / weight if len(values) > 2 * width else values
+    return np.convolve(values, window, mode="same") / weight
 
 
 def _finish(axes: Axes, title: str, xlabel: str) -> None:

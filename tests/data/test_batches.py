@@ -139,11 +139,12 @@ class TestEvaluation:
         assert weights.sum() == TOKENS - 90
         assert set(tokens[:, 1:][weights == 0]) == {256}
 
-    def test_a_limit_takes_the_first_batches(self, store):
+    def test_a_limit_takes_batches_spread_evenly(self, store):
         whole = list(EvalBatches(store, 4, 5))
-        some = EvalBatches(store, 4, 5, limit=2)
-        assert len(some) == 2
-        for (tokens, weights), (expected, expected_weights) in zip(some, whole, strict=False):
+        some = EvalBatches(store, 4, 5, limit=3)
+        assert len(some) == 3
+        chosen = [whole[index * len(whole) // 3] for index in range(3)]
+        for (tokens, weights), (expected, expected_weights) in zip(some, chosen, strict=True):
             np.testing.assert_array_equal(tokens, expected)
             np.testing.assert_array_equal(weights, expected_weights)
         assert len(EvalBatches(store, 4, 5, limit=999)) == len(whole)

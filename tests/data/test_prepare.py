@@ -192,8 +192,11 @@ class TestReport:
         assert again[0].train.tokens == again[1].train.tokens
 
     def test_the_command_line_sets_every_field(self):
-        arguments = "a b --out o --tokenizer bytes --held-out 0.1 --text-field t --seed 1 --force"
-        expected = PrepareConfig((Path("a"), Path("b")), Path("o"), "bytes", 0.1, "t", 1, True)
+        arguments = "a b --out o --tokenizer bytes --held-out 0.1 --exclude x y* "
+        arguments += "--text-field t --seed 1 --force"
+        expected = PrepareConfig(
+            (Path("a"), Path("b")), Path("o"), "bytes", 0.1, ("x", "y*"), "t", 1, True
+        )
         assert tyro.cli(PrepareConfig, args=arguments.split()) == expected
 
     @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"tinyshakespeare is not {SHAKESPEARE}")

@@ -1,5 +1,6 @@
 """The engine: what a completion holds, where it ends, how it streams, and what texts score."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -185,12 +186,20 @@ class TestTheModelsText:
 
 
 class TestThePrograms:
-    def test_other_prompts_and_other_sampling_compile_nothing(self, params):
-        generate(params, CONFIG, BYTES, ["a", "bc"], SamplingParams(max_tokens=2))
-        before = programs.prefill._cache_size(), programs.decode._cache_size()
-        other = SamplingParams(0, 0.5, 7, 5, 9, ("!",))
-        generate(params, CONFIG, BYTES, ["", "much longer" * 5], other)
-        assert (programs.prefill._cache_size(), programs.decode._cache_size()) == before
+    @pytest.mark.parametrize("where", ["one device", "another device", "a mesh"])
+    def test_each_compiles_once(self, where):
+        """Whatever the prompts and the sampling, and wherever the weights are tied to."""
+        config = dataclasses.replace(CONFIG, context=100 + len(where))  # compiled by no other test
+        with jax.set_mesh(make_mesh(tensor=2)) if where == "a mesh" else contextlib.nullcontext():
+            params = model.init(jax.random.key(0), config)
+            if where == "another device":
+                params = jax.device_put(params, jax.devices()[3])
+            before = programs.prefill._cache_size(), programs.decode._cache_size()
+            generate(params, config, BYTES, ["a", "b" * 90], SamplingParams(max_tokens=3))
+            other = SamplingParams(0, 0.5, 7, 5, 9, ("!",))
+            generate(params, config, BYTES, ["", "much longer" * 5], other)
+        after = programs.prefill._cache_size(), programs.decode._cache_size()
+        assert after == (before[0] + 1, before[1] + 1)
 
     def test_a_cache_is_consumed(self, params):
         cache, rows = new_cache(CONFIG, 2, jnp.float32, 64), np.zeros(2, np.int32)

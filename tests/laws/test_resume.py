@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from gptj import checkpoint
 from gptj.config import ModelConfig
 from gptj.data.prepare import PrepareConfig, prepare
+from gptj.sharding import make_mesh
 from gptj.train.loop import TrainConfig, train
 from gptj.train.metrics import read_metrics
 from gptj.train.optimizer import OptimizerConfig
@@ -132,6 +134,19 @@ def test_interrupted_in_an_evaluation_while_a_save_is_under_way(data, tmp_path, 
     ):
         assert a.name == b.name
         assert_same_bits(checkpoint.restore(a, like), checkpoint.restore(b, like))
+
+
+def test_a_run_goes_on_on_another_mesh(data, tmp_path):
+    changes = {"steps": 6, "save_every": 3, "keep": 9, "batch": 8}
+    whole = train(config(data, tmp_path / "whole", **changes))
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        train(config(data, tmp_path / "moved", **changes))
+    final = checkpoint.complete(tmp_path / "moved" / "checkpoints")[-1]
+    shutil.rmtree(final)  # as if it had stopped at step 3
+    with jax.set_mesh(make_mesh(tensor=4)):
+        moved = train(config(data, tmp_path / "moved", **changes))
+    assert moved.step == 6
+    assert moved.loss == pytest.approx(whole.loss, rel=1e-5)
 
 
 def test_a_checkpoint_names_every_file_it_needs(uninterrupted):

@@ -58,7 +58,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """The whole store in order, each token scored exactly once, all batches of one shape.
+    """The store in order, no token scored more than once, all batches of one shape.
 
     Gives (tokens, weights) of shapes (batch, seq + 1) and (batch, seq): `weights` is 1 where the
     target tokens[:, 1:] is the store's, 0 where the last batch is padded. Before the first token
@@ -66,7 +66,7 @@ class EvalBatches:
     """
 
     def __init__(self, store: TokenStore, seq: int, batch: int, limit: int | None = None) -> None:
-        """At most `limit` batches of `batch` rows of `seq` targets; all of them without a limit.
+        """Batches of `batch` rows of `seq` targets: all, or `limit` spread evenly over the store.
 
         Raises:
           UserError: `seq`, `batch` or `limit` is below 1.
@@ -78,17 +78,18 @@ class EvalBatches:
         self._seq = seq
         self._batch = batch
         whole = -(-len(store) // (seq * batch))
-        self._length = whole if limit is None else min(whole, limit)
+        length = whole if limit is None else min(whole, limit)
+        self._chosen = np.arange(length) * whole // length
 
     def __len__(self) -> int:
         """The number of batches."""
-        return self._length
+        return len(self._chosen)
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         size = self._batch * self._seq
         windows = np.arange(self._batch)[:, None] * self._seq + np.arange(self._seq + 1)
         end = self._store.tokenizer.eos_id
-        for start in range(0, self._length * size, size):
+        for start in self._chosen * size:
             targets = self._store.tokens[start : start + size]
             stream = np.full(size + 1, end, np.int32)
             stream[1 : len(targets) + 1] = targets

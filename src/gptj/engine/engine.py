@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int32
 
@@ -16,7 +17,7 @@ from gptj.engine.programs import CHUNK, decode, log_probs, prefill
 from gptj.engine.sampling import SamplingParams, row_seeds
 from gptj.errors import UserError
 from gptj.model import Params
-from gptj.sharding import batch_ways
+from gptj.sharding import batch_ways, spec
 from gptj.tokenizer import Tokenizer
 
 SCORED_ROWS = 8
@@ -166,11 +167,13 @@ def _decode_all(
         np.full(batch, sampling.top_p, np.float32),
     )
     positions = np.array([len(tokens) - 1 for tokens in ids], np.int32)
-    tokens: Int32[Array, " batch"] | np.ndarray = np.array([row[-1] for row in ids], np.int32)
+    tokens = np.array([row[-1] for row in ids], np.int32)
     while not all(row.reason for row in rows):
-        tokens, cache = decode(params, cache, tokens, positions, *draw, config=config)
-        positions = positions + 1
-        for row, token in zip(rows, np.asarray(tokens).tolist(), strict=False):
+        drawn, cache = decode(params, cache, tokens, positions, *draw, config=config)
+        # The tokens must come here each step anyway. They go back as NumPy arrays, because JAX
+        # compiles once more for an argument that changes from the host's to the device's.
+        tokens, positions = np.asarray(drawn), positions + 1
+        for row, token in zip(rows, tokens.tolist(), strict=False):
             if not row.reason:
                 row.push(token)
 
@@ -180,6 +183,10 @@ def _read_prompts(params: Params[Array], config: ModelConfig, ids: list[list[int
     # Whole chunks, so that no chunk passes the end and is moved to before it.
     context = _round_up(config.context, CHUNK)
     cache = new_cache(config, len(ids), params.embedding.dtype, context)
+    if spec() is None:
+        # Tied to the weights' device, as the caches that the programs return are: for one that
+        # is not, they would compile once more.
+        cache = jax.device_put(cache, params.embedding.sharding)
     longest = max(map(len, ids)) - 1
     tokens = _padded(ids, _round_up(longest, CHUNK))
     for begin in range(0, longest, CHUNK):

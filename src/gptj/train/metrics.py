@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-METRICS = "metrics.jsonl"
+from gptj.errors import UserError
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+_FLUSH_SECONDS = 10.0
 
 Row = dict[str, float]
 """Numbers by name, among them `step`: the updates done when they were measured."""
 
 
 def read_metrics(run: Path) -> list[Row]:
-    """The rows of a run's `metrics.jsonl`, oldest first, without a line cut short by a crash."""
-    rows = []
+    """The rows of a run's `metrics.jsonl`, oldest first, without a line cut short by a crash.
+
+    Raises:
+      UserError: a line before the last is not a row of numbers.
+    """
     path = run / METRICS
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # only the last line of a killed run can be partial, and its step runs again
-    return rows
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    rows = [_row(line) for line in lines]
+    if rows and rows[-1] is None:
+        rows.pop()  # its step was not saved, and runs again
+    if None in rows:
+        raise UserError(f"{path}:{rows.index(None) + 1} is not a row of numbers: delete that line")
+    return [row for row in rows if row]
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    numbers = isinstance(row, dict) and all(isinstance(x, int | float) for x in row.values())
+    return row if numbers and "step" in row else None
 
 
 class MetricsLog:
@@ -28,27 +48,59 @@ class MetricsLog:
 
     Opened at step N, it first drops rows past N, which a run resumed from checkpoint N measures
     again.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written; so does `write`.
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        kept = [row for row in read_metrics(run) if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        from tensorboardX import SummaryWriter  # slow to import, and only training writes
+        # Slow to import, and only training writes. Not its SummaryWriter: that one writes in a
+        # thread, which a full disk ends, and training would then wait for it forever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        unfinished = run / f"{METRICS}.tmp"
-        unfinished.write_text(text)
-        unfinished.replace(run / METRICS)
-        self._file = (run / METRICS).open("a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        kept = [row for row in read_metrics(run) if row["step"] <= step]
+        self._run, self._flushed = run, time.monotonic()
+        with self._translated():
+            unfinished = run / f"{METRICS}.tmp"
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            unfinished.replace(run / METRICS)
+            self._file = (run / METRICS).open("a", buffering=1)
+            (run / TENSORBOARD).mkdir(exist_ok=True)
+            self._board = EventsWriter(str(run / TENSORBOARD / "events"))
+            begin = SessionLog(status=SessionLog.START)  # hides what it showed past N before
+            self._board.write_event(Event(step=step + 1, session_log=begin))
 
     def write(self, row: Row) -> None:
         """Add one row to both."""
-        self._file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(name, value, int(row["step"]))
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step"
+        ]
+        event = Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values))
+        with self._translated():
+            self._file.write(json.dumps(row) + "\n")
+            self._board.write_event(event)
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._board.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):  # a full disk, of which `write` told
+                file.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the metrics of {self._run} could not be written ({error.strerror}): free some "
+                "space and run the same command again; it goes on from the last checkpoint"
+            ) from error

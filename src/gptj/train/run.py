@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gptj import checkpoint
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
@@ -24,33 +25,49 @@ MODEL, TOKENIZER, COURSE, CHECKPOINTS = "model.json", "tokenizer.json", "run.jso
 def begin(run: Path, model: ModelConfig, tokenizer: Tokenizer, course: dict[str, Any]) -> None:
     """Make the run's folder, or find that it is this very run's.
 
+    Until its first checkpoint a run has nothing to lose, and may be started anew in any way.
+
     Args:
       course: everything that decides the weights a run ends with, as JSON values.
 
     Raises:
-      UserError: the folder holds something else, or a run on another course; says which key.
+      UserError: the folder cannot be written, or holds something else, or a run on another
+        course; says which key.
     """
     course = json.loads(json.dumps({"model": dataclasses.asdict(model), **course}))
-    if (run / COURSE).is_file():
-        _check_same(run, json.loads((run / COURSE).read_text()), course)
+    known = (run / COURSE).is_file()
+    if known and checkpoint.complete(run / CHECKPOINTS):
+        _check_same(run, course)
         return
-    if run.is_dir() and any(run.iterdir()):
+    if not known and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run: choose another folder for the run")
-    run.mkdir(parents=True, exist_ok=True)
-    model.save(run / MODEL)
-    tokenizer.save(run / TOKENIZER)
-    unfinished = run / f"{COURSE}.tmp"  # last and in one step: it marks the folder as a run
-    unfinished.write_text(json.dumps(course, indent=2) + "\n")
-    unfinished.replace(run / COURSE)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / COURSE).write_text(json.dumps(course, indent=2) + "\n")  # marks it as a run
+        model.save(run / MODEL)
+        tokenizer.save(run / TOKENIZER)
+    except OSError as error:
+        raise UserError(
+            f"the run's folder {run} cannot be written ({error.strerror}): free space, or choose "
+            "another folder for the run"
+        ) from error
 
 
-def _check_same(run: Path, started: dict[str, Any], now: dict[str, Any]) -> None:
-    before, after = _flat(started), _flat(now)
+def _check_same(run: Path, course: dict[str, Any]) -> None:
+    try:
+        before, after = _flat(json.loads((run / COURSE).read_text())), _flat(course)
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{run / COURSE} is damaged, so this run cannot go on: choose another folder for a new "
+            "one; the checkpoints are still good to sample from"
+        ) from error
     for key in [*before, *after]:
         if before.get(key) != after.get(key):
+            why = " (it follows from steps unless given)" if key.endswith("anneal_steps") else ""
             raise UserError(
-                f"{run} was started with {key}={before.get(key)!r}, now it is {after.get(key)!r}: "
-                "use the first value to go on with that run, or another folder for a new one"
+                f"{run} was started with {key}={before.get(key)!r}, now it is "
+                f"{after.get(key)!r}{why}: use the first value to go on with that run, or another "
+                "folder for a new one"
             )
 
 

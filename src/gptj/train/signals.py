@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -35,4 +36,5 @@ class StopOnSignal:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._announce("stopping after this step and saving; once more stops at once, unsaved")
+        with contextlib.suppress(RuntimeError):  # the signal came while the same stream was written
+            self._announce("stopping after this step and saving; once more stops at once, unsaved")

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from gptj.config import ModelConfig
@@ -44,9 +44,10 @@ def abstract_state(model: ModelConfig, optimizer: OptimizerConfig) -> TrainState
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return shapes
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec)
-        ),
-        shapes,
-    )
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        layout = leaf.sharding.spec if leaf.sharding else PartitionSpec()  # scalars: everywhere
+        sharding = NamedSharding(mesh, layout)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, shapes)

@@ -1,0 +1,56 @@
+"""The model's shape: what is refused, and what a file or a preset becomes."""
+
+import json
+
+import pytest
+
+from gptj.config import PRESETS, ModelConfig, preset, resolve
+from gptj.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"heads": 3}, "d_model=4096 is not divisible by heads=3"),
+        ({"rotary_dims": 63}, "rotary_dims=63 must be even"),
+        ({"rotary_dims": 512}, "at most the head's 256 dimensions"),
+        ({"padded_vocab_size": 50000}, "padded_vocab_size=50000 is below vocab_size=50257"),
+        ({"layers": 0}, "layers=0 must be at least 1"),
+    ],
+)
+def test_an_impossible_shape_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ModelConfig(**changes)
+
+
+def test_files_round_trip(tmp_path):
+    for config in PRESETS.values():
+        config.save(tmp_path / "model.json")
+        assert ModelConfig.load(tmp_path / "model.json") == config
+        assert resolve(str(tmp_path / "model.json"), config.vocab_size) == config
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", json.dumps({"layers": 2, "depth": 3})])
+def test_a_bad_file_is_named(tmp_path, content):
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(UserError, match=r"model\.json|unknown or missing fields .*'depth'"):
+        ModelConfig.load(tmp_path / "model.json")
+
+
+def test_a_presets_vocabulary_fits_the_tokenizer():
+    config = resolve("125m", 1000)
+    assert (config.vocab_size, config.padded_vocab_size) == (1000, 1024)
+    assert resolve("gpt-j-6b", 50257).padded_vocab_size == 50304
+
+
+def test_an_explicit_vocabulary_is_kept_and_must_suffice():
+    assert resolve(preset("gpt-j-6b"), 50257) == preset("gpt-j-6b")
+    with pytest.raises(UserError, match="vocab_size=4096 is smaller than the tokenizer's 5000"):
+        resolve(preset("demo"), 5000)
+
+
+def test_an_unknown_model_lists_the_presets():
+    with pytest.raises(UserError, match=r"'7b' is neither a preset \(demo, 125m, .*40b\) nor"):
+        resolve("7b", 100)
+    with pytest.raises(UserError, match="no model preset '7b'"):
+        preset("7b")

@@ -1,0 +1,133 @@
+"""One step: accumulation, clipping, decay and schedule, and that training learns."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptj import model
+from gptj.config import ModelConfig
+from gptj.errors import UserError
+from gptj.sharding import make_mesh, place
+from gptj.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from gptj.train.state import abstract_state, new_state
+from gptj.train.step import StepConfig, mean_gradient, train_step
+
+MODEL = ModelConfig(2, 32, 4, 4, 64, 250, 256, 64)
+TOKENS = np.random.default_rng(0).integers(0, 250, (8, 33), np.int32)
+FLOAT32 = StepConfig()
+UNTRAINED = math.log(250) + 0.88**2 / 2  # the initial logits have standard deviation 0.88
+OPTIMIZER = OptimizerConfig(lr=1e-2, end_lr=1e-3, warmup_steps=2).for_run(20)
+
+
+def relative(ours, theirs):
+    return max(
+        np.abs(a - b).max() / np.abs(b).max()
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    )
+
+
+def run(steps, rows=TOKENS[None], config=FLOAT32, optimizer=OPTIMIZER):
+    state = new_state(jax.random.key(0), MODEL, optimizer)
+    measured = []
+    for _ in range(steps):
+        tokens = place(rows, None, "batch", None)
+        state, metrics = train_step(state, tokens, model=MODEL, optimizer=optimizer, config=config)
+        measured.append(metrics)
+    return state, measured
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulating_gives_the_gradient_of_the_whole_batch(accumulate):
+    params = model.init(jax.random.key(0), MODEL)
+    gradient = jax.jit(mean_gradient, static_argnums=(2, 3))
+    loss, whole = gradient(params, TOKENS[None], MODEL, StepConfig())
+    parts = TOKENS.reshape(accumulate, -1, 33)
+    accumulated_loss, accumulated = gradient(params, parts, MODEL, StepConfig())
+    assert float(accumulated_loss) == pytest.approx(float(loss), rel=1e-6)
+    assert relative(accumulated, whole) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)], ids=str)
+def test_five_steps_on_eight_devices_equal_one(shape):
+    expected, measured = run(5)
+    with jax.set_mesh(make_mesh(*shape)):
+        state, ours = run(5)
+        shapes = abstract_state(MODEL, OPTIMIZER)
+        same = jax.tree.map(lambda x, like: x.sharding == like.sharding, state, shapes)
+    assert jax.tree.all(same)
+    for a, b in zip(ours, measured, strict=True):
+        assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-5)
+        assert float(a.grad_norm) == pytest.approx(float(b.grad_norm), rel=1e-4)
+    # Adam divides by the gradient's own size, which blows up its rounding where it is near zero.
+    assert relative(state.params, expected.params) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "config", [StepConfig(), StepConfig(dtype="bfloat16", z_loss=1e-4)], ids=str
+)
+def test_it_learns_its_rows_by_heart(config):
+    _, measured = run(60, TOKENS[None, :2], config, dataclasses.replace(OPTIMIZER, anneal_steps=60))
+    assert float(measured[0].loss) == pytest.approx(UNTRAINED, rel=0.05)
+    assert float(measured[-1].loss) < 0.5
+
+
+def test_the_first_update_has_learning_rate_zero():
+    start = model.init(jax.random.key(0), MODEL)
+    state, (metrics,) = run(1)
+    assert float(metrics.lr) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, start)
+    assert int(state.step) == 1
+
+
+def test_the_schedule_is_linear_then_cosine_then_flat():
+    config = OptimizerConfig(lr=2.0, end_lr=0.5, warmup_steps=10, anneal_steps=20)
+    rate = [float(schedule(config)(step)) for step in range(41)]
+    assert rate[0] == 0
+    assert rate[5] == pytest.approx(1.0)
+    assert rate[10] == pytest.approx(2.0)
+    assert rate[20] == pytest.approx(1.25)
+    assert rate[30:] == pytest.approx([0.5] * 11)
+    original = [
+        min(step, 10) / 10 * 2.0
+        - 1.5 * (1 - math.cos(math.pi * min(max(step - 10, 0), 20) / 20)) / 2
+        for step in range(41)
+    ]
+    assert rate == pytest.approx(original, abs=1e-6)
+
+
+def test_one_update_is_adam_on_the_clipped_gradient_plus_decay_of_matrices():
+    config = OptimizerConfig(
+        lr=0.1, end_lr=0.1, warmup_steps=0, weight_decay=0.5, clip=0.01
+    ).for_run(9)
+    params = model.init(jax.random.key(0), MODEL)
+    gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), params)
+    optimizer = make_optimizer(config, MODEL)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    clipped = jax.tree.map(lambda g: g * 0.01 / optax.tree.norm(gradient), gradient)
+
+    def check(weight, update, g, p):
+        adam = g / (jnp.abs(g) + 1e-8)  # both moments corrected at the first step
+        decay = 0.5 * p if weight.is_matrix else 0
+        np.testing.assert_allclose(update, -0.1 * (adam + decay), atol=2e-4)
+
+    jax.tree.map(check, model.weights(MODEL), updates, clipped, params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lr": 0.0}, "lr=0.0 must be above 0"),
+        ({"end_lr": 1.0}, "end_lr=1.0 between 0 and lr"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"anneal_steps": 0}, "anneal_steps=0"),
+        ({"clip": 0.0}, "clip=0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        OptimizerConfig(**changes)
