@@ -1,6 +1,110 @@
-"""Every test sees eight host devices; this runs before anything imports JAX."""
+"""Eight host devices for every test, set before anything imports JAX; and a run to share."""
 
+import json
 import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
+
+
+class Outcome(NamedTuple):
+    """What a command left behind: its exit status, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def gptj(capsys) -> Callable[..., Outcome]:
+    """The `gptj` command, run in this process."""
+    from gptj.cli import main
+
+    def run(*words: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """A text of 200 lines that is quick to learn something of."""
+    draw, words = random.Random(0), ["the", "a", "cat", "dog", "sat", "on", "mat", "ran", "far"]
+    lines = (" ".join(draw.choices(words, k=12)) for _ in range(200))
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_text) -> Path:
+    """The text as bytes, with a held-out part. Not to be written to."""
+    from gptj.data.prepare import PrepareConfig, prepare
+
+    out = tiny_text.parent / "data"
+    prepare(PrepareConfig((tiny_text,), out, "bytes"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """The JSON file of a model that compiles and runs in no time."""
+    from gptj.config import ModelConfig
+
+    path = tmp_path_factory.mktemp("model") / "tiny.json"
+    ModelConfig(2, 32, 4, 4, 64, 257, 384, context=64).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_flags(tiny_data, tiny_model) -> Callable[..., list[str]]:
+    """The flags of a run of 12 steps in `out`, with changes; `None` leaves a flag out."""
+
+    def flags(out: Path, **changes: object) -> list[str]:
+        options = {
+            **{"data": tiny_data, "out": out, "model": tiny_model, "steps": 12, "batch": 4},
+            **{"save_every": 4, "eval_every": 6, "lr": 0.01, "warmup_steps": 2},
+            **changes,
+        }
+        given = ((name, value) for name, value in options.items() if value is not None)
+        return [word for k, v in given for word in (f"--{k.replace('_', '-')}", str(v))]
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train_flags, tmp_path_factory) -> Path:
+    """A run of 12 steps, finished, with checkpoints 4, 8 and 12. Not to be written to."""
+    from gptj.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", *train_flags(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def own_run(tiny_run, tmp_path) -> Path:
+    """A copy of the finished run, to damage at will."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def stopped_run(own_run) -> Path:
+    """The run as it stood after its first checkpoint."""
+    for step in ("00000008", "00000012"):
+        shutil.rmtree(own_run / "checkpoints" / step)
+    rows = (own_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (own_run / "metrics.jsonl").write_text("".join(r for r in rows if json.loads(r)["step"] <= 4))
+    return own_run

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "gptj"
 # From the ground up: a room imports only from itself and from the rows before its own.
 LEVELS = [
     {"errors"},
-    {"config"},
+    {"config", "hub"},
     {"sharding", "tokenizer"},
     {"data", "matrices"},
     {"attention", "cross_entropy"},
@@ -34,6 +34,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Each foreign library and the one module or package that may import it; None: no module may.
 DOORS = {
     "fastapi": "serve",
+    "huggingface_hub": "hub",
     "lm_eval": "evaluate",
     "matplotlib": "plot",
     "orbax": "checkpoint",
@@ -44,7 +45,7 @@ DOORS = {
     "transformers": None,
     "uvicorn": "serve",
 }
-WITHOUT_JAX = {"errors", "config", "tokenizer", "data"}
+WITHOUT_JAX = {"errors", "config", "hub", "tokenizer", "data"}
 JAX = {"jax", "jaxlib", "optax", "orbax"}
 
 MODULE_LINES = 400

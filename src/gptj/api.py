@@ -21,6 +21,7 @@ from gptj.config import ModelConfig
 from gptj.engine import engine
 from gptj.engine.sampling import SamplingParams
 from gptj.errors import UserError
+from gptj.hub import download, is_hub_id
 from gptj.model import Params, abstract, forward
 from gptj.sharding import batch_ways, check_mesh, place, reshard
 from gptj.tokenizer import Tokenizer
@@ -51,7 +52,8 @@ class Model:
         Rows that the mesh divides stay split over it; others come back on every device.
 
         Raises:
-          UserError: a token is not one of the model's, or a row is empty or longer than its context.
+          UserError: a token is not one of the model's, or a row is empty or longer than its
+            context.
         """
         ids = np.asarray(tokens)
         if ids.ndim != 2 or not ids.shape[1] or not np.issubdtype(ids.dtype, np.integer):
@@ -137,7 +139,7 @@ class Model:
 def load(path_or_hub_id: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
     """A model from a run's folder (its newest checkpoint) or a folder written by `Model.save`.
 
-    The weights land on the mesh that is set, each device reading its own part, or on one device.
+    A Hub id names a folder of the latter kind on the Hugging Face Hub. The weights land on the mesh that is set, each device reading its own part, or on one device.
 
     Args:
       dtype: store and compute in float32 or bfloat16; as saved when not given.
@@ -145,12 +147,7 @@ def load(path_or_hub_id: str | os.PathLike[str], *, dtype: DTypeLike | None = No
     Raises:
       UserError: there is no model there, or it cannot be read; names the file at fault.
     """
-    folder = Path(path_or_hub_id)
-    if not (folder / MODEL).is_file():
-        raise UserError(
-            f"no model at {path_or_hub_id}: give the folder of a `gptj train` run or one written "
-            f"by Model.save (a folder with {MODEL})"
-        )
+    folder = _folder(path_or_hub_id)
     if dtype is not None and not any(dtype == known for known in DTYPES):
         raise UserError(f"dtype={dtype} is not float32 or bfloat16")
     config = ModelConfig.load(folder / MODEL)
@@ -165,6 +162,19 @@ def load(path_or_hub_id: str | os.PathLike[str], *, dtype: DTypeLike | None = No
     stored = dtype or checkpoint.metadata(weights).get("dtype", "float32")
     like = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.dtype(stored)), abstract(config))
     return Model(config, checkpoint.restore(weights, {"params": like})["params"], tokenizer)
+
+
+def _folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
+    """The local folder of a model, downloaded where it is an id and no folder of that name."""
+    folder, name = Path(path_or_hub_id), str(path_or_hub_id)
+    if not folder.exists() and name.count("/") == 1 and is_hub_id(name):
+        folder = download(name, "model", [MODEL, TOKENIZER, f"{WEIGHTS}/*"])
+    if not (folder / MODEL).is_file():
+        raise UserError(
+            f"no model at {name}: give the folder of a `gptj train` run or one written by "
+            f"Model.save (a folder with {MODEL})"
+        )
+    return folder
 
 
 def _weights(folder: Path) -> Path:

@@ -268,7 +268,7 @@ def _reason(error: BaseException) -> str:
     """The innermost cause, on one line and not longer than a line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).partition(" [tensorstore_spec=")[0].split()) or type(error).__name__
     return line if len(line) <= 200 else "..." + line[-200:]  # the system's word comes last
 
 

@@ -61,8 +61,8 @@ def plot(config: PlotConfig) -> None:
         _draw(speed, measured, "tokens_per_second", color)
     _finish(loss, "cross-entropy (nats a token)", "step")
     loss.legend(frameon=False)
-    largest = [np.quantile(_series(measured, "grad_norm")[1], 0.98) for measured in rows.values()]
-    norm.set_ylim(0, 1.3 * max(largest))  # the first steps' peak would hide all that follows
+    # The first steps' peak would hide all that follows.
+    norm.set_ylim(0, 1.3 * max(map(_usual_peak, rows.values())) or None)
     _finish(norm, "gradient norm", "")
     speed.set_ylim(bottom=0)
     _finish(speed, "tokens a second", "step")
@@ -91,6 +91,13 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, color: str) -> None:
     steps, values = _series(rows, name)
     axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
     axes.plot(steps, _smooth(values), color=color, linewidth=1.4)
+
+
+def _usual_peak(rows: Sequence[Row]) -> float:
+    """The gradient norm that all but a fiftieth of the steps stay below; 0 where there is none."""
+    norms = _series(rows, "grad_norm")[1]
+    finite = norms[np.isfinite(norms)]
+    return float(np.quantile(finite, 0.98)) if len(finite) else 0.0
 
 
 def _series(rows: Sequence[Row], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -16,11 +16,11 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from gptj.errors import UserError
+from gptj.hub import download, is_hub_id
 
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[EOS]")
 _BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 _PIECE_CHARACTERS = 1 << 16
 _WORD_END = re.compile(r"(?<=\S)(?=[ \n])")
@@ -128,12 +128,13 @@ class Tokenizer:
             return cls(_read_folder(path), str(path))
         if path.exists():
             return cls(_read_json(path), str(path))
-        if isinstance(spec, Path) or spec.endswith(".json") or not _HUB_ID.fullmatch(spec):
+        if isinstance(spec, Path) or spec.endswith(".json") or not is_hub_id(spec):
             raise UserError(
                 f"no tokenizer {str(spec)!r}: give `bytes`, a tokenizer.json, the folder of one, "
                 "or a Hub id such as EleutherAI/gpt-j-6b"
             )
-        return cls(_read_folder(_download(spec)), spec)
+        files = ["tokenizer.json", *_BPE_FILES[0]]
+        return cls(_read_folder(download(spec, "tokenizer", files)), spec)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of `text`. With `special`, `<|endoftext|>` in it is the token, else plain text.
@@ -357,17 +358,3 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             return _byte_level_bpe(_read_json(folder / vocab), [line for line in lines if line])
     pairs = " or ".join(" + ".join(pair) for pair in _BPE_FILES)
     raise UserError(f"no tokenizer in the folder {folder}: it needs tokenizer.json, or {pairs}")
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download  # a third of a second, for this branch alone
-
-    wanted = ["tokenizer.json", *_BPE_FILES[0]]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
-    except Exception as error:  # the Hub client's failures share no base class
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"the tokenizer {hub_id!r} is neither a path here nor to be had from the Hugging Face "
-            f"Hub ({reason}): check the name and the network, or give a path"
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,8 +57,8 @@ class MetricsLog:
     def __init__(self, run: Path, step: int) -> None:
         # Slow to import, and only training writes. Not its SummaryWriter: that one writes in a
         # thread, which a full disk ends, and training would then wait for it forever.
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         kept = [row for row in read_metrics(run) if row["step"] <= step]
         self._run, self._flushed = run, time.monotonic()
@@ -65,11 +66,14 @@ class MetricsLog:
             unfinished = run / f"{METRICS}.tmp"
             unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
             unfinished.replace(run / METRICS)
-            self._file = (run / METRICS).open("a", buffering=1)
             (run / TENSORBOARD).mkdir(exist_ok=True)
-            self._board = EventsWriter(str(run / TENSORBOARD / "events"))
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+            self._board = RecordWriter(str(run / TENSORBOARD / name))
+            self._file = (run / METRICS).open("a", buffering=1)
+            version = Event(wall_time=time.time(), file_version="brain.Event:2")
             begin = SessionLog(status=SessionLog.START)  # hides what it showed past N before
-            self._board.write_event(Event(step=step + 1, session_log=begin))
+            for event in (version, Event(step=step + 1, session_log=begin)):
+                self._board.write(event.SerializeToString())
 
     def write(self, row: Row) -> None:
         """Add one row to both."""
@@ -84,7 +88,7 @@ class MetricsLog:
         event = Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values))
         with self._translated():
             self._file.write(json.dumps(row) + "\n")
-            self._board.write_event(event)
+            self._board.write(event.SerializeToString())
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._board.flush()
                 self._flushed = time.monotonic()

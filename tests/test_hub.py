@@ -1,0 +1,37 @@
+"""A model by its Hub id: downloaded, or one sentence that says why not."""
+
+import huggingface_hub
+import jax
+import pytest
+
+import gptj
+from gptj import hub
+
+
+def test_a_model_is_loaded_by_its_hub_id(monkeypatch, tmp_path):
+    config = gptj.ModelConfig(1, 16, 2, 4, 32, 257, 384, 32)
+    params = gptj.init(jax.random.key(0), config)
+    gptj.Model(config, params, gptj.Tokenizer.bytes()).save(tmp_path / "saved")
+    asked = []
+
+    def download(hub_id, allow_patterns):
+        asked.append((hub_id, allow_patterns))
+        return str(tmp_path / "saved")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert gptj.load("someone/their-model").config == config
+    assert asked == [("someone/their-model", ["model.json", "tokenizer.json", "weights/*"])]
+
+
+def test_an_unreachable_hub_is_one_sentence(monkeypatch):
+    def download(hub_id, allow_patterns):
+        raise OSError("no route to host\nand much more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(gptj.UserError, match=r"the model 'a/b' is neither .*\(no route to host\)"):
+        gptj.load("a/b")
+
+
+@pytest.mark.parametrize("spec", ["/abs/path", "a/b/c", "../up", "~/home", ""])
+def test_paths_are_no_ids(spec):
+    assert not hub.is_hub_id(spec)

@@ -1,0 +1,104 @@
+"""The picture of a run's curves: what is drawn, for whichever metrics there are."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptj.errors import UserError
+from gptj.plot import PlotConfig, _smooth, plot
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that `plot` saves."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def saved(figure, *args, **options):
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    return figures
+
+
+def write_run(folder: Path, *rows: dict[str, float]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def labels(figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_loss_held_out_loss_gradient_norm_and_speed(tiny_run, tmp_path, drawn):
+    plot(PlotConfig((tiny_run,), tmp_path / "curves.png"))
+    loss, norm, speed = drawn[0].axes
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
+        *("cross-entropy (nats a token)", "gradient norm", "tokens a second")
+    ]
+    raw, smooth, heldout = loss.lines
+    np.testing.assert_array_equal(raw.get_xdata(), np.arange(1, 13))
+    assert len(smooth.get_ydata()) == 12
+    np.testing.assert_array_equal(heldout.get_xdata(), [6, 12])
+    assert len(norm.lines) == 2
+    assert len(speed.lines) == 2
+    assert labels(drawn[0])[0] == "training"
+    assert labels(drawn[0])[1].startswith("held-out: ")
+
+
+def test_several_runs_on_the_same_axes_each_by_its_name(tiny_run, tmp_path, drawn):
+    other = write_run(tmp_path / "other", {"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0})
+    plot(PlotConfig((tiny_run, other), tmp_path / "curves.png"))
+    assert [label.split(":")[0] for label in labels(drawn[0])] == [
+        *("tiny training", "tiny held-out", "other training")
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 1, "loss": 2.0, "grad_norm": 1.0}],
+        [{"step": 1}],
+        [{"step": 1, "heldout_loss": 2.0}],
+        [{"step": n, "loss": float("nan"), "grad_norm": float("nan")} for n in range(1, 9)],
+        [{"step": n, "loss": 1.0, "grad_norm": 0.0} for n in range(1, 9)],
+        [{"step": n, "loss": 1.0, "tokens_per_second": 5.0} for n in range(1, 500)],
+    ],
+)
+def test_whatever_a_run_has_is_drawn(rows, tmp_path):
+    out = tmp_path / "curves.png"
+    plot(PlotConfig((write_run(tmp_path / "run", *rows),), out))
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_suffix_chooses_the_kind(tiny_run, tmp_path, suffix, start):
+    out = tmp_path / f"curves{suffix}"
+    plot(PlotConfig((tiny_run,), out))
+    assert out.read_bytes().startswith(start)
+
+
+def test_without_matplotlib_it_says_how_to_get_it(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"pip install 'gptj\[plot\]'"):
+        plot(PlotConfig((tiny_run,), tmp_path / "curves.png"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 40, 200])
+def test_smoothing_keeps_the_length_and_a_constant(length):
+    np.testing.assert_allclose(_smooth(np.full(length, 3.0)), np.full(length, 3.0))
+
+
+def test_smoothing_is_the_mean_of_the_neighbours():
+    values = np.arange(10.0) ** 2
+    middle = (values[3] + values[4] + values[5]) / 3
+    np.testing.assert_allclose(_smooth(values)[4], middle)
+    np.testing.assert_allclose(_smooth(values)[0], (values[0] + values[1]) / 2)
