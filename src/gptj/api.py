@@ -139,7 +139,8 @@ class Model:
 def load(path_or_hub_id: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
     """A model from a run's folder (its newest checkpoint) or a folder written by `Model.save`.
 
-    A Hub id names a folder of the latter kind on the Hugging Face Hub. The weights land on the mesh that is set, each device reading its own part, or on one device.
+    A Hub id names a folder of the latter kind on the Hugging Face Hub. The weights land on the
+    mesh that is set, each device reading its own part, or on one device.
 
     Args:
       dtype: store and compute in float32 or bfloat16; as saved when not given.
