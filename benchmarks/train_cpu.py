@@ -59,7 +59,7 @@ def peer(dtype: str) -> Callable[[np.ndarray], float]:
     import torch
     from transformers import GPTJConfig, GPTJForCausalLM
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads())
     config = GPTJConfig(
         vocab_size=50400, n_positions=SEQUENCE, n_embd=768, n_layer=12, n_head=12, rotary_dim=32,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
@@ -83,6 +83,11 @@ def peer(dtype: str) -> Callable[[np.ndarray], float]:
         return loss.item()
 
     return step
+
+
+def threads() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work(side: str, dtype: str) -> None:
@@ -172,7 +177,7 @@ def describe_machine() -> dict[str, object]:
     packages = ("jax", "jaxlib", "numpy", "torch", "transformers")
     return {
         "processor": name or platform.processor(),
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
@@ -182,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=5, help="counted steps of each side")
-    parser.add_argument("--out", type=Path, help="write the result there as JSON")
+    parser.add_argument(
+        "--out", type=Path, help="the JSON to write, instead of benchmarks/results/"
+    )
     parser.add_argument("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -193,9 +200,10 @@ def main() -> None:
         f"speed ratio {result['speed_ratio']} (above 1: ours is faster)\n"
         f"peak memory: ours {result['ours_peak_gib']} GiB, torch {result['torch_peak_gib']} GiB"
     )
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {args.out}")
+    out = args.out or RESULTS / f"train_cpu_{args.dtype}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

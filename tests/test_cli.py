@@ -354,6 +354,21 @@ class TestInterruption:
         monkeypatch.setattr(cli, "plot", interrupted)
         assert gptj("plot", "run") == (130, "", "gptj plot: interrupted\n")
 
+    def test_a_reader_that_leaves_ends_it_without_a_word(self, tiny_text, tmp_path):
+        command = [sys.executable, "-m", "gptj.cli", "prepare", str(tiny_text)]
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "wb") as nobody:
+            words = ("--out", str(tmp_path / "data"), "--tokenizer", "bytes")
+            done = subprocess.run([*command, *words], stdout=nobody, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+    def test_a_terminal_that_cannot_show_a_character(self, tiny_run, tmp_path, monkeypatch):
+        plain = io.TextIOWrapper(io.BytesIO(), "ascii")
+        monkeypatch.setattr(sys, "stdout", plain)
+        assert cli.main(["plot", str(tiny_run), "--out", str(tmp_path / "é.png")]) == 0
+        assert plain.buffer.getvalue().endswith(b"?.png\n")
+
     def test_what_is_no_mistake_of_the_users_is_not_hidden(self, gptj, monkeypatch):
         monkeypatch.setattr(cli, "plot", lambda config: 1 / 0)
         with pytest.raises(ZeroDivisionError):

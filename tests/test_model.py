@@ -128,8 +128,8 @@ class TestLoss:
         shapes = (f32(1, length, d), f32(d, v), f32(v), ids, f32(1, length))
         program = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))
         memory = program.lower(*shapes).compile().memory_analysis()
-        # The gradients are outputs; one copy of the projection's is also carried by the loop.
-        temporary = memory.temp_size_in_bytes - 4 * d * v
+
+        temporary = memory.temp_size_in_bytes  # the gradients themselves are outputs
         assert temporary < 300 * 2**20
 
 

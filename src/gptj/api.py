@@ -121,13 +121,17 @@ class Model:
         folder = Path(path).absolute()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder: choose another name")
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.config.save(folder / MODEL)
-            self.tokenizer.save(folder / TOKENIZER)
-            checkpoint.save(folder / WEIGHTS, {"params": self.params}, {"dtype": self.dtype.name})
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            self.config.save(unfinished / MODEL)
+            self.tokenizer.save(unfinished / TOKENIZER)
+            weights = unfinished / WEIGHTS
+            checkpoint.save(weights, {"params": self.params}, {"dtype": self.dtype.name})
+            unfinished.replace(folder)
         except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(error, OSError):
                 raise checkpoint.CheckpointError(
                     f"{folder} could not be written ({error.strerror}): free some space, or "

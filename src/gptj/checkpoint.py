@@ -11,9 +11,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,8 @@ class Saver:
         with self._translated():
             self._writer.wait_until_finished()
         for old in complete(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+            (old / MANIFEST).unlink()  # first: what is half deleted must not count as complete
+            shutil.rmtree(old, ignore_errors=True)
 
     def __enter__(self) -> Saver:
         return self
@@ -143,7 +147,7 @@ def restore(path: Path, like: Any) -> Any:
     Raises:
       CheckpointError: a file is missing or damaged, or the tree is of another shape.
     """
-    metadata(path)
+    verify(path)
     try:
         with ocp.Checkpointer(_Handler()) as reader:
             found = reader.metadata(path.absolute()).item_metadata.tree
@@ -156,11 +160,8 @@ def restore(path: Path, like: Any) -> Any:
         return restored
     except UserError:
         raise
-    except Exception as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: {_reason(error)}. Delete that folder and run again to "
-            "go on from the checkpoint before it"
-        ) from error
+    except (OSError, ValueError) as error:  # not what a lack of memory or our own bug raises
+        raise CheckpointError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -189,6 +190,24 @@ def metadata(path: Path) -> dict[str, Any]:
                 "to go on from the checkpoint before it"
             )
     return saved
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with the hash its manifest has.
+
+    Raises:
+      CheckpointError: there is no complete checkpoint at `path`; names the file at fault.
+    """
+    metadata(path)
+    files = json.loads((path / MANIFEST).read_text())["files"]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        hashes = pool.map(_sha256, [path / name for name in files])
+        for (name, entry), found in zip(files.items(), hashes, strict=True):
+            if found != entry["sha256"]:
+                raise CheckpointError(
+                    f"checkpoint {path} is damaged: {name} is not what was written. Delete that "
+                    "folder and run again to go on from the checkpoint before it"
+                )
 
 
 def write_manifest(path: Path, saved: dict[str, Any]) -> None:
@@ -276,6 +295,7 @@ def _hush() -> None:
     """Keep what is raised as well from being printed too: by Orbax, and by threads it left."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_is_not_orbax)
+    warnings.filterwarnings("ignore", _LEFT_BEHIND, RuntimeWarning)
     if sys.unraisablehook is not _unraisable:
         _before.append(sys.unraisablehook)
         sys.unraisablehook = _unraisable
@@ -286,9 +306,11 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(failure: Any) -> None:
-    # A failed write closes Orbax's event loop, which the writes beside it then still call.
-    if str(failure.exc_value) != "Event loop is closed":
+    if not re.match(_LEFT_BEHIND, str(failure.exc_value)):
         _before[-1](failure)
 
+
+_LEFT_BEHIND = "Event loop is closed|coroutine 'async_serialize"
+"""A failed write closes Orbax's event loop while the writes beside it still need it."""
 
 _before: list[Callable[[Any], object]] = []

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -219,8 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(name: str, run: Callable[[], None], debug: bool = False) -> int:
     """Run it; a mistake of the user's becomes one sentence. Returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal cannot show
     try:
         run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read along has left, as `head` does when it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:
         if debug:
             raise

@@ -8,6 +8,7 @@ gradient while its logits are still there, so nothing is stored and nothing comp
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gptj.matrices import sum_last
-from gptj.sharding import BATCH_AXES, reshape, reshard, spec
+from gptj.sharding import BATCH_AXES, batch_ways, reshape, reshard, spec
 
 CHUNK = 128
 """Positions of every sequence whose logits exist at one time."""
@@ -86,24 +87,25 @@ def _fused_forward(
         ones = jnp.ones_like(chunk[2])
         d_bias += _product("r,rv->v", ones, d_logits, partial_bias)
         d_logits = d_logits.astype(hidden.dtype)
-        d_output += _product("re,rv->ev", chunk[0], d_logits, partial_output)
+        d_output = _add_product(d_output, chunk[0], d_logits, partial_output)
         d_hidden = _product("rv,ev->re", d_logits, output, spec("batch", None))
         return (loss + chunk_loss, d_output, d_bias), (nll, d_hidden.astype(hidden.dtype))
 
     # Over the batch axes the weights' gradients stay partial sums until all chunks are in.
-    partial_output = spec(None, "vocab", unreduced=BATCH_AXES)
-    partial_bias = spec("vocab", unreduced=BATCH_AXES)
+    pending = BATCH_AXES if batch_ways() > 1 else ()
+    partial_output = spec(None, "vocab", unreduced=pending)
+    partial_bias = spec("vocab", unreduced=pending)
     d_output = jnp.zeros(output.shape, jnp.float32, out_sharding=spec(None, "vocab"))
     d_bias = jnp.zeros(bias.shape, jnp.float32, out_sharding=spec("vocab"))
     start = (
         jnp.zeros(()),
-        reshard(d_output, None, "vocab", unreduced=BATCH_AXES),
-        reshard(d_bias, "vocab", unreduced=BATCH_AXES),
+        reshard(d_output, None, "vocab", unreduced=pending),
+        reshard(d_bias, "vocab", unreduced=pending),
     )
     (loss, d_output, d_bias), (nll, d_hidden) = jax.lax.scan(
         step, start, _split(hidden, targets, weights)
     )
-    d_output = d_output.astype(output.dtype)
+    d_output = reshard(d_output, None, "vocab", unreduced=BATCH_AXES).astype(output.dtype)
     return (loss, _join(nll, hidden)), (
         _join(d_hidden, hidden),
         d_output,
@@ -150,6 +152,30 @@ def _chunk_loss(
     pull = weights * (1 + 2 * z_loss * log_total)
     d_logits = exp * (pull[..., None] / total) - jnp.where(is_target, weights[..., None], 0)
     return loss, nll, d_logits
+
+
+def _add_product(
+    total: Float[Array, "embed vocab"],
+    hidden: Float[Array, "rows embed"],
+    d_logits: Float[Array, "rows vocab"],
+    partial: PartitionSpec | None,
+) -> Float[Array, "embed vocab"]:
+    """Add `hidden.T @ d_logits` to `total`.
+
+    The whole product is as large as the projection itself, 788 MiB for GPT-J. Where no sum over
+    devices is pending it is made and added a part at a time; JAX cannot slice a pending one.
+    """
+    if batch_ways() > 1:
+        return total + _product("re,rv->ev", hidden, d_logits, partial)
+    size = math.gcd(total.shape[0], 512)
+
+    def add(index: Array, total: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(hidden, index * size, size, axis=1)
+        product = _product("re,rv->ev", part, d_logits, spec(None, "vocab"))
+        before = jax.lax.dynamic_slice_in_dim(total, index * size, size, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(total, before + product, index * size, axis=0)
+
+    return jax.lax.fori_loop(0, total.shape[0] // size, add, total)
 
 
 def _product(subscripts: str, a: Array, b: Array, sharding: PartitionSpec | None) -> Array:

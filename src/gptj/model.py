@@ -119,7 +119,8 @@ def init(key: Key[Array, ""], config: ModelConfig) -> Params[Array]:
     """Random float32 weights, each born on its own shard of the mesh that is set.
 
     Matrices are normal, truncated at two standard deviations and not rescaled, as the original's;
-    biases are 0 and norms 1. The same key gives the same weights on every mesh.
+    biases are 0 and norms 1. The same key gives the same weights on every mesh, but for the
+    rounding of their last bit.
     """
     check_mesh(config)
     table, tree = jax.tree.flatten(weights(config))

@@ -54,6 +54,7 @@ def on_one_device(**options):
 
 def assert_close(ours, theirs):
     """Within 1e-5 of each array's scale: single elements may nearly cancel."""
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
 
@@ -127,4 +128,6 @@ def test_weights_are_the_same_on_every_mesh():
         with jax.set_mesh(make_mesh(*shape)):
             ours = model.init(KEY, CONFIG)
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(ours))
-        jax.tree.map(np.testing.assert_array_equal, ours, drawn())
+        # Not always to the bit: XLA may round the inverse error function's last one otherwise
+        # where a shard's shape changes how it is vectorised.
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ours, drawn())

@@ -59,7 +59,8 @@ def find_sources(inputs: Sequence[Path], exclude: Sequence[str] = ()) -> Inputs:
     """The text files among `inputs`: files as named, folders searched in sorted order.
 
     In folders, hidden files and whatever lies under a name that matches a pattern of `exclude`
-    are ignored; empty files and those of unknown kind are skipped.
+    are ignored, and so are links, whose targets are found themselves if they lie here; empty
+    files and those of unknown kind are skipped.
 
     Raises:
       UserError: a path is missing or given twice, or a folder holds no text file.
@@ -112,7 +113,7 @@ def _search(folder: Path, exclude: Sequence[str]) -> tuple[list[Path], int]:
         parts = path.relative_to(folder).parts
         if any(fnmatch(part, pattern) for part in parts for pattern in (".*", *exclude)):
             continue
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             continue
         if _kind(path) in TEXT_SUFFIXES | {".jsonl"} and path.stat().st_size:
             texts.append(path)

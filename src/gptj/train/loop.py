@@ -28,7 +28,7 @@ from gptj.train import run as runs
 from gptj.train.heldout import HeldOut, held_out
 from gptj.train.metrics import MetricsLog, Row
 from gptj.train.optimizer import OptimizerConfig
-from gptj.train.progress import ProgressDisplay, human
+from gptj.train.progress import ProgressDisplay, describe, human
 from gptj.train.signals import StopOnSignal
 from gptj.train.state import TrainState, abstract_state, new_state
 from gptj.train.step import StepConfig, StepMetrics, train_step
@@ -83,9 +83,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulate", "eval_every", "save_every", "keep", "log_every")
-        for name in counts:
-            if getattr(self, name) < 1:
+        for name in (*counts, "seq", "eval_batches"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be from 0 to 4294967295")
         if self.batch % self.accumulate:
             raise UserError(
                 f"batch={self.batch} rows cannot be computed in accumulate={self.accumulate} "
@@ -122,7 +124,8 @@ def train(
       gptj.checkpoint.CheckpointError: a checkpoint could not be written or read.
     """
     trainer = Trainer(config, evaluate)
-    with checkpoint.Saver(config.out / runs.CHECKPOINTS, config.keep) as saver:
+    checkpoints = config.out / runs.CHECKPOINTS
+    with runs.exclusive(config.out), checkpoint.Saver(checkpoints, config.keep) as saver:
         state = trainer.starting_state()
         start = int(state.step)
         with (
@@ -143,7 +146,7 @@ class Trainer:
         heldout = config.data / "heldout"
         self.heldout = TokenStore.open(heldout) if heldout.exists() else None
         self.model = resolve(config.model, self.store.tokenizer.vocab_size)
-        self.seq = config.seq or self.model.context
+        self.seq = self.model.context if config.seq is None else config.seq
         if self.seq > self.model.context:
             raise UserError(
                 f"seq={self.seq} is longer than the model's context of {self.model.context} "
@@ -203,21 +206,24 @@ class Trainer:
             step += 1
             last = self.row(step, metrics, clock)
             final = step == config.steps
-            if final or step % config.eval_every == 0:
+            if final or (step % config.eval_every == 0 and not stop.requested):
                 scored = self.score(state, None if final else config.eval_batches)
                 last |= scored.row() if scored else {}
                 clock.pause()
             log.write(last)
             display.show(last)
-            if final or stop.requested or step % config.save_every == 0:
-                saver.save(step, state, {"step": step})
+            if final or step % config.save_every == 0:
+                saver.save(step, state)
                 clock.pause()
-        if stop.requested and step < config.steps:
+        if step < config.steps:
+            if last is not None:
+                saver.save(step, state)
             display.say(f"stopped at step {step}, saved; the same command goes on from there")
             scored = None
-        if last is None:
-            display.say(f"nothing to do: the run is at step {step} of {config.steps}")
+        elif last is None:
             scored = self.score(state, None)
+            found = describe(scored.row()) if scored else ""
+            display.say(f"nothing to do: the run is at step {step} of {config.steps}  {found}")
         loss = None if last is None else last["loss"]
         rate = clock.rate(config.batch * self.seq)
         return TrainResult(config.out, step, state.params, loss, scored, rate)

@@ -9,8 +9,11 @@ RUN/checkpoints/N/    the state after step N
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,23 @@ from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
 MODEL, TOKENIZER, COURSE, CHECKPOINTS = "model.json", "tokenizer.json", "run.json", "checkpoints"
+
+
+@contextlib.contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Hold the run's folder, so that no second process trains in it at the same time.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with (run / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go if we die
+        except OSError:
+            raise UserError(
+                f"another process is training in {run}: wait for it to end, or stop it"
+            ) from None
+        yield
 
 
 def begin(run: Path, model: ModelConfig, tokenizer: Tokenizer, course: dict[str, Any]) -> None:

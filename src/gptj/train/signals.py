@@ -37,4 +37,4 @@ class StopOnSignal:
             raise KeyboardInterrupt
         self.requested = True
         with contextlib.suppress(RuntimeError):  # the signal came while the same stream was written
-            self._announce("stopping after this step and saving; once more stops at once, unsaved")
+            self._announce("stopping after this step and saving; once more stops without saving")

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gptj.config import ModelConfig
+from gptj.errors import UserError
 from gptj.model import Params, Remat, losses
 from gptj.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from gptj.train.state import TrainState
@@ -28,6 +29,10 @@ class StepConfig:
     or whole layers (`block`)."""
     z_loss: float = 0.0
     """Coefficient of the squared log-normaliser added to the loss; 1e-4 steadies long bf16 runs."""
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise UserError(f"z_loss={self.z_loss} must not be below 0")
 
 
 @jax.tree_util.register_dataclass
