@@ -38,6 +38,24 @@ def gptj(capsys) -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture
+def refused(gptj):
+    """A command that must exit with 2 and one line on stderr that holds all of `said`."""
+
+    def check(*words: object, said: tuple[str, ...]) -> str:
+        code, _, err = gptj(*words)
+        assert code == 2
+        assert err.startswith(f"gptj {words[0]}: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        missing = [word for word in said if word not in err]
+        assert not missing, f"{missing} not in {err}"
+        return err
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory) -> Path:
     """A text of 200 lines that is quick to learn something of."""

@@ -5,53 +5,12 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-import gptj as package
 from gptj import checkpoint
-from gptj.train.metrics import read_metrics
-
-LIMITED = """
-import resource, sys
-from gptj.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.exit(main(sys.argv[2:]))
-"""
-"""The command where no file can grow past so many bytes: as far as it can tell, a full disk."""
-
-
-def with_file_limit(limit: int, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-
-
-@pytest.fixture
-def refused(gptj):
-    """A command that must exit with 2 and one line on stderr that holds all of `said`."""
-
-    def check(*words: object, said: tuple[str, ...]) -> str:
-        code, _, err = gptj(*words)
-        assert code == 2
-        assert err.startswith(f"gptj {words[0]}: ")
-        assert err.count("\n") == 1
-        assert err.endswith("\n")
-        assert "Traceback" not in err
-        missing = [word for word in said if word not in err]
-        assert not missing, f"{missing} not in {err}"
-        return err
-
-    return check
 
 
 class TestPrepare:
@@ -114,17 +73,6 @@ class TestPrepare:
     def test_an_option_out_of_range(self, refused, tiny_text, out, option, value, said):
         refused("prepare", tiny_text, "--out", out, option, value, said=(said,))
         assert not out.exists()
-
-    def test_a_full_disk_leaves_nothing(self, tiny_text, out):
-        place = out.parent / "place"
-        words = ("prepare", tiny_text, "--out", place / "data", "--tokenizer", "bytes")
-        done = with_file_limit(4000, *words)
-        assert done.returncode == 2
-        assert done.stderr == (
-            f"gptj prepare: {place / 'data'} cannot be written (File too large) and is left as "
-            "it was: free space, or choose another --out\n"
-        )
-        assert list(place.iterdir()) == []
 
 
 class TestTrain:
@@ -198,7 +146,10 @@ class TestTrain:
         ("option", "value", "said"),
         [
             ("seq", 65, "seq=65 is longer than the model's context of 64 tokens: lower seq"),
-            ("seq", -1, "seq=-1 must be at least 1"),
+            ("seq", 0, "seq=0 must be at least 1"),
+            ("eval_batches", 0, "eval_batches=0 must be at least 1"),
+            ("seed", -1, "seed=-1 must be from 0 to"),
+            ("seed", 2**32, "seed=4294967296 must be from 0 to"),
             ("steps", 0, "steps=0 must be at least 1"),
             ("batch", 0, "batch=0 must be at least 1"),
             ("keep", 0, "keep=0 must be at least 1"),
@@ -207,7 +158,9 @@ class TestTrain:
             ("warmup_steps", 13, "warmup_steps=13 leaves nothing of the run's 12 steps: lower"),
             ("lr", 0, "lr=0.0 must be above 0"),
             ("lr", "nan", "lr=nan must be above 0"),
-            ("clip", 0, "clip=0.0 must be above 0"),
+            ("clip", 0, "clip=0.0"),
+            ("b1", 1, "b1=1.0"),
+            ("z_loss", -1, "z_loss=-1.0 must not be below 0"),
         ],
     )
     def test_an_option_out_of_range(self, refused_run, option, value, said):
@@ -280,85 +233,6 @@ class TestTrain:
         said = (f"{own_run}/metrics.jsonl:4", "delete that line")
         refused("train", *train_flags(own_run), said=said)
         assert (own_run / "metrics.jsonl").read_text() == damaged
-
-
-def leave_out(file: Path) -> None:
-    file.unlink()
-
-
-def cut_short(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-@pytest.mark.parametrize("damage", [leave_out, cut_short])
-class TestADamagedCheckpoint:
-    @pytest.fixture
-    def damaged(self, own_run, damage) -> tuple[Path, Path]:
-        """A run whose newest checkpoint lacks part of a file, and that file."""
-        files = (own_run / "checkpoints/00000012").rglob("*")
-        file = max(files, key=lambda path: path.stat().st_size * path.is_file())
-        damage(file)
-        return own_run, file
-
-    def test_generate_names_the_checkpoint_the_file_and_the_remedy(self, refused, damaged):
-        run, file = damaged
-        newest = run / "checkpoints/00000012"
-        said = (f"checkpoint {newest} is damaged", str(file.relative_to(newest)), "Delete that")
-        refused("generate", run, "--prompt", "the ", said=said)
-
-    def test_so_does_train_and_the_remedy_works(
-        self, refused, gptj, train_flags, damaged, tiny_run
-    ):
-        run, file = damaged
-        newest = run / "checkpoints/00000012"
-        said = (f"checkpoint {newest} is damaged", str(file.relative_to(newest)), "Delete that")
-        refused("train", *train_flags(run), said=said)
-        assert len(read_metrics(run)) == 12
-
-        shutil.rmtree(newest)
-        code, out, _ = gptj("train", *train_flags(run))
-        assert code == 0
-        assert "going on from step 8" in out
-        assert_same_weights(run, tiny_run)
-
-
-def assert_same_weights(run: Path, other: Path) -> None:
-    jax.tree.map(
-        np.testing.assert_array_equal, package.load(run).params, package.load(other).params
-    )
-
-
-class TestAFullDisk:
-    def test_a_checkpoint_fails_and_the_one_before_it_is_whole(
-        self, gptj, train_flags, stopped_run, tiny_run
-    ):
-        folder = stopped_run / "checkpoints"
-        done = with_file_limit(20_000, "train", *train_flags(stopped_run))
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith(
-            f"gptj train: checkpoint {folder}/00000008 could not be written: "
-        )
-        assert "File too large" in done.stderr
-        assert f"the last good checkpoint is {folder}/00000004" in done.stderr
-        assert [path.name for path in folder.iterdir()] == ["00000004"]
-        assert package.load(stopped_run).config.layers == 2
-
-        code, out, _ = gptj("train", *train_flags(stopped_run))
-        assert code == 0
-        assert "going on from step 4" in out
-        assert [row["step"] for row in read_metrics(stopped_run)] == list(range(1, 13))
-        assert_same_weights(stopped_run, tiny_run)
-
-    def test_a_new_run_that_cannot_even_begin_can_be_begun_again(self, gptj, train_flags, tmp_path):
-        run = tmp_path / "run"
-        done = with_file_limit(500, "train", *train_flags(run))
-        assert done.returncode == 2
-        assert done.stderr == (
-            f"gptj train: the run's folder {run} cannot be written (File too large): free space, "
-            "or choose another folder for the run\n"
-        )
-        assert gptj("train", *train_flags(run)).code == 0
 
 
 class TestGenerate:
@@ -437,33 +311,3 @@ class TestGenerate:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ok\xff"), "utf-8"))
         said = ("standard input is not UTF-8", "at byte 2", "iconv")
         refused("generate", tiny_run, "--prompt", "-", said=said)
-
-
-class TestPlot:
-    def test_a_folder_without_metrics(self, refused, tmp_path):
-        said = (f"{tmp_path} has no metrics: give the folder of a run",)
-        refused("plot", tmp_path, "--out", tmp_path / "a.png", said=said)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_one_good_run_and_one_that_is_not_there(self, refused, tiny_run, tmp_path):
-        said = ("nowhere has no metrics",)
-        refused("plot", tiny_run, "nowhere", "--out", tmp_path / "a.png", said=said)
-
-    def test_no_run_at_all(self, refused):
-        refused("plot", said=("no run to plot: name the folder of one",))
-
-    @pytest.mark.parametrize("name", ["curves", "curves.bmp", "curves.png.txt"])
-    def test_a_kind_of_picture_there_is_none_of(self, refused, tiny_run, tmp_path, name):
-        said = (f"out={tmp_path / name} must end in one of .png, .svg, .pdf",)
-        refused("plot", tiny_run, "--out", tmp_path / name, said=said)
-
-    def test_a_place_that_cannot_be_written(self, refused, tiny_run, tmp_path):
-        (tmp_path / "file").write_text("a file")
-        out = tmp_path / "file/curves.png"
-        said = (f"{out} cannot be written", "choose another --out")
-        refused("plot", tiny_run, "--out", out, said=said)
-
-    def test_metrics_that_are_damaged(self, refused, own_run):
-        with (own_run / "metrics.jsonl").open("ab") as log:
-            log.write(b'\xff\xff\n{"step": 13}\n')
-        refused("plot", own_run, said=(f"{own_run}/metrics.jsonl:13", "delete that line"))

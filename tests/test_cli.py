@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
 from gptj.data.prepare import PrepareConfig
 from gptj.plot import PlotConfig
-from gptj.train.loop import TrainConfig
+from gptj.train.loop import TrainConfig, train
 from gptj.train.metrics import read_metrics
 
 VERBS = ("prepare", "train", "generate", "plot")
@@ -112,7 +113,7 @@ class TestTrain:
         assert steps(tiny_run) == list(range(1, 13))
         assert {path.name for path in tiny_run.iterdir()} == {
             *("checkpoints", "metrics.jsonl", "model.json", "run.json"),
-            *("tensorboard", "tokenizer.json"),
+            *("tensorboard", "tokenizer.json", "lock"),
         }
         assert list((tiny_run / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -203,6 +204,22 @@ class TestStopping:
         assert code == 0
         assert f"going on from step {step} " in out
         assert steps(run) == list(range(1, step + 4))
+
+    def test_before_the_first_step_there_is_nothing_to_save(
+        self, gptj, train_flags, tiny_data, tiny_model, tmp_path
+    ):
+        class Terminal(io.StringIO):
+            def write(self, text: str) -> int:
+                if "new run in" in text and not self.getvalue():
+                    super().write(text)
+                    signal.raise_signal(signal.SIGTERM)
+                return len(text)
+
+        run = tmp_path / "run"
+        config = TrainConfig(tiny_data, run, str(tiny_model))
+        result = train(config, console=Console(file=Terminal()))
+        assert (result.step, result.loss, result.held_out) == (0, None, None)
+        assert gptj("train", *train_flags(run)).code == 0
 
 
 class TestRecipe:

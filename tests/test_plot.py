@@ -102,3 +102,33 @@ def test_smoothing_is_the_mean_of_the_neighbours():
     middle = (values[3] + values[4] + values[5]) / 3
     np.testing.assert_allclose(_smooth(values)[4], middle)
     np.testing.assert_allclose(_smooth(values)[0], (values[0] + values[1]) / 2)
+
+
+class TestMistakes:
+    def test_a_folder_without_metrics(self, refused, tmp_path):
+        said = (f"{tmp_path} has no metrics: give the folder of a run",)
+        refused("plot", tmp_path, "--out", tmp_path / "a.png", said=said)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_one_good_run_and_one_that_is_not_there(self, refused, tiny_run, tmp_path):
+        said = ("nowhere has no metrics",)
+        refused("plot", tiny_run, "nowhere", "--out", tmp_path / "a.png", said=said)
+
+    def test_no_run_at_all(self, refused):
+        refused("plot", said=("no run to plot: name the folder of one",))
+
+    @pytest.mark.parametrize("name", ["curves", "curves.bmp", "curves.png.txt"])
+    def test_a_kind_of_picture_there_is_none_of(self, refused, tiny_run, tmp_path, name):
+        said = (f"out={tmp_path / name} must end in one of .png, .svg, .pdf",)
+        refused("plot", tiny_run, "--out", tmp_path / name, said=said)
+
+    def test_a_place_that_cannot_be_written(self, refused, tiny_run, tmp_path):
+        (tmp_path / "file").write_text("a file")
+        out = tmp_path / "file/curves.png"
+        said = (f"{out} cannot be written", "choose another --out")
+        refused("plot", tiny_run, "--out", out, said=said)
+
+    def test_metrics_that_are_damaged(self, refused, own_run):
+        with (own_run / "metrics.jsonl").open("ab") as log:
+            log.write(b'\xff\xff\n{"step": 13}\n')
+        refused("plot", own_run, said=(f"{own_run}/metrics.jsonl:13", "delete that line"))

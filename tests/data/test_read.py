@@ -221,3 +221,10 @@ class TestMistakes:
 
         monkeypatch.setattr(Path, "open", deny)
         self.refused(path, r"cannot be read \(Permission denied\)")
+
+
+def test_links_in_folders_are_passed_over(tmp_path):
+    """A folder may link to its own files, as some systems' standard library does."""
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / "b.py").symlink_to(tmp_path / "a.py")
+    assert [source.name for source in find_sources([tmp_path]).sources] == ["a.py"]

@@ -8,7 +8,7 @@ import pytest
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
-from gptj.train.run import begin
+from gptj.train.run import begin, exclusive
 
 MODEL = ModelConfig(2, 32, 4, 4, 64, 257, 384, context=64)
 BYTES = Tokenizer.bytes()
@@ -106,3 +106,22 @@ def test_a_place_that_cannot_be_a_folder(tmp_path, under):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"cannot be written \(.*\): free space, or choose another"):
         start(tmp_path / under)
+
+
+class TestOneProcessAtATime:
+    def test_a_second_is_refused_until_the_first_is_done(self, run):
+        with exclusive(run), pytest.raises(UserError, match="another process is training in"):
+            exclusive(run).__enter__()
+        with exclusive(run):
+            pass
+
+    def test_a_second_does_not_change_what_the_first_began(self, tmp_path):
+        start(tmp_path / "run")
+        with exclusive(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+            start(tmp_path / "run", seed=5)
+        assert json.loads((tmp_path / "run/run.json").read_text())["seed"] == 0
+
+    def test_a_lock_alone_is_no_run(self, tmp_path):
+        (tmp_path / "lock").touch()
+        start(tmp_path)
+        assert (tmp_path / "run.json").is_file()

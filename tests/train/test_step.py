@@ -125,7 +125,10 @@ def test_one_update_is_adam_on_the_clipped_gradient_plus_decay_of_matrices():
         ({"end_lr": 1.0}, "end_lr=1.0 between 0 and lr"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"anneal_steps": 0}, "anneal_steps=0"),
-        ({"clip": 0.0}, "clip=0.0"),
+        ({"clip": 0.0}, "clip=0.0 must be above 0"),
+        ({"eps": -1.0}, "eps=-1.0 must be above 0"),
+        ({"b2": 1.5}, "b2=1.5 must be at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, sentence):

@@ -45,13 +45,14 @@ class OptimizerConfig:
                 f"warmup_steps={self.warmup_steps} must be at least 0 and "
                 f"anneal_steps={self.anneal_steps} at least 1"
             )
-        if self.clip <= 0 or self.eps <= 0 or self.weight_decay < 0:
-            raise UserError(
-                f"clip={self.clip} and eps={self.eps} must be above 0, "
-                f"weight_decay={self.weight_decay} not below"
-            )
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise UserError(f"b1={self.b1} and b2={self.b2} must be at least 0 and below 1")
+        for name in ("clip", "eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if not self.weight_decay >= 0:
+            raise UserError(f"weight_decay={self.weight_decay} must be at least 0")
 
     def for_run(self, steps: int) -> OptimizerConfig:
         """The same with `anneal_steps` filled in for a run of `steps` steps."""

@@ -23,6 +23,7 @@ from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
 MODEL, TOKENIZER, COURSE, CHECKPOINTS = "model.json", "tokenizer.json", "run.json", "checkpoints"
+LOCK = "lock"
 
 
 @contextlib.contextmanager
@@ -32,13 +33,15 @@ def exclusive(run: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    with (run / "lock").open("w") as lock:
+    with (run / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go if we die
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"another process is training in {run}: wait for it to end, or stop it"
             ) from None
+        except OSError:
+            pass  # a file system without locks
         yield
 
 
@@ -59,13 +62,14 @@ def begin(run: Path, model: ModelConfig, tokenizer: Tokenizer, course: dict[str,
     if known and checkpoint.complete(run / CHECKPOINTS):
         _check_same(run, course)
         return
-    if not known and run.is_dir() and any(run.iterdir()):
+    if not known and run.is_dir() and {path.name for path in run.iterdir()} - {LOCK}:
         raise UserError(f"{run} is not empty and holds no run: choose another folder for the run")
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / COURSE).write_text(json.dumps(course, indent=2) + "\n")  # marks it as a run
-        model.save(run / MODEL)
-        tokenizer.save(run / TOKENIZER)
+        with exclusive(run):
+            (run / COURSE).write_text(json.dumps(course, indent=2) + "\n")  # marks it as a run
+            model.save(run / MODEL)
+            tokenizer.save(run / TOKENIZER)
     except OSError as error:
         raise UserError(
             f"the run's folder {run} cannot be written ({error.strerror}): free space, or choose "
