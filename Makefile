@@ -34,8 +34,8 @@ lint: $(TEST) ## check style, format and types
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 
-docs: ## say where the documentation is
-	@echo "the documentation is plain Markdown: start at README.md, then the files in docs/"
+docs: $(DEMO) ## write docs/reference.md from the program
+	@$(RUN) docs/build.py
 
 bench: $(TEST) ## measure training speed on this machine's CPU, beside PyTorch's
 	@$(RUN) benchmarks/train_cpu.py $(BENCH_ARGS)

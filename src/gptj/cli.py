@@ -68,7 +68,7 @@ class GenerateCommand:
     """Write on from a prompt, token by token, to the terminal."""
 
     model: tyro.conf.Positional[Path]
-    """Folder of a `gptj train` run, or of a saved model."""
+    """Folder of a `gptj train` run or of a saved model, or the latter's Hugging Face Hub id."""
     prompt: str
     """The text to go on from; `-` reads it from standard input."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
@@ -240,10 +240,27 @@ def guarded(name: str, run: Callable[[], None], debug: bool = False) -> int:
     return 0
 
 
+def _join_docstring_lines() -> None:
+    """Have tyro wrap a field's docstring as one paragraph; it keeps an indented one's line ends.
+
+    There is no public way to say so. Where tyro has changed inside, help is ragged and no more.
+    """
+    parse = getattr(tyro._docstrings, "parse_docstring_from_object", None)
+    if parse is None or getattr(parse, "joins_lines", False):
+        return
+
+    def joined(described: object) -> dict[str, str]:
+        return {name: " ".join(text.split()) for name, text in parse(described).items()}
+
+    joined.joins_lines = True  # type: ignore[attr-defined]
+    tyro._docstrings.parse_docstring_from_object = joined  # type: ignore[assignment]
+
+
 def _parse(
     kind: type[Options], verb: str, args: Sequence[str], example: str, default: Any = None
 ) -> Options:
     """Flags to a record of `kind`. A `UserError` in a record's own checks passes through."""
+    _join_docstring_lines()
     paragraphs = (kind.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     said = io.StringIO()
