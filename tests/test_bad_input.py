@@ -96,11 +96,11 @@ class TestTrain:
         return write
 
     def test_data_that_is_not_there(self, refused_run):
-        refused_run("no token store at nowhere/train", "prepare", data="nowhere")
+        refused_run("nowhere holds no prepared data", "prepare", data="nowhere")
 
     def test_data_that_is_not_prepared(self, refused_run, tiny_text):
         where = tiny_text.parent
-        refused_run(f"no token store at {where}/train", "prepare", data=where)
+        refused_run(f"{where} holds no prepared data", "prepare", data=where)
 
     def test_data_cut_short(self, refused_run, tiny_data, tmp_path):
         data = shutil.copytree(tiny_data, tmp_path / "data")

@@ -16,6 +16,11 @@ from gptj.errors import UserError
         ({"rotary_dims": 512}, "at most the head's 256 dimensions"),
         ({"padded_vocab_size": 50000}, "padded_vocab_size=50000 is below vocab_size=50257"),
         ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"layers": "2"}, "layers='2' must be a whole number"),
+        ({"heads": 16.0}, "heads=16.0 must be a whole number"),
+        ({"d_ff": True}, "d_ff=True must be a whole number"),
+        ({"rotary_base": -1.0}, "rotary_base=-1.0 must be above 0"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps='x' must be a number"),
     ],
 )
 def test_an_impossible_shape_is_refused(changes, sentence):

@@ -55,7 +55,7 @@ def test_a_batch_that_cannot_be_split_is_named():
 def test_more_devices_than_there_are():
     with pytest.raises(UserError, match="needs 16 devices, there are 8"):
         make_mesh(data=4, tensor=4)
-    with pytest.raises(UserError, match="needs 0 devices"):
+    with pytest.raises(UserError, match="mesh data=0 must be at least 1"):
         make_mesh(data=0)
 
 

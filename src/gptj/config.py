@@ -33,9 +33,14 @@ class ModelConfig:
     rotary_base: float = 10000.0
 
     def __post_init__(self) -> None:
-        for field in ("layers", "d_model", "heads", "d_ff", "vocab_size", "context"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
+        for field in dataclasses.fields(self):
+            value, whole = getattr(self, field.name), field.type == "int"
+            if type(value) is not int and (whole or type(value) is not float):
+                kind = "a whole number" if whole else "a number"
+                raise UserError(f"{field.name}={value!r} must be {kind}")
+            if value <= 0 and field.name != "rotary_dims":
+                at_least = "at least 1" if whole else "above 0"
+                raise UserError(f"{field.name}={value} must be {at_least}")
         if self.d_model % self.heads:
             raise UserError(
                 f"d_model={self.d_model} is not divisible by heads={self.heads}: "
@@ -88,7 +93,10 @@ class ModelConfig:
             ) from None
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold a JSON object of model config fields")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def _preset(layers: int, d_model: int, heads: int, rotary_dims: int, **other: int) -> ModelConfig:

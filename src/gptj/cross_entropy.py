@@ -165,9 +165,9 @@ def _add_product(
     The whole product is as large as the projection itself, 788 MiB for GPT-J. Where no sum over
     devices is pending it is made and added a part at a time; JAX cannot slice a pending one.
     """
-    if batch_ways() > 1:
+    if batch_ways() > 1 or total.shape[0] <= 1024:
         return total + _product("re,rv->ev", hidden, d_logits, partial)
-    size = math.gcd(total.shape[0], 512)
+    size = math.gcd(total.shape[0], 1024)
 
     def add(index: Array, total: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(hidden, index * size, size, axis=1)

@@ -46,8 +46,11 @@ def make_mesh(
       UserError: the product of the three is not a number of devices that is there.
     """
     devices = jax.devices() if devices is None else devices
+    for axis, parts in zip(MESH_AXES, (data, fsdp, tensor), strict=True):
+        if parts < 1:
+            raise UserError(f"mesh {axis}={parts} must be at least 1")
     size = data * fsdp * tensor
-    if min(data, fsdp, tensor) < 1 or size > len(devices):
+    if size > len(devices):
         raise UserError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {size} devices, there are "
             f"{len(devices)}: lower one of the three"

@@ -15,6 +15,7 @@ import pytest
 from gptj import checkpoint
 from gptj.config import ModelConfig
 from gptj.data.prepare import PrepareConfig, prepare
+from gptj.errors import UserError
 from gptj.sharding import make_mesh
 from gptj.train.loop import TrainConfig, train
 from gptj.train.metrics import read_metrics
@@ -147,6 +148,16 @@ def test_a_run_goes_on_on_another_mesh(data, tmp_path):
         moved = train(config(data, tmp_path / "moved", **changes))
     assert moved.step == 6
     assert moved.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(data, tmp_path):
+    wild = OptimizerConfig(lr=1e30, end_lr=1e30, warmup_steps=2)
+    changes = {"steps": 9, "save_every": 1, "optimizer": wild}
+    with pytest.raises(UserError, match=r"the loss is .* at step \d: .* lower lr"):
+        train(config(data, tmp_path / "wild", **changes))
+    saved = checkpoint.complete(tmp_path / "wild" / "checkpoints")
+    assert saved
+    assert len(read_metrics(tmp_path / "wild")) == checkpoint.step_of(saved[-1])
 
 
 def test_a_checkpoint_names_every_file_it_needs(uninterrupted):

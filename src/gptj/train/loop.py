@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, evaluate: Evaluate) -> None:
         self.config, self.evaluate = config, evaluate
+        if not (config.data / "train").is_dir():
+            raise UserError(
+                f"{config.data} holds no prepared data: make it with "
+                f"`gptj prepare TEXT --out {config.data}`"
+            )
         self.store = TokenStore.open(config.data / "train")
         heldout = config.data / "heldout"
         self.heldout = TokenStore.open(heldout) if heldout.exists() else None
@@ -205,6 +211,7 @@ class Trainer:
             state, metrics = self.step(state, step)
             step += 1
             last = self.row(step, metrics, clock)
+            self.check_finite(last)
             final = step == config.steps
             if final or (step % config.eval_every == 0 and not stop.requested):
                 scored = self.score(state, None if final else config.eval_batches)
@@ -218,7 +225,8 @@ class Trainer:
         if step < config.steps:
             if last is not None:
                 saver.save(step, state)
-            display.say(f"stopped at step {step}, saved; the same command goes on from there")
+            saved = ", saved" if step else ""
+            display.say(f"stopped at step {step}{saved}; the same command goes on from there")
             scored = None
         elif last is None:
             scored = self.score(state, None)
@@ -250,6 +258,16 @@ class Trainer:
             row["tokens_per_second"] = tokens / seconds
             row["flops_per_second"] = tokens * flops_per_token(self.model, self.seq) / seconds
         return row
+
+    def check_finite(self, row: Row) -> None:
+        """Stop a run that has diverged before its weights replace a good checkpoint's."""
+        if not math.isfinite(row["loss"] + row["grad_norm"]):
+            saved = checkpoint.complete(self.config.out / runs.CHECKPOINTS)
+            raise UserError(
+                f"the loss is {row['loss']} and the gradient's norm {row['grad_norm']} at step "
+                f"{int(row['step'])}: train in another folder with a lower lr or a longer warm-up; "
+                f"the last good checkpoint is {saved[-1] if saved else 'none yet'}"
+            )
 
     def score(self, state: TrainState, batches: int | None) -> HeldOut | None:
         """Evaluate on `batches` batches of held-out rows; `None` where nothing was held out."""
