@@ -172,7 +172,7 @@ def layer_norm(
 ) -> Float[Array, "rows embed"]:
     """LayerNorm over the last dim, its statistics in float32 (arXiv:1607.06450).
 
-    Like `activation`, cheaper for the backward pass to recompute than to store and read.
+    Like the GELU, cheaper for the backward pass to recompute than to store and read.
     """
     wide = x.astype(jnp.float32)
     centred = wide - sum_last(wide, "batch") / x.shape[-1]
@@ -182,9 +182,16 @@ def layer_norm(
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def activation(x: Float[Array, "rows ffn"], bias: Float[Array, " ffn"]) -> Float[Array, "rows ffn"]:
-    """`gelu(x + bias)`, in GPT-J's tanh form (arXiv:1606.08415)."""
-    return jax.nn.gelu(x + spread(bias, x, "ffn"), approximate=True)
+def feed_forward_out(
+    inner: Float[Array, "rows ffn"], bias: Float[Array, " ffn"], weight: Float[Array, "ffn embed"]
+) -> Float[Array, "rows embed"]:
+    """`gelu(inner + bias) @ weight`, a partial sum over `tensor`.
+
+    GELU in GPT-J's tanh form (arXiv:1606.08415). The backward pass recomputes it, and not the
+    product.
+    """
+    active = jax.nn.gelu(inner + spread(bias, inner, "ffn"), approximate=True)
+    return einsum("rf,fe->re", active, weight, "batch", None, unreduced=("tensor",))
 
 
 def embed(
@@ -215,10 +222,10 @@ def block(
     query = rotary(heads(w.query), positions, config.rotary_dims, config.rotary_base)
     key = rotary(heads(w.key), positions, config.rotary_dims, config.rotary_base)
     mixed = attend(query, key, heads(w.value)).reshape(-1, config.heads, config.d_head)
-    inner = activation(einsum("re,ef->rf", y, w.ffn_in, "batch", "ffn"), w.ffn_in_bias)
+    inner = einsum("re,ef->rf", y, w.ffn_in, "batch", "ffn")
 
     branches = einsum("rhd,hde->re", mixed, w.attention_out, "batch", None, unreduced=("tensor",))
-    branches += einsum("rf,fe->re", inner, w.ffn_out, "batch", None, unreduced=("tensor",))
+    branches += feed_forward_out(inner, w.ffn_in_bias, w.ffn_out)
     branches = reshard(branches, "batch", None) + spread(w.ffn_out_bias, rows)
     return x + reshape(branches, x.shape, "batch", None, None)
 

@@ -132,34 +132,36 @@ class TestTensorBoard:
         assert math.isnan(board(tmp_path)[0][1]["loss"])
 
 
-class TestAFullDisk:
-    @pytest.fixture
-    def full_disk(self):
-        """Call it, and no file can grow past so many bytes until the test is over."""
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+@contextlib.contextmanager
+def full_disk(size):
+    """Within it no file can grow past so many bytes; pytest's own report is written outside."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+
+class TestAFullDisk:
     @pytest.mark.parametrize("size", [300, 3000, 30_000])
-    def test_writing_ends_with_a_sentence_and_never_waits(self, tmp_path, full_disk, size):
+    def test_writing_ends_with_a_sentence_and_never_waits(self, tmp_path, size):
         threads = threading.active_count()
-        full_disk(size)
-        with pytest.raises(UserError, match="free some space and run the same command again"):
+        said = "free some space and run the same command again"
+        with full_disk(size), pytest.raises(UserError, match=said):
             record(tmp_path, numbered(1, 2000))
         assert threading.active_count() == threads
 
-    def test_afterwards_the_record_goes_on(self, tmp_path, full_disk):
-        full_disk(3000)
-        with pytest.raises(UserError):
+    def test_afterwards_the_record_goes_on(self, tmp_path):
+        with full_disk(3000), pytest.raises(UserError):
             record(tmp_path, numbered(1, 2000))
-        full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
         assert read_metrics(tmp_path) == numbered(1, len(read_metrics(tmp_path)))
         record(tmp_path, numbered(11, 12), after=10)
         assert read_metrics(tmp_path) == numbered(1, 12)
 
-    def test_not_even_room_to_begin(self, tmp_path, full_disk):
+    def test_not_even_room_to_begin(self, tmp_path):
         record(tmp_path, numbered(1, 100))
-        full_disk(100)
-        with pytest.raises(UserError, match=f"the metrics of {tmp_path} could not be written"):
+        said = f"the metrics of {tmp_path} could not be written"
+        with full_disk(100), pytest.raises(UserError, match=said):
             MetricsLog(tmp_path, 100)
         assert read_metrics(tmp_path) == numbered(1, 100)
