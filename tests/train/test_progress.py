@@ -84,14 +84,17 @@ class TestPlainLines:
 
 
 class TestATerminal:
-    def shown(self, rows) -> str:
-        file = io.StringIO()
-        console = Console(file=file, force_terminal=True, width=100)
+    def console(self, term="xterm") -> Console:
+        """A terminal of its own, whatever the one the tests run in."""
+        return Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": term})
+
+    def shown(self, rows, term="xterm") -> str:
+        console = self.console(term)
         with ProgressDisplay(10, 0, 1, console) as display:
             display.say("hello")
             for row in rows:
                 display.show(row)
-        return file.getvalue()
+        return console.file.getvalue()
 
     def test_there_is_one_live_line(self):
         text = self.shown({"step": step, "loss": float(step)} for step in range(1, 11))
@@ -106,9 +109,13 @@ class TestATerminal:
         assert "step      5/10" in text
 
     def test_the_cursor_comes_back_after_an_error(self):
-        file = io.StringIO()
-        console = Console(file=file, force_terminal=True)
+        console = self.console()
         display = ProgressDisplay(10, 0, 1, console)
         with pytest.raises(ZeroDivisionError), display:
             raise ZeroDivisionError
-        assert file.getvalue().rstrip("\n\r").endswith("\x1b[?25h")
+        assert console.file.getvalue().rstrip("\n\r").endswith("\x1b[?25h")
+
+    def test_a_dumb_one_gets_plain_lines(self):
+        text = self.shown(({"step": step, "loss": 1.0} for step in range(1, 11)), term="dumb")
+        assert [line.split()[1] for line in text.splitlines()[1:]] == [f"{n}/10" for n in range(1, 11)]
+        assert "\x1b" not in text

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one live line on a terminal, plain lines elsewhere."""
+"""What a person sees while a run trains: one live line on a terminal that can, else plain lines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class ProgressDisplay:
         self.steps, self.start, self.every, self.begin = steps, start, every, time.monotonic()
         self.console = console or Console()
         self._bar: Progress | None = None
-        if self.console.is_terminal:
+        # What calls itself a dumb terminal cannot draw a line anew; rich then shows only the last.
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._bar = Progress(
                 TextColumn("train"),
                 BarColumn(bar_width=24),
