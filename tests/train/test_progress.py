@@ -117,5 +117,6 @@ class TestATerminal:
 
     def test_a_dumb_one_gets_plain_lines(self):
         text = self.shown(({"step": step, "loss": 1.0} for step in range(1, 11)), term="dumb")
-        assert [line.split()[1] for line in text.splitlines()[1:]] == [f"{n}/10" for n in range(1, 11)]
+        steps = [line.split()[1] for line in text.splitlines()[1:]]
+        assert steps == [f"{step}/10" for step in range(1, 11)]
         assert "\x1b" not in text
