@@ -34,7 +34,7 @@ def recipe(data: Path = Path("data/demo"), out: Path = Path("runs/demo")) -> gpt
         data=data,
         out=out,
         model="demo",
-        steps=400,
+        steps=320,
         batch=8,
         seq=SEQ,
         eval_every=100,

@@ -74,7 +74,7 @@ class TestSaveAndLoad:
 
     def test_the_folder_holds_what_it_says(self, saved):
         names = {path.name for path in saved.iterdir()}
-        assert names == {"model.json", "tokenizer.json", "weights"}
+        assert names == {"model.json", "tokenizer.json", "weights.safetensors"}
 
     def test_the_path_may_be_a_string(self, model, saved, tmp_path):
         load(str(saved)).save(str(tmp_path / "again"))

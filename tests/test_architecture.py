@@ -23,7 +23,8 @@ LEVELS = [
     {"data", "matrices"},
     {"attention", "cross_entropy"},
     {"model"},
-    {"checkpoint", "convert"},
+    {"checkpoint"},
+    {"convert"},
     {"train", "engine"},
     {"api", "evaluate", "plan", "plot", "serve"},
     {"surface"},
@@ -34,11 +35,12 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Each foreign library and the one module or package that may import it; None: no module may.
 DOORS = {
     "fastapi": "serve",
+    "fsspec": "convert.files",
     "huggingface_hub": "hub",
     "lm_eval": "evaluate",
     "matplotlib": "plot",
     "orbax": "checkpoint",
-    "safetensors": "convert.huggingface",
+    "safetensors": None,
     "starlette": "serve",
     "tokenizers": "tokenizer",
     "torch": None,

@@ -241,7 +241,7 @@ class TestGenerate:
         (tmp_path / "folder").mkdir()
         (tmp_path / "file").write_text("a file")
         words = ("generate", tmp_path / what, "--prompt", "x")
-        refused(*words, said=(f"no model at {tmp_path / what}: give the folder of",))
+        refused(*words, said=(f"no model at {tmp_path / what}: give a `gptj train` run or",))
 
     def test_a_run_without_a_checkpoint(self, refused, own_run):
         shutil.rmtree(own_run / "checkpoints")

@@ -17,12 +17,15 @@ from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
+from gptj.convert.convert import ConvertConfig, Converted
+from gptj.convert.inspect import Difference
 from gptj.data.prepare import PrepareConfig
 from gptj.plot import PlotConfig
 from gptj.train.loop import TrainConfig, train
 from gptj.train.metrics import read_metrics
 
-VERBS = ("prepare", "train", "generate", "plot")
+VERBS = ("prepare", "train", "generate", "plot", "convert", "inspect", "diff")
+CONVERTED = Converted(None, Path("out"), ())
 
 
 def steps(run: Path) -> list[int]:
@@ -50,7 +53,7 @@ class TestTheCommand:
     def test_an_unknown_verb_names_those_there_are(self, gptj):
         code, _, err = gptj("fly", "--high")
         assert code == 2
-        assert err == "gptj: no verb 'fly': choose one of prepare, train, generate, plot\n"
+        assert err == f"gptj: no verb 'fly': choose one of {', '.join(VERBS)}\n"
 
     def test_it_runs_as_a_module(self):
         command = [sys.executable, "-m", "gptj.cli", "--version"]
@@ -80,10 +83,14 @@ class TestHelp:
         monkeypatch.setattr(cli, "prepare", heard.append)
         monkeypatch.setattr(cli, "show_prepared", heard.append)
         monkeypatch.setattr(cli, "train", heard.append)
-        monkeypatch.setattr(cli, "load", lambda path: model)
+        monkeypatch.setattr(cli, "load", lambda *_, **__: model)
         monkeypatch.setattr(cli, "plot", heard.append)
+        monkeypatch.setattr(cli, "convert", lambda config: heard.append(config) or CONVERTED)
+        monkeypatch.setattr(cli, "open_source", lambda place, **_: heard.append(place))
+        monkeypatch.setattr(cli, "describe", lambda *_: [])
+        monkeypatch.setattr(cli, "diff", lambda *_: Difference(True, 0, "", 0, 0))
         assert gptj(*shlex.split(example[1])).code == 0
-        assert isinstance(heard[0], PrepareConfig | TrainConfig | PlotConfig | str)
+        assert isinstance(heard[0], PrepareConfig | TrainConfig | PlotConfig | ConvertConfig | str)
 
     def test_every_training_option_says_what_it_is(self, gptj):
         out = " ".join(gptj("train", "--help").out.split())

@@ -20,7 +20,9 @@ def test_a_model_is_loaded_by_its_hub_id(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert gptj.load("someone/their-model").config == config
-    assert asked == [("someone/their-model", ["model.json", "tokenizer.json", "weights/*"])]
+    assert asked == [
+        ("someone/their-model", ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"])
+    ]
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch):

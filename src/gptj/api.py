@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,18 +14,18 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
-from gptj import checkpoint
 from gptj.config import ModelConfig
+from gptj.convert.convert import write
+from gptj.convert.load import load_params
+from gptj.convert.open import open_source
+from gptj.convert.source import from_params
 from gptj.engine import engine
 from gptj.engine.sampling import SamplingParams
 from gptj.errors import UserError
-from gptj.hub import download, is_hub_id
-from gptj.model import Params, abstract, forward
+from gptj.model import Params, forward
 from gptj.sharding import batch_ways, check_mesh, place, reshard
 from gptj.tokenizer import Tokenizer
-from gptj.train.run import CHECKPOINTS, MODEL, TOKENIZER
 
-WEIGHTS = "weights"
 DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 
 
@@ -37,7 +35,8 @@ class Model:
 
     config: ModelConfig
     params: Params[Array]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """`None` where the files held none: text then needs `load(..., tokenizer=...)`."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -96,7 +95,7 @@ class Model:
             raise UserError(f"no sampling field {', '.join(unknown)}: there are {', '.join(known)}")
         prompts = [prompts] if isinstance(prompts, str) else prompts
         completions = engine.generate(
-            self.params, self.config, self.tokenizer, prompts, SamplingParams(**sampling), on_text
+            self.params, self.config, self._text(), prompts, SamplingParams(**sampling), on_text
         )
         return [completion.text for completion in completions]
 
@@ -109,89 +108,64 @@ class Model:
           UserError: a text has more tokens than the model's context.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        return engine.score(self.params, self.config, self.tokenizer, texts)
+        return engine.score(self.params, self.config, self._text(), texts)
+
+    def _text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(
+                "the model came without a tokenizer: load it with tokenizer=..., a tokenizer.json, "
+                "the folder of GPT-2's vocab.json and merges.txt, or a Hub id such as "
+                "EleutherAI/gpt-j-6b"
+            )
+        return self.tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as a folder that `load` reads: model.json, tokenizer.json, weights/.
+        """Write the model as a folder that `load` reads.
+
+        It holds model.json, tokenizer.json and weights.safetensors.
 
         Raises:
           UserError: the folder exists and is not empty.
-          gptj.checkpoint.CheckpointError: it could not be written; then no folder is left.
+          gptj.checkpoint.CheckpointError: it cannot be written; then no folder is left.
         """
-        folder = Path(path).absolute()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and is not an empty folder: choose another name")
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            self.config.save(unfinished / MODEL)
-            self.tokenizer.save(unfinished / TOKENIZER)
-            weights = unfinished / WEIGHTS
-            checkpoint.save(weights, {"params": self.params}, {"dtype": self.dtype.name})
-            unfinished.replace(folder)
-        except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise checkpoint.CheckpointError(
-                    f"{folder} could not be written ({error.strerror}): free some space, or "
-                    "choose another name"
-                ) from error
-            raise
+        write(from_params(self.config, self.params, self.tokenizer), path)
 
 
-def load(path_or_hub_id: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Model:
-    """A model from a run's folder (its newest checkpoint) or a folder written by `Model.save`.
+def load(
+    path_or_hub_id: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    config: ModelConfig | None = None,
+    tokenizer: str | None = None,
+) -> Model:
+    """A model of any kind, on the mesh that is set or on one device.
 
-    A Hub id names a folder of the latter kind on the Hugging Face Hub. The weights land on the
-    mesh that is set, each device reading its own part, or on one device.
+    The kind is seen from the files: a run's folder (its newest checkpoint), a folder written by
+    `Model.save` or `gptj convert`, a Hugging Face folder or Hub id, or Mesh Transformer JAX's
+    shards, at a path or a URL, or in an archive. Each tensor goes straight from the files to its
+    shards, so little else is ever in memory.
 
     Args:
-      dtype: store and compute in float32 or bfloat16; as saved when not given.
+      dtype: store and compute in float32 or bfloat16; as stored when not given, and float32 for
+        float16, which holds its numbers exactly.
+      config: the model's shape, where shards of the original's have no config.json beside them.
+      tokenizer: what `Tokenizer.load` takes, where none lies beside the weights.
 
     Raises:
       UserError: there is no model there, or it cannot be read; names the file at fault.
     """
-    folder = _folder(path_or_hub_id)
     if dtype is not None and not any(dtype == known for known in DTYPES):
         raise UserError(f"dtype={dtype} is not float32 or bfloat16")
-    config = ModelConfig.load(folder / MODEL)
-    check_mesh(config)
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
-    if tokenizer.vocab_size > config.padded_vocab_size:
+    source = open_source(path_or_hub_id, config=config, tokenizer=tokenizer)
+    check_mesh(source.config)
+    found = source.tokenizer()
+    if found and found.vocab_size > source.config.padded_vocab_size:
         raise UserError(
-            f"{folder / TOKENIZER} has {tokenizer.vocab_size} tokens, more than the "
-            f"{config.padded_vocab_size} rows of {folder / MODEL}: they are not of one model"
+            f"the tokenizer of {path_or_hub_id} has {found.vocab_size} tokens, more than the "
+            f"{source.config.padded_vocab_size} rows of the model: they are not of one model"
         )
-    weights = _weights(folder)
-    stored = dtype or checkpoint.metadata(weights).get("dtype", "float32")
-    like = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.dtype(stored)), abstract(config))
-    return Model(config, checkpoint.restore(weights, {"params": like})["params"], tokenizer)
-
-
-def _folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
-    """The local folder of a model, downloaded where it is an id and no folder of that name."""
-    folder, name = Path(path_or_hub_id), str(path_or_hub_id)
-    if not folder.exists() and name.count("/") == 1 and is_hub_id(name):
-        folder = download(name, "model", [MODEL, TOKENIZER, f"{WEIGHTS}/*"])
-    if not (folder / MODEL).is_file():
-        raise UserError(
-            f"no model at {name}: give the folder of a `gptj train` run or one written by "
-            f"Model.save (a folder with {MODEL})"
-        )
-    return folder
-
-
-def _weights(folder: Path) -> Path:
-    """The checkpoint that holds a folder's weights."""
-    if (folder / WEIGHTS).is_dir():
-        return folder / WEIGHTS
-    saved = checkpoint.complete(folder / CHECKPOINTS)
-    if not saved:
-        raise UserError(
-            f"the run {folder} has no complete checkpoint yet: train on until its first save"
-        )
-    return saved[-1]
+    stored = source.dtype if source.dtype in DTYPES else np.dtype("float32")
+    return Model(source.config, load_params(source, dtype or stored), found)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

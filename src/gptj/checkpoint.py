@@ -27,6 +27,9 @@ from gptj.errors import UserError
 
 MANIFEST = "manifest.json"
 
+FOLDER = "checkpoints"
+"""Where in a run's folder its checkpoints lie."""
+
 _WRITTEN_AFTER = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 """Orbax's notes of the commit, made after our manifest and not needed to restore."""
 

@@ -11,11 +11,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
 from gptj.api import load
+from gptj.convert.convert import ConvertConfig, convert
+from gptj.convert.inspect import describe, diff
+from gptj.convert.open import config_named, open_source
 from gptj.data.prepare import PrepareConfig, PrepareReport, SplitReport, prepare
 from gptj.engine.sampling import SamplingParams
 from gptj.errors import UserError
@@ -67,11 +70,16 @@ class TrainCommand:
 class GenerateCommand:
     """Write on from a prompt, token by token, to the terminal."""
 
-    model: tyro.conf.Positional[Path]
-    """Folder of a `gptj train` run or of a saved model, or the latter's Hugging Face Hub id."""
+    model: tyro.conf.Positional[str]
+    """A model of any kind: a run, a saved or converted model, a Hugging Face folder or Hub id, or
+    the original's shards."""
     prompt: str
     """The text to go on from; `-` reads it from standard input."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What to store and compute in. Default: what the weights are stored in."""
+    tokenizer: str | None = None
+    """A tokenizer, as `gptj prepare` takes it, where none lies with the model."""
     mesh: MeshShape = MeshShape()
 
 
@@ -147,7 +155,8 @@ def run_generate(args: Sequence[str]) -> None:
         unseen.clear()
 
     with command.mesh.use():
-        load(command.model).generate(prompt, on_text=show, **dataclasses.asdict(command.sampling))
+        model = load(command.model, dtype=command.dtype, tokenizer=command.tokenizer)
+        model.generate(prompt, on_text=show, **dataclasses.asdict(command.sampling))
     print(*unseen, sep="")
 
 
@@ -169,10 +178,69 @@ def run_plot(args: Sequence[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class InspectCommand:
+    """Say what a model is: its kind, shape, weights by part, step, optimizer, tokenizer, hash."""
+
+    model: tyro.conf.Positional[str]
+    """A model of any kind: a folder, an archive, a URL, or a Hub id."""
+    config: str | None = None
+    """The shape, for an original checkpoint without a config.json: a JSON file or a preset."""
+    hash: bool = True
+    """Read all weights, to hash them and count those that are not numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffCommand:
+    """Say whether two models of any kinds hold the same weights, and how far apart they are if not.
+
+    Exits with 0 where the bits are the same, with 1 where they are not.
+    """
+
+    a: tyro.conf.Positional[str]
+    """A model of any kind."""
+    b: tyro.conf.Positional[str]
+    """Another."""
+    config_a: str | None = None
+    """The first one's shape, for an original checkpoint without a config.json."""
+    config_b: str | None = None
+    """The second one's shape, likewise."""
+
+
+def run_convert(args: Sequence[str]) -> None:
+    """Run `gptj convert`."""
+    example = "gptj convert step_383500_slim/ gpt-j-6b/ --to huggingface --dtype bfloat16"
+    done = convert(_parse(ConvertConfig, "convert", args, example))
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"wrote {done.out}")
+
+
+def run_inspect(args: Sequence[str]) -> None:
+    """Run `gptj inspect`."""
+    command = _parse(InspectCommand, "inspect", args, "gptj inspect EleutherAI/gpt-j-6b --no-hash")
+    source = open_source(command.model, config=config_named(command.config))
+    for line in describe(source, command.hash):
+        print(line, flush=True)
+
+
+def run_diff(args: Sequence[str]) -> int:
+    """Run `gptj diff`."""
+    command = _parse(DiffCommand, "diff", args, "gptj diff step_383500_slim/ gpt-j-6b/")
+    a = open_source(command.a, config=config_named(command.config_a))
+    b = open_source(command.b, config=config_named(command.config_b))
+    found = diff(a, b)
+    if isinstance(found, str):
+        print(found)
+        return 1
+    print(found.sentence())
+    return 0 if found.same_bits else 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Verb:
     """One thing the command does."""
 
-    run: Callable[[Sequence[str]], None]
+    run: Callable[[Sequence[str]], int | None]
     summary: str
 
 
@@ -181,6 +249,9 @@ VERBS = {
     "train": Verb(run_train, "train a model, or go on with a run"),
     "generate": Verb(run_generate, "write on from a prompt"),
     "plot": Verb(run_plot, "draw the curves of runs"),
+    "convert": Verb(run_convert, "write a model as another kind"),
+    "inspect": Verb(run_inspect, "say what a model on disk is"),
+    "diff": Verb(run_diff, "compare the weights of two models"),
 }
 
 USAGE = f"""\
@@ -219,12 +290,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(f"gptj {args[0]}", lambda: VERBS[args[0]].run(args[1:]), debug)
 
 
-def guarded(name: str, run: Callable[[], None], debug: bool = False) -> int:
+def guarded(name: str, run: Callable[[], int | None], debug: bool = False) -> int:
     """Run it; a mistake of the user's becomes one sentence. Returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal cannot show
     try:
-        run()
+        code = run()
         sys.stdout.flush()
     except BrokenPipeError:  # who read along has left, as `head` does when it has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
@@ -237,7 +308,7 @@ def guarded(name: str, run: Callable[[], None], debug: bool = False) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _join_docstring_lines() -> None:

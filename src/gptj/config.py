@@ -31,10 +31,16 @@ class ModelConfig:
     """Longest sequence the model is meant for, in tokens."""
     layer_norm_eps: float = 1e-5
     rotary_base: float = 10000.0
+    embedding_bias: bool = False
+    """Whether every embedding has one vector added, as the original trainer's do."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, whole = getattr(self, field.name), field.type == "int"
+            if field.type == "bool":
+                if type(value) is not bool:
+                    raise UserError(f"{field.name}={value!r} must be true or false")
+                continue
             if type(value) is not int and (whole or type(value) is not float):
                 kind = "a whole number" if whole else "a number"
                 raise UserError(f"{field.name}={value!r} must be {kind}")
@@ -99,12 +105,12 @@ class ModelConfig:
             raise UserError(f"{path}: {error}") from None
 
 
-def _preset(layers: int, d_model: int, heads: int, rotary_dims: int, **other: int) -> ModelConfig:
-    return ModelConfig(layers, d_model, heads, rotary_dims, d_ff=4 * d_model, **other)
+def _preset(layers: int, d_model: int, heads: int, rotary_dims: int) -> ModelConfig:
+    return ModelConfig(layers, d_model, heads, rotary_dims, d_ff=4 * d_model)
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "demo": _preset(4, 256, 4, 32, context=256).with_vocab(4096),
+    "demo": dataclasses.replace(_preset(4, 256, 4, 32), context=256).with_vocab(4096),
     "125m": _preset(12, 768, 12, 32),
     "350m": _preset(24, 1024, 16, 32),
     "1.3b": _preset(24, 2048, 16, 64),

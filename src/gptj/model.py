@@ -66,6 +66,8 @@ class Params(Generic[Leaf]):
     norm_offset: Leaf
     output: Leaf
     output_bias: Leaf
+    embedding_bias: Leaf | None = None
+    """Only where `ModelConfig.embedding_bias` says so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,7 @@ def weights(config: ModelConfig) -> Params[Weight]:
         norm_offset=Weight((d,), (None,), 0.0),
         output=Weight((d, v), ("embed", "vocab"), std),
         output_bias=Weight((v,), ("vocab",), 0.0),
+        embedding_bias=Weight((d,), (None,), 0.0) if config.embedding_bias else None,
     )
 
 
@@ -170,7 +173,9 @@ def count_parameters(config: ModelConfig, original_shards: int | None = None) ->
     was stored once per shard, and the embedding had a bias (GPT-J, 8 shards: 6,053,381,344).
     """
     copies = original_shards or 1
-    total = config.d_model * copies if original_shards else 0
+    if original_shards:
+        config = dataclasses.replace(config, embedding_bias=True)
+    total = 0
     for weight in jax.tree.leaves(weights(config)):
         split = any(LOGICAL_TO_MESH.get(axis or "") == "tensor" for axis in weight.axes)
         total += math.prod(weight.shape) * (1 if split else copies)
@@ -211,9 +216,14 @@ def feed_forward_out(
 def embed(
     params: Params[Array], tokens: Int[Array, "batch length"], dtype: DTypeLike
 ) -> Float[Array, "batch length embed"]:
-    """The rows of the embedding table for `tokens`."""
+    """The rows of the embedding table for `tokens`, with the embedding's bias if there is one."""
     table = gather(params.embedding, ("vocab", "embed"), dtype)
-    return table.at[tokens].get(out_sharding=spec("batch", None, None))
+    x = table.at[tokens].get(out_sharding=spec("batch", None, None))
+    if params.embedding_bias is None:
+        return x
+    rows = x.reshape(-1, x.shape[-1])
+    rows += spread(gather(params.embedding_bias, (None,), dtype), rows)
+    return reshape(rows, x.shape, "batch", None, None)
 
 
 def block(

@@ -22,7 +22,8 @@ from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
-MODEL, TOKENIZER, COURSE, CHECKPOINTS = "model.json", "tokenizer.json", "run.json", "checkpoints"
+MODEL, TOKENIZER, COURSE = "model.json", "tokenizer.json", "run.json"
+CHECKPOINTS = checkpoint.FOLDER
 LOCK = "lock"
 
 

@@ -1,0 +1,122 @@
+"""From any kind of model on disk to any other, a tensor at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from gptj.checkpoint import CheckpointError
+from gptj.convert import huggingface, mesh_transformer, own
+from gptj.convert.open import config_named, open_source
+from gptj.convert.source import Source
+from gptj.errors import UserError
+
+Kind = Literal["gptj", "huggingface", "mesh-transformer"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write a model of any kind as another, a tensor at a time, in little memory.
+
+    Weights keep their bits unless `--dtype` changes their type. What the other kind has no place
+    for is said: Hugging Face's holds no optimizer, and no bias of the embedding (it is added in).
+    """
+
+    source: tyro.conf.Positional[str]
+    """A model: a folder, an archive, a URL such as gs://bucket/step_383500, or a Hub id."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist, or be empty."""
+    to: Kind = "gptj"
+    """The kind to write: this project's, transformers', or Mesh Transformer JAX's."""
+    dtype: Dtype | None = None
+    """The type to store the weights in. Default: as they are."""
+    shards: int = 8
+    """Parts of a mesh-transformer checkpoint: 1, 2, 4, 8 or 16."""
+    slim: bool = False
+    """Leave the optimizer's state out, and as the original did store bfloat16."""
+    config: str | None = None
+    """The model's shape, for an original checkpoint without a config.json: a JSON file (the
+    original's, or ours) or a preset's name."""
+    tokenizer: str | None = None
+    """A tokenizer to write beside the weights, as `gptj prepare` takes it. Default: the model's."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did."""
+
+    source: Source
+    out: Path
+    notes: tuple[str, ...]
+    """What did not come along, in sentences."""
+
+
+def convert(config: ConvertConfig) -> Converted:
+    """Write the model at `config.source` as `config.to`, all or nothing.
+
+    Raises:
+      UserError: it cannot be read, the other kind cannot hold it, or it cannot be written.
+    """
+    if config.to != "mesh-transformer" and config.shards != ConvertConfig.shards:
+        raise UserError("shards counts the parts of a mesh-transformer checkpoint: leave it out")
+    shape = config_named(config.config)
+    source = open_source(config.source, config=shape, tokenizer=config.tokenizer)
+    notes = []
+    if source.optimizer is not None and (config.slim or config.to == "huggingface"):
+        source = replace(source, optimizer=None)
+        notes.append("the optimizer's state is left out")
+    if source.config.embedding_bias and config.to == "huggingface":
+        notes.append("the embedding's bias is added into the embedding")
+    if source.tokenizer() is None:
+        notes.append("there is no tokenizer to write: name one with --tokenizer")
+    narrow: Dtype | None = "bfloat16" if config.slim else None
+    if dtype := config.dtype or narrow:
+        source = stored_in(source, np.dtype(jnp.dtype(dtype)))
+    write(source, config.out, config.to, config.shards)
+    return Converted(source, config.out, tuple(notes))
+
+
+def stored_in(source: Source, dtype: np.dtype[Any]) -> Source:
+    """`source` with its weights in `dtype`; an optimizer's moments keep their own."""
+    cast = {name: tensor.cast(dtype, name) for name, tensor in source.weights.items()}
+    return dataclasses.replace(source, weights=cast)
+
+
+def write(source: Source, out: str | os.PathLike[str], to: Kind = "gptj", shards: int = 8) -> None:
+    """Write `source` into the new folder `out`, which appears whole or not at all.
+
+    Raises:
+      UserError: the folder exists and is not empty.
+      CheckpointError: it cannot be written; then none is left.
+    """
+    folder = Path(out).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another name")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        if to == "huggingface":
+            huggingface.write(source, unfinished)
+        elif to == "mesh-transformer":
+            mesh_transformer.write(source, unfinished, shards)
+        else:
+            own.write(source, unfinished)
+        unfinished.replace(folder)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{folder} could not be written ({error.strerror}): free some space, or choose "
+                "another name"
+            ) from error
+        raise

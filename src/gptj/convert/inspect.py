@@ -1,0 +1,131 @@
+"""What a model on disk is, and whether two of them are the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gptj.convert import names
+from gptj.convert.source import Source
+from gptj.convert.tensor import Tensor, count_nans
+from gptj.model import Weight
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models' weights are from each other, in float32."""
+
+    same_bits: bool
+    """Whether every tensor is stored in the same type with the same bits."""
+    largest: float
+    """The largest absolute difference of two weights; NaN where one of two is not a number."""
+    where: str
+    """The tensor it is in."""
+    relative: float
+    """The norm of the difference over the norm of the first model's weights."""
+    tensors: int
+    """Tensors with any difference."""
+
+    def sentence(self) -> str:
+        """The same in words."""
+        if self.same_bits:
+            return "the same weights, bit for bit"
+        if not self.tensors:
+            return "the same numbers, stored in different types"
+        return (
+            f"{self.tensors} tensors differ: by {self.largest:.3g} at most, in {self.where}; by "
+            f"{self.relative:.3g} of the weights' norm in all"
+        )
+
+
+def diff(a: Source, b: Source) -> Difference | str:
+    """Compare two models tensor by tensor; a sentence where they are not of one shape."""
+    tables = [names.tensors(source.config) for source in (a, b)]
+    bias = "embedding_bias"
+    other = {
+        n for n in {*tables[0], *tables[1]} - {bias} if _shape(tables[0], n) != _shape(tables[1], n)
+    }
+    if other:
+        first = sorted(other)[0]
+        return (
+            f"they are of different shapes: {first} is {_shape(tables[0], first)} in {a.place} and "
+            f"{_shape(tables[1], first)} in {b.place}"
+        )
+    folded = a.config.embedding_bias != b.config.embedding_bias
+    same, largest, where, squares, total, count = not folded, 0.0, "", 0.0, 0.0, 0
+    for name in (n for n in tables[0] if n != bias or not folded):
+        x, y = (_read(source, name, folded) for source in (a, b))
+        same = same and x.dtype == y.dtype and x.tobytes() == y.tobytes()
+        wide = x.astype(np.float32)
+        gap = np.abs(wide - y.astype(np.float32))
+        gap[(x == y) | (np.isnan(wide) & np.isnan(y.astype(np.float32)))] = 0
+        most = float(gap.max(initial=0))
+        count += bool(most) or bool(np.isnan(most))
+        if most > largest or np.isnan(most):
+            largest, where = most, name
+        squares += float(np.square(gap, dtype=np.float64).sum())
+        total += float(np.square(wide, dtype=np.float64).sum())
+    return Difference(same, largest, where, (squares / total) ** 0.5 if total else 0.0, count)
+
+
+def _shape(table: dict[str, Weight], name: str) -> tuple[int, ...] | None:
+    return table[name].shape if name in table else None
+
+
+def _read(source: Source, name: str, folded: bool) -> np.ndarray:
+    """A tensor; where only one model has an embedding bias, the embedding with it added."""
+    array = np.ascontiguousarray(source.weights[name].read())
+    if name == "embedding" and folded and source.config.embedding_bias:
+        bias = source.weights["embedding_bias"].read().astype(np.float32)
+        return (array.astype(np.float32) + bias).astype(array.dtype)
+    return array
+
+
+def describe(source: Source, hashes: bool = True) -> Iterator[str]:
+    """Lines that say what `source` is; with `hashes`, after reading all of it."""
+    tensors, config = source.weights, source.config
+    yield f"{source.place}: {source.kind}"
+    yield "  " + ", ".join(f"{field}={value}" for field, value in asdict(config).items())
+    parts = {
+        "embedding": [t for n, t in tensors.items() if n.startswith("embedding")],
+        f"{config.layers} layers": [t for n, t in tensors.items() if n.startswith("blocks.")],
+        "output": [t for n, t in tensors.items() if not n.startswith(("embedding", "blocks."))],
+    }
+    for part, held in {**parts, "all weights": list(tensors.values())}.items():
+        yield f"  {part:12} {_sum(held)}"
+    step = "unknown" if source.step is None else f"{source.step:,}"
+    yield f"  step         {step}"
+    moments = list((source.optimizer or {}).values())
+    yield f"  optimizer    {_sum(moments) if moments else 'none'}"
+    tokenizer = source.tokenizer()
+    yield f"  tokenizer    {_tokenizer(tokenizer) if tokenizer else 'none'}"
+    if hashes:
+        digest, nans = fingerprint(source)
+        yield f"  sha256       {digest} (of the weights, whatever the kind)"
+        yield f"  NaN          {nans:,}" if nans else "  NaN          none"
+
+
+def _tokenizer(tokenizer: object) -> str:
+    size, digest = getattr(tokenizer, "vocab_size", 0), getattr(tokenizer, "sha256", "")
+    return f"{size:,} tokens, sha256 {digest}"
+
+
+def fingerprint(source: Source) -> tuple[str, int]:
+    """A hash of the weights' names, types and bits, whatever the kind; and how many are NaN."""
+    digest, nans = hashlib.sha256(), 0
+    for name in sorted(source.weights):
+        array = source.weights[name].read()
+        nans += count_nans(array)
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest(), nans
+
+
+def _sum(tensors: list[Tensor]) -> str:
+    numbers = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)
+    dtypes = sorted({tensor.dtype.name for tensor in tensors})
+    size = sum(tensor.bytes for tensor in tensors)
+    return f"{numbers:>15,} numbers  {', '.join(dtypes)}  {size:,} bytes"

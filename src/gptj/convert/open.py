@@ -1,0 +1,150 @@
+"""Whatever someone calls a model, as a source: the kind is seen from the files."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from gptj import checkpoint
+from gptj.config import PRESETS, ModelConfig
+from gptj.convert import archive, huggingface, mesh_transformer, own
+from gptj.convert.files import Folder, is_url
+from gptj.convert.source import Source, from_params
+from gptj.convert.tensor import Tensor
+from gptj.errors import UserError
+from gptj.hub import download, is_hub_id
+from gptj.model import Params, abstract
+from gptj.tokenizer import Tokenizer
+
+HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
+
+KINDS = (
+    "a `gptj train` run or a folder written by Model.save or `gptj convert`; a Hugging Face "
+    "folder or Hub id; or the original's folder of shards, or an archive of it"
+)
+
+
+def open_source(
+    place: str | os.PathLike[str],
+    *,
+    config: ModelConfig | None = None,
+    tokenizer: str | None = None,
+) -> Source:
+    """The model at a path, a URL or a Hub id; its weights are not read yet.
+
+    Args:
+      config: the shape, for shards of the original's that no config.json lies beside.
+      tokenizer: what `Tokenizer.load` takes, where none or another one lies with the model.
+
+    Raises:
+      UserError: there is no model there, or its files contradict each other.
+    """
+    source = _opened(_located(str(place)), config)
+    if config is not None and source.kind != mesh_transformer.KIND:
+        raise UserError(f"{place} has its own config: leave out the one you give")
+    if tokenizer is not None:
+        return replace(source, tokenizer=functools.cache(lambda: Tokenizer.load(tokenizer)))
+    return replace(source, tokenizer=functools.cache(source.tokenizer))
+
+
+def config_named(name: str | None) -> ModelConfig | None:
+    """A preset, or the JSON file of a config, ours or the original's; `None` for no name."""
+    if name is None:
+        return None
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"no config {name!r}: give a JSON file or one of {', '.join(PRESETS)}")
+    text = path.read_text()
+    if "n_heads" in text:
+        return mesh_transformer.read_config(text, name)
+    return ModelConfig.load(path)
+
+
+def _opened(folder: Folder, config: ModelConfig | None) -> Source:
+    if own.is_own(folder):
+        return own.read(folder)
+    if is_run(folder):
+        return _run(folder)
+    if mesh_transformer.is_mesh_transformer(folder):
+        return mesh_transformer.read(folder, config)
+    if huggingface.is_huggingface(folder):
+        return huggingface.read(folder)
+    if own.CONFIG in folder:
+        raise UserError(
+            f"the run {folder} has no complete checkpoint yet: train on until its first save"
+        )
+    raise UserError(f"no model at {folder}: give {KINDS}")
+
+
+def _located(place: str) -> Folder:
+    """The folder of a model: as named, unpacked, or downloaded."""
+    if is_url(place):
+        return _inner(Folder(place))
+    path = Path(place)
+    if path.is_file() and archive.is_archive(path.name):
+        return _inner(Folder(_unpacked(path)))
+    if not path.exists() and place.count("/") == 1 and is_hub_id(place):
+        return Folder(download(place, "model", HUB_FILES))
+    if not path.is_dir():
+        raise UserError(f"no model at {place}: give {KINDS}")
+    return _inner(Folder(path))
+
+
+def _inner(folder: Folder) -> Folder:
+    """The one folder in `folder`, where that is all it holds, as in an unpacked archive."""
+    names = folder.names()
+    if len(names) == 1 and not names[0].startswith("shard_") and names[0] not in folder:
+        return _inner(folder.folder(names[0]))
+    return folder
+
+
+def _unpacked(path: Path) -> Path:
+    """An archive's content, beside it on its disk until this program ends."""
+    kept = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    archive.unpack(path, Path(kept) / "content")
+    return Path(kept) / "content"
+
+
+def is_run(folder: Folder) -> bool:
+    """Whether `folder` is that of a training run with a checkpoint to read."""
+    return own.CONFIG in folder and not is_url(str(folder)) and bool(_saved(folder))
+
+
+def _saved(folder: Folder) -> list[Path]:
+    return checkpoint.complete(Path(str(folder)) / checkpoint.FOLDER)
+
+
+def _run(folder: Folder) -> Source:
+    """A run as a source. The first tensor read restores all of them."""
+    config, newest = own.read_config(folder), _saved(folder)[-1]
+
+    def restore(dtype: np.dtype[Any]) -> Params[Array]:
+        like = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract(config))
+        params: Params[Array] = checkpoint.restore(newest, {"params": like})["params"]
+        return params
+
+    @functools.cache
+    def restored() -> dict[str, Tensor]:
+        return from_params(config, restore(np.dtype("float32")), None).weights
+
+    def read(name: str) -> np.ndarray:
+        return restored()[name].read()
+
+    lazy = from_params(config, abstract(config), None).weights
+    weights = {n: replace(t, read=functools.partial(read, n)) for n, t in lazy.items()}
+    tokenizer = lambda: Tokenizer.load(Path(str(folder)) / own.TOKENIZER)  # noqa: E731
+    step = checkpoint.step_of(newest)
+    return Source("run", str(folder), config, weights, tokenizer, step, None, restore)

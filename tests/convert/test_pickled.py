@@ -1,0 +1,519 @@
+"""PyTorch's pickles: read to the bit as torch reads them, and never run, however they are made."""
+
+import builtins
+import contextlib
+import os
+import pickle
+import random
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptj.convert import pickled
+from gptj.convert.files import File
+from gptj.convert.pickled import tensors
+from gptj.convert.tensor import BFLOAT16
+from gptj.errors import UserError
+
+
+def opened(path: Path) -> File:
+    return File(str(path), path.stat().st_size)
+
+
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.read() for name, tensor in tensors(opened(path)).items()}
+
+
+# Pickles by hand, so that they can say what torch never would.
+
+
+def number(value: int) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def name_of(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def group(*parts: bytes) -> bytes:
+    return b"(" + b"".join(parts) + b"t"
+
+
+def numbers(values: tuple[int, ...]) -> bytes:
+    return group(*map(number, values))
+
+
+NO_HOOKS = name_of("collections", "OrderedDict") + b")R"
+
+
+def storage(key: str = "0", kind: str = "FloatStorage", count: int = 6) -> bytes:
+    dtype = name_of("torch", kind)
+    return group(text("storage"), dtype, text(key), text("cpu"), number(count)) + b"Q"
+
+
+def tensor(offset=0, shape=(2, 3), strides=(3, 1), of=None, extra=(NO_HOOKS,)) -> bytes:
+    view = (number(offset), numbers(shape), numbers(strides))
+    call = group(of or storage(), *view, b"\x89", *extra)
+    return name_of("torch._utils", "_rebuild_tensor_v2") + call + b"R"
+
+
+def program(**items: bytes) -> bytes:
+    return b"\x80\x02}(" + b"".join(text(k) + v for k, v in items.items()) + b"u."
+
+
+SIX = np.arange(6, dtype=np.float32)
+ONE_STORAGE = (("0", SIX.tobytes()),)
+
+
+def write(path: Path, code: bytes, data=ONE_STORAGE, more=(), **options) -> Path:
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("any/data.pkl", code)
+        for key, stored in data:
+            archive.writestr(f"any/data/{key}", stored)
+        for name, content in more:
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "pytorch_model.bin"
+
+
+def refuse(path: Path, *said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tensors(opened(path))
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    missing = [word for word in said if word not in message]
+    assert not missing, f"{missing} not in {message}"
+
+
+def read_or_refuse(path: Path) -> None:
+    """Any other error, and any warning, is a bug."""
+    with contextlib.suppress(UserError):
+        assert all(type(name) is str for name in read_all(path))
+
+
+class TestByHand:
+    def test_what_the_pickle_says_is_what_is_read(self, path):
+        found = read_all(write(path, program(w=tensor())))
+        np.testing.assert_array_equal(found["w"], SIX.reshape(2, 3))
+
+    def test_nothing_but_the_directory_and_the_pickle_is_read_at_first(self, path, monkeypatch):
+        big = np.zeros(1 << 20, np.float32)
+        code = program(w=tensor(0, (4,), (1,), storage(count=big.size)))
+        file = opened(write(path, code, [("0", big.tobytes())]))
+        counted, plainly = [], File.read
+
+        def counting(self, start=0, stop=None):
+            part = plainly(self, start, stop)
+            counted.append(len(part))
+            return part
+
+        monkeypatch.setattr(File, "read", counting)
+        found = tensors(file)["w"]
+        assert found.shape == (4,)
+        assert found.dtype == np.float32
+        assert sum(counted) < 100_000
+        counted.clear()
+        found.read()
+        assert counted == [30, 16]
+
+    def test_a_remote_file(self, path):
+        class Remote:
+            def cat_file(self, place, start, end):
+                return Path(place).read_bytes()[start:end]
+
+        write(path, program(w=tensor()))
+        found = tensors(File(str(path), path.stat().st_size, Remote()))
+        np.testing.assert_array_equal(found["w"].read(), SIX.reshape(2, 3))
+
+    def test_the_array_is_the_callers_own(self, path):
+        found = tensors(opened(write(path, program(w=tensor()))))["w"]
+        found.read()[:] = 7
+        np.testing.assert_array_equal(found.read(), SIX.reshape(2, 3))
+
+
+class TestWhatWouldRun:
+    @pytest.fixture
+    def marker(self, tmp_path):
+        made = tmp_path / "marker"
+        yield made
+        assert not made.exists()
+
+    def test_a_call_of_the_shell(self, path, marker):
+        class Shell:
+            def __reduce__(self):
+                return os.system, (f"touch {marker}",)
+
+        write(path, pickle.dumps({"w": Shell()}))
+        refuse(path, f"{os.system.__module__}.system", "would run code", "safetensors")
+
+    @pytest.mark.parametrize("protocol", range(6))
+    def test_eval_in_every_protocol(self, path, marker, protocol):
+        class Eval:
+            def __reduce__(self):
+                return builtins.eval, (f"open({str(marker)!r}, 'w')",)
+
+        refuse(write(path, pickle.dumps({"w": Eval()}, protocol)), str(path))
+
+    def test_a_chain_of_getattr(self, path):
+        start = name_of("builtins", "getattr") + group(NO_HOOKS, text("__class__")) + b"R"
+        refuse(write(path, program(w=start)), "builtins.getattr", "would run code")
+
+    @pytest.mark.parametrize(
+        ("module", "name"),
+        [
+            ("collections", "OrderedDict.fromkeys"),
+            ("collections", "OrderedDict.__init__.__globals__"),
+            ("torch", "FloatStorage.__class__"),
+            ("torch._utils", "_rebuild_tensor_v2.__globals__"),
+            ("torch._utils", "_rebuild_tensor_v3"),
+            ("torch.storage", "_load_from_bytes"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("__main__", "FloatStorage"),
+            ("gptj.convert.pickled", "tensors"),
+            ("a\nb", "c" * 1000),
+        ],
+    )
+    def test_any_other_name(self, path, module, name):
+        code = b"\x80\x04" + text(module) + text(name) + b"\x93."
+        refuse(write(path, code), "would run code")
+
+    def test_a_name_of_the_extension_registry(self, path):
+        refuse(write(path, b"\x80\x02\x82\x01."), "damaged")
+
+    def test_attributes_are_set_on_nothing(self, path):
+        state = b"}" + text("__module__") + text("mine") + b"s"
+        for target in (name_of("torch._utils", "_rebuild_tensor_v2"), tensor()):
+            refuse(write(path, program(w=target + state + b"b")), "damaged")
+            refuse(write(path, program(w=target + b"N" + state + b"\x86b")), "damaged")
+        assert pickled._rebuild_tensor.__module__ == "gptj.convert.pickled"
+
+    @pytest.mark.parametrize("code", [b"i", b"o", b"\x81", b"\x92"])
+    def test_other_ways_to_make_an_object(self, path, code):
+        made = {b"i": b"(icollections\nOrderedDict\n", b"o": b"(" + NO_HOOKS[:-2] + b"o"}
+        item = made.get(code, NO_HOOKS[:-2] + b")" + b"}" * (code == b"\x92") + code)
+        refuse(write(path, program(w=item)), "damaged")
+
+
+class TestWhatDoesNotFit:
+    @pytest.mark.parametrize(
+        ("offset", "shape", "strides"),
+        [
+            (1, (2, 3), (3, 1)),
+            (0, (2, 3), (4, 1)),
+            (0, (7,), (1,)),
+            (6, (1,), (1,)),
+            (6, (), ()),
+            (7, (0,), (1,)),
+            (0, (2,), (2**62,)),
+            (2**64, (1,), (1,)),
+            (2**62, (1,), (1,)),
+        ],
+    )
+    def test_a_view_outside_its_storage(self, path, offset, shape, strides):
+        write(path, program(w=tensor(offset, shape, strides)))
+        refuse(path, "'w'", "outside its storage")
+
+    @pytest.mark.parametrize(
+        ("offset", "shape", "strides"),
+        [
+            (-1, (2,), (1,)),
+            (0, (-2,), (1,)),
+            (0, (-2, -3), (3, 1)),
+            (5, (2,), (-1,)),
+            (0, (2, 3), (1,)),
+            (0, (), (1,)),
+            (0, (1,) * 65, (1,) * 65),
+            (0, (0, 2**40, 2**40), (1, 1, 1)),
+            (0, (2**62,), (0,)),
+        ],
+    )
+    def test_an_impossible_shape(self, path, offset, shape, strides):
+        refuse(write(path, program(w=tensor(offset, shape, strides))), "'w'", "impossible shape")
+
+    def test_a_number_repeated_without_end(self, path):
+        code = program(w=tensor(0, (10**9, 10**9 // 2), (0, 0)))
+        refuse(write(path, code), "'w'", ".contiguous()")
+
+    @pytest.mark.parametrize("count", [0, 5, 7, -6, 2**61, 2**200])
+    def test_a_storage_of_another_length(self, path, count):
+        code = program(w=tensor(0, (1,), (1,), storage(count=count)))
+        refuse(write(path, code), "'w'", "24 bytes")
+
+    def test_a_storage_of_another_type(self, path):
+        code = program(w=tensor(of=storage(kind="DoubleStorage")))
+        refuse(write(path, code), "'w'", "24 bytes")
+
+    @pytest.mark.parametrize("key", ["1", "../data.pkl", "", "0/"])
+    def test_a_storage_that_is_not_there(self, path, key):
+        refuse(write(path, program(w=tensor(of=storage(key)))), "'w'", "missing")
+
+    @pytest.mark.parametrize("field", [20, 24])
+    def test_an_entry_larger_than_the_file(self, path, field):
+        write(path, program(w=tensor()))
+        content = bytearray(path.read_bytes())
+        at = content.rindex(b"PK\x01\x02")
+        content[at + field : at + field + 4] = struct.pack("<I", 1 << 30)
+        path.write_bytes(content)
+        refuse(path, "any/data/0")
+
+    def test_a_header_that_is_not_one(self, path):
+        write(path, program(w=tensor()))
+        content = path.read_bytes()
+        at = content.index(b"PK\x03\x04", 1)
+        path.write_bytes(content[:at] + b"XX" + content[at + 2 :])
+        found = tensors(opened(path))
+        with pytest.raises(UserError, match="any/data/0"):
+            found["w"].read()
+
+    @pytest.mark.parametrize(
+        ("items", "said"),
+        [
+            ({"state_dict": b"}" + text("w") + tensor() + b"s"}, "'state_dict'"),
+            ({"w": tensor(), "epoch": number(3), "model": b"}"}, "'epoch'"),
+            ({"w": name_of("torch", "FloatStorage")}, "'w'"),
+            ({"w": storage()}, "'w'"),
+        ],
+    )
+    def test_more_than_a_state_dict(self, path, items, said):
+        refuse(write(path, program(**items)), said, "state_dict() by itself")
+
+    def test_a_number_for_a_name(self, path):
+        refuse(write(path, b"\x80\x02}" + number(3) + tensor() + b"s."), "'3'", "by itself")
+
+    @pytest.mark.parametrize("code", [tensor(), number(1), b"]", b"N"])
+    def test_no_dict_at_all(self, path, code):
+        refuse(write(path, b"\x80\x02" + code + b"."), "not a state dict")
+
+    @pytest.mark.parametrize("one_by_one", [True, False])
+    def test_a_name_given_twice(self, path, one_by_one):
+        item = text("w") + tensor()
+        code = item + b"s" + item + b"s." if one_by_one else b"(" + item + item + b"u."
+        refuse(write(path, b"\x80\x02}" + code), "twice")
+
+    def test_metadata_that_asks_for_a_negation(self, path):
+        extra = (NO_HOOKS, b"}" + text("neg") + b"\x88s")
+        refuse(write(path, program(w=tensor(extra=extra))), "damaged")
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        "code",
+        [
+            b"",
+            b".",
+            b"\x80\x02",
+            b"\x80\x63.",
+            b"\x80\x02}(u",
+            b"\x80\x02}(X\x01\x00\x00\x00wu.",
+            b"\x80\x02}(X\xff\xff\xff\xffwu.",
+            b"\x80\x02}h\x00.",
+            b"\x80\x02U\x00Q.",
+            b"\x80\x02)Q.",
+            b"\x80\x02K\x01)R.",
+            b"\x80\x02ctorch\nFloatStorage\n)R.",
+            b"\x80\x04\x95" + b"\xff" * 8 + b".",
+            b"\x80\x02c\xff\n\xff\n.",
+            b"\x00",
+        ],
+    )
+    def test_a_pickle_that_is_none(self, path, code):
+        refuse(write(path, code), "damaged")
+
+    def test_a_number_that_would_be_a_size_of_memory(self, path):
+        code = b"\x80\x02}r\xff\xff\xff\x7f" + program(w=tensor())[3:]
+        assert read_all(write(path, code)).keys() == {"w"}
+        refuse(write(path, b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f."), "damaged")
+
+    def test_a_key_that_would_take_the_stack_or_for_ever(self, path):
+        for key in (b")" + b"\x85" * 1_000_000, b")" + b"q\x00h\x00\x86" * 100):
+            refuse(write(path, b"\x80\x02}" + key + b"Ns."), "damaged")
+
+    def test_a_pickle_without_end(self, path, monkeypatch):
+        monkeypatch.setattr(pickled, "PICKLE_BYTES", 1000)
+        refuse(write(path, program(w=tensor()) + b" " * 1000), "data.pkl", "1000 are plenty")
+
+    def test_the_pickles_checksum(self, path):
+        content = write(path, program(wxyz=tensor())).read_bytes()
+        path.write_bytes(content.replace(b"wxyz", b"wxya"))
+        refuse(path, "checksum", "data.pkl")
+
+    def test_a_compressed_entry(self, path):
+        write(path, program(w=tensor()), compression=zipfile.ZIP_DEFLATED)
+        refuse(path, "any/data", "compressed")
+
+    def test_an_entry_twice(self, path):
+        other = write(path, program(w=tensor()), [("0", SIX.tobytes()), ("x", SIX.tobytes())])
+        other.write_bytes(other.read_bytes().replace(b"any/data/x", b"any/data/0"))
+        refuse(path, "any/data/0", "twice")
+
+    def test_two_pickles(self, path):
+        more = [("other/data.pkl", b"}.")]
+        refuse(write(path, program(w=tensor()), more=more), "2 files data.pkl")
+
+    def test_another_zip(self, path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("word/document.xml", "<>")
+        refuse(path, "0 files data.pkl")
+
+    def test_byte_order(self, path):
+        write(path, program(w=tensor()), more=[("any/byteorder", b"little")])
+        assert read_all(path).keys() == {"w"}
+        refuse(write(path, program(w=tensor()), more=[("any/byteorder", b"big")]), "big-endian")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"P", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x02}."]
+    )
+    def test_not_a_zip(self, path, content):
+        path.write_bytes(content)
+        refuse(path, "not a PyTorch checkpoint", f"{len(content)} bytes")
+
+    def test_the_format_before_1_6(self, path):
+        path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02M\xe9\x03.")
+        refuse(path, "before 1.6", "re-save", "safetensors")
+
+    def test_cut_short_anywhere(self, path):
+        content = write(path, program(w=tensor())).read_bytes()
+        for length in range(len(content)):
+            path.write_bytes(content[:length])
+            with pytest.raises(UserError):
+                read_all(path)
+
+    @pytest.mark.parametrize("with_checksums", [True, False])
+    def test_any_byte_changed_is_refused_or_harmless(self, path, with_checksums):
+        code = program(w=tensor(), t=tensor(1, (3, 2), (1, 2), storage("1")))
+        write(path, code, [("0", SIX.tobytes()), ("1", SIX.tobytes())])
+        content = bytearray(path.read_bytes())
+        if not with_checksums:
+            at = content.index(b"PK\x01\x02") + 16
+            content[at : at + 4] = bytes(4)
+        draw = random.Random(0)
+        for at in range(len(content)):
+            changed = content.copy()
+            changed[at] ^= draw.randrange(1, 256)
+            path.write_bytes(changed)
+            read_or_refuse(path)
+
+
+class TestAgainstTorch:
+    @pytest.fixture
+    def torch(self):
+        return pytest.importorskip("torch", reason="torch is not installed (`make test` does it)")
+
+    @pytest.fixture
+    def same(self, torch, path):
+        """Saves a state dict, and checks that what is read is what torch has, to the bit."""
+
+        def check(state, **options) -> dict[str, np.ndarray]:
+            torch.save(state, path, **options)
+            lazy = tensors(opened(path))
+            found = {name: tensor.read() for name, tensor in lazy.items()}
+            assert list(found) == list(state)
+            for name, value in state.items():
+                bits = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+                assert found[name].tobytes() == bits.tobytes()
+                assert found[name].shape == lazy[name].shape == tuple(value.shape)
+                assert found[name].dtype == lazy[name].dtype
+                assert lazy[name].bytes == found[name].nbytes
+            return found
+
+        return check
+
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [
+            *((name, np.dtype(name)) for name in ("float16", "float32", "float64", "uint8")),
+            *((name, np.dtype(name)) for name in ("int8", "int16", "int32", "int64", "bool")),
+            ("bfloat16", BFLOAT16),
+        ],
+    )
+    def test_every_type(self, torch, same, name, dtype):
+        values = torch.arange(-6, 6).reshape(3, 4).to(getattr(torch, name))
+        assert same({"w": values, "scalar": values[1, 2]})["w"].dtype == dtype
+
+    @pytest.mark.parametrize("name", ["complex64", "float8_e4m3fn", "uint16"])
+    def test_types_that_no_model_has(self, torch, path, name):
+        torch.save({"w": torch.ones(3).to(getattr(torch, name))}, path)
+        refuse(path, "torch.", "safetensors")
+
+    def test_views_of_every_kind(self, torch, same):
+        base = torch.randn(4, 6, 5)
+        same(
+            {
+                "whole": base,
+                "shared": base,
+                "transposed": base.permute(2, 0, 1),
+                "offset": base[2:],
+                "steps": base[1::2, ::3, 1:4],
+                "diagonal": base[0].diagonal(),
+                "one": base[3, 5, 4],
+                "nothing": base[:, :0],
+                "at the end": base.reshape(-1)[120:],
+                "empty": torch.empty(0, 3),
+            }
+        )
+
+    def test_a_storage_shared_is_stored_once(self, torch, same, path):
+        big = torch.zeros(100_000)
+        same({"a": big, "b": big[5:], "c": big.view(1000, 100).T})
+        assert path.stat().st_size < 1.1 * 400_000
+
+    def test_an_expanded_tensor_is_refused_with_the_remedy(self, torch, path):
+        torch.save({"w": torch.ones(1).expand(3)}, path)
+        refuse(path, "'w'", ".contiguous()")
+
+    def test_a_modules_state_dict_and_its_parameters(self, torch, same):
+        module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+        state = module.state_dict()
+        assert state._metadata
+        same(state)
+        same(dict(module.named_parameters()))
+        same(module.half().state_dict(keep_vars=True))
+
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_every_protocol(self, torch, same, protocol):
+        module = torch.nn.Linear(300, 2)
+        same(module.state_dict(), pickle_protocol=protocol)
+        same(dict(module.named_parameters()), pickle_protocol=protocol)
+
+    def test_many_tensors(self, torch, same):
+        same({f"layer.{i}": torch.full((2,), i) for i in range(2500)})
+
+    def test_a_file_without_checksums(self, torch, same):
+        torch.serialization.set_crc32_options(False)
+        try:
+            same(torch.nn.Linear(3, 4).state_dict())
+        finally:
+            torch.serialization.set_crc32_options(True)
+
+    def test_whole_checkpoints_are_not_guessed_at(self, torch, path):
+        state = torch.nn.Linear(3, 4).state_dict()
+        torch.save({"epoch": 3, "loss": 0.5, "model": state, "steps": [1, None, True]}, path)
+        refuse(path, "'epoch'", "state_dict() by itself")
+        torch.save(torch.nn.Linear(3, 4), path)
+        refuse(path, "torch.nn.modules.linear.Linear", "would run code")
+
+    def test_the_old_format(self, torch, path):
+        torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+        refuse(path, "before 1.6")
+
+    def test_any_byte_changed_is_refused_or_harmless(self, torch, path):
+        torch.save(torch.nn.Linear(3, 4).state_dict(), path)
+        content, draw = path.read_bytes(), random.Random(1)
+        for _ in range(500):
+            changed = bytearray(content)
+            for _ in range(draw.randrange(1, 4)):
+                changed[draw.randrange(len(changed))] = draw.randrange(256)
+            path.write_bytes(changed)
+            read_or_refuse(path)
