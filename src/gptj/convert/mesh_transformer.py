@@ -22,7 +22,7 @@ from gptj.convert import names, npz
 from gptj.convert.files import Folder
 from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, Source
 from gptj.convert.tensor import Tensor
-from gptj.convert.tokenizers import load_tokenizer
+from gptj.convert.tokenizers import load_tokenizer, token_count
 from gptj.errors import UserError
 from gptj.model import Block, Params
 
@@ -209,6 +209,8 @@ def _config(
                 f"{folder}: its {shards} shards make {field}={value}, the config says "
                 f"{getattr(config, field)}: a shard is missing, or the config is another model's"
             )
+    if given is None and (tokens := token_count(folder) or token_count(folder.parent)):
+        config = replace(config, vocab_size=min(tokens, config.padded_vocab_size))
     return replace(config, embedding_bias=True)
 
 

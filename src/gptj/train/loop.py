@@ -20,6 +20,7 @@ from rich.console import Console
 
 from gptj import checkpoint
 from gptj.config import ModelConfig, resolve
+from gptj.convert.open import open_source
 from gptj.data.batches import TrainBatches
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
@@ -31,6 +32,7 @@ from gptj.train.metrics import MetricsLog, Row
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.progress import ProgressDisplay, describe, human
 from gptj.train.signals import StopOnSignal
+from gptj.train.start import check_tokenizer, state_of
 from gptj.train.state import TrainState, abstract_state, new_state
 from gptj.train.step import StepConfig, StepMetrics, train_step
 
@@ -59,6 +61,10 @@ class TrainConfig:
     model: ModelChoice = "demo"
     """A preset's name, or a JSON file with a model's shape. A preset's vocabulary is fitted to
     the data's tokenizer."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None
+    """A model of any kind to start from, instead of random weights of `model`'s shape: a run, a
+    Hugging Face folder or Hub id, the original's shards. One that has its optimizer's state goes
+    on where it stopped: `steps` then counts from its beginning."""
     steps: int = 1000
     """Updates in all."""
     seq: int | None = None
@@ -151,7 +157,15 @@ class Trainer:
         self.store = TokenStore.open(config.data / "train")
         heldout = config.data / "heldout"
         self.heldout = TokenStore.open(heldout) if heldout.exists() else None
-        self.model = resolve(config.model, self.store.tokenizer.vocab_size)
+        self.source = None if config.from_ is None else open_source(config.from_)
+        shape = config.model if self.source is None else self.source.config
+        self.model = resolve(shape, self.store.tokenizer.vocab_size)
+        if self.source is not None:
+            if config.model != TrainConfig.model:
+                raise UserError(
+                    f"the model's shape is that of from={config.from_}: leave out model"
+                )
+            check_tokenizer(self.source, self.store.tokenizer)
         self.seq = self.model.context if config.seq is None else config.seq
         if self.seq > self.model.context:
             raise UserError(
@@ -169,6 +183,7 @@ class Trainer:
         config = self.config
         return {
             "data": self.store.fingerprint,
+            "from": config.from_,
             "seq": self.seq,
             "batch": config.batch,
             "accumulate": config.accumulate,
@@ -180,6 +195,8 @@ class Trainer:
     def starting_state(self) -> TrainState:
         """The state of the newest checkpoint, or a new one."""
         saved = checkpoint.complete(self.config.out / runs.CHECKPOINTS)
+        if not saved and self.source is not None:
+            return state_of(self.source, self.optimizer)
         if not saved:
             return new_state(jax.random.key(self.config.seed), self.model, self.optimizer)
         like = abstract_state(self.model, self.optimizer)
@@ -194,6 +211,7 @@ class Trainer:
             f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
             f"({mesh}); {human(len(self.store))} tokens of text, {human(tokens)} a step; "
             f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
+            + (f", from {self.config.from_}" if self.config.from_ else "")
         )
 
     def run(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from gptj.config import ModelConfig
 from gptj.errors import UserError
@@ -87,3 +89,9 @@ def make_optimizer(config: OptimizerConfig, model: ModelConfig) -> optax.Gradien
         optax.add_decayed_weights(config.weight_decay, mask=matrices),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def current_lr(config: OptimizerConfig, opt_state: optax.OptState) -> Float[Array, ""]:
+    """The learning rate of the next update; the schedule has a counter of its own."""
+    (counter,) = (part for part in opt_state if isinstance(part, optax.ScaleByScheduleState))
+    return jnp.asarray(schedule(config)(counter.count))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.model import Params, Remat, losses
-from gptj.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from gptj.train.optimizer import OptimizerConfig, current_lr, make_optimizer
 from gptj.train.state import TrainState
 
 
@@ -65,9 +65,8 @@ def train_step(
         gradient, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(
-        loss, optax.tree.norm(gradient), jnp.asarray(schedule(optimizer)(state.step))
-    )
+    lr = current_lr(optimizer, state.opt_state)
+    metrics = StepMetrics(loss, optax.tree.norm(gradient), lr)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

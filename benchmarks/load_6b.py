@@ -1,0 +1,166 @@
+"""Load and convert a checkpoint of GPT-J-6B's size: seconds, GB a second, and peak memory.
+
+    .venv/bin/python benchmarks/load_6b.py              needs 26 GB of disk and 14 GiB of memory
+
+Run by hand: the weights are random, 12 GB of bfloat16 written as Hugging Face's files, and deleted
+afterwards. The disk's own speed, reading the same files from start to end, stands beside. The
+system's cache of the files is dropped before every reading; each job is a process of its own, so
+that its peak of memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "load_6b.json"
+BLOCK = 16 << 20
+
+
+def make(folder: Path, layers: int) -> None:
+    """Write the checkpoint, a tensor at a time."""
+    import dataclasses
+
+    from gptj.config import preset
+    from gptj.convert import names
+    from gptj.convert.convert import write
+    from gptj.convert.source import Source
+    from gptj.convert.tensor import BFLOAT16, Tensor
+
+    config = dataclasses.replace(preset("gpt-j-6b"), layers=layers)
+    draw = np.random.default_rng(0)
+
+    def random(shape: tuple[int, ...]) -> Tensor:
+        def read() -> np.ndarray:
+            bits = draw.integers(0x3C00, 0x3D00, int(np.prod(shape)), np.uint16)
+            return bits.view(BFLOAT16).reshape(shape)
+
+        return Tensor(shape, BFLOAT16, read)
+
+    table = {name: random(weight.shape) for name, weight in names.tensors(config).items()}
+    write(Source("random", str(folder), config, table), folder, "huggingface")
+
+
+def read_disk(folder: Path, _: Path) -> None:
+    """Read the files from start to end, and do nothing with them."""
+    buffer = bytearray(BLOCK)
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as data:
+            while data.readinto(buffer):
+                pass
+
+
+def load(folder: Path, _: Path) -> None:
+    """Load the model as `gptj.load` does, in the type it is stored in."""
+    import jax
+
+    import gptj
+
+    jax.block_until_ready(gptj.load(folder).params)
+
+
+def convert(folder: Path, out: Path) -> None:
+    """Convert it to our own form, and see to it that it is on the disk."""
+    from gptj.convert.convert import ConvertConfig, convert
+
+    convert(ConvertConfig(str(folder), out))
+    os.sync()
+
+
+JOBS: dict[str, Callable[[Path, Path], None]] = {
+    "disk": read_disk,
+    "load": load,
+    "convert": convert,
+}
+
+
+def forget(folder: Path) -> None:
+    """Drop the files from the system's cache."""
+    os.sync()
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measured(job: str, folder: Path) -> dict[str, float]:
+    """One job in a process of its own."""
+    out = folder.with_name(folder.name + "-converted")
+    forget(folder)
+    command = [sys.executable, __file__, "--job", job, "--folder", str(folder), "--out", str(out)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    shutil.rmtree(out, ignore_errors=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    print(f"{job:8} {found['seconds']:7.1f} s   peak {found['peak_gib']:.2f} GiB", flush=True)
+    return found
+
+
+def run_job(job: str, folder: Path, out: Path) -> None:
+    begin = time.perf_counter()
+    JOBS[job](folder, out)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    print(json.dumps({"seconds": round(seconds, 2), "peak_gib": round(peak, 2)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("data/random-6b"))
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        run_job(args.job, args.folder, args.out)
+        return
+    try:
+        make(args.folder, args.layers)
+        size = sum(file.stat().st_size for file in args.folder.glob("*.safetensors"))
+        rounds = {job: [] for job in ("disk", "load")}
+        for _ in range(args.rounds):
+            for job, times in rounds.items():
+                times.append(measured(job, args.folder))
+        rounds["convert"] = [measured("convert", args.folder)]
+    finally:
+        shutil.rmtree(args.folder, ignore_errors=True)
+    report(size, rounds, " ".join(["python", "benchmarks/load_6b.py", *sys.argv[1:]]))
+
+
+def report(size: int, rounds: dict[str, list[dict[str, float]]], command: str) -> None:
+    middle = {
+        job: statistics.median(run["seconds"] for run in runs) for job, runs in rounds.items()
+    }
+    result = {
+        "command": command,
+        "what": "GPT-J-6B's shapes, random bfloat16 in Hugging Face's files, read cold",
+        "bytes": size,
+        "seconds": middle,
+        "gb_per_second": {job: round(size / s / 1e9, 3) for job, s in middle.items()},
+        "load_over_disk": round(middle["disk"] / middle["load"], 3),
+        "peak_gib": {job: max(run["peak_gib"] for run in runs) for job, runs in rounds.items()},
+        "all_runs": rounds,
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, one disk",
+        "versions": {name: version(name) for name in ("jax", "numpy")},
+        "python": platform.python_version(),
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result["gb_per_second"]), "load over disk:", result["load_over_disk"])
+    print(f"wrote {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The state a run begins with when it begins from a model that is there already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from gptj.convert.load import load_params, load_tree
+from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, Source
+from gptj.errors import UserError
+from gptj.model import Params, abstract
+from gptj.sharding import place
+from gptj.tokenizer import Tokenizer
+from gptj.train.optimizer import OptimizerConfig, make_optimizer
+from gptj.train.state import TrainState, state_from
+
+PROBE = "The naïve café's 3rd  résumé:\n\tx += 42; 你好, привет! <|endoftext|>"
+"""A text that two tokenizers will not cut alike by accident."""
+
+
+def state_of(source: Source, optimizer: OptimizerConfig) -> TrainState:
+    """The state to train `source` on from: where it stopped, if it has its optimizer's state.
+
+    Without one, the moments are empty and the step is 0.
+    """
+    params = load_params(source, jnp.float32)
+    if source.optimizer is None:
+        return state_from(params, source.config, optimizer)
+    step = place(np.asarray(source.step or 0, np.int32))
+    return TrainState(step, params, _moments(source, source.optimizer, optimizer))
+
+
+def _moments(source: Source, saved: dict[str, Any], optimizer: OptimizerConfig) -> optax.OptState:
+    """Adam's moments and both counters, in the tree of our optimizer."""
+
+    def tree(prefix: str) -> Params[Array]:
+        own = {name: saved[prefix + name] for name in source.weights}
+        return load_tree(source.config, own, jnp.float32, source.place)
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, optax.ScaleByAdamState):
+            return optax.ScaleByAdamState(place(saved[COUNT].read()), tree(MU), tree(NU))
+        if isinstance(part, optax.ScaleByScheduleState):
+            return optax.ScaleByScheduleState(place(saved[SCHEDULE_COUNT].read()))
+        return part
+
+    init = make_optimizer(optimizer, source.config).init
+    shapes = jax.eval_shape(init, abstract(source.config))
+    return jax.tree.map(
+        filled,
+        shapes,
+        is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState | optax.ScaleByScheduleState),
+    )
+
+
+def check_tokenizer(source: Source, data: Tokenizer) -> None:
+    """Refuse data whose tokens mean something else to the model.
+
+    Raises:
+      UserError: the model's tokenizer cuts text otherwise; says how to prepare the data.
+    """
+    own = source.tokenizer()
+    if own is not None and own.encode(PROBE) != data.encode(PROBE):
+        raise UserError(
+            f"the data was prepared with another tokenizer than that of {source.place}: prepare it "
+            f"again with --tokenizer {source.place}"
+        )
