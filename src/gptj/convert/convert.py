@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -14,9 +16,11 @@ import numpy as np
 import tyro
 
 from gptj.checkpoint import CheckpointError
+from gptj.config import PRESETS
 from gptj.convert import huggingface, mesh_transformer, own
 from gptj.convert.open import config_named, open_source
 from gptj.convert.source import Source
+from gptj.convert.tensor import count_nans
 from gptj.errors import UserError
 
 Kind = Literal["gptj", "huggingface", "mesh-transformer"]
@@ -78,11 +82,32 @@ def convert(config: ConvertConfig) -> Converted:
         notes.append("the embedding's bias is added into the embedding")
     if source.tokenizer() is None:
         notes.append("there is no tokenizer to write: name one with --tokenizer")
+    nans: dict[str, int] = {}
+    source = _counting_nans(source, nans)
     narrow: Dtype | None = "bfloat16" if config.slim else None
     if dtype := config.dtype or narrow:
         source = stored_in(source, np.dtype(jnp.dtype(dtype)))
     write(source, config.out, config.to, config.shards)
+    if damaged := [name for name, count in nans.items() if count]:
+        notes.append(
+            f"{sum(nans.values()):,} weights are not numbers (NaN), in {len(damaged)} tensors, "
+            f"{damaged[0]} the first: the model is damaged"
+        )
     return Converted(source, config.out, tuple(notes))
+
+
+def _counting_nans(source: Source, nans: dict[str, int]) -> Source:
+    """`source`, putting into `nans` how many of a tensor's elements are NaN when it is read."""
+
+    def counted(array: np.ndarray, name: str) -> np.ndarray:
+        nans[name] = count_nans(array)
+        return array
+
+    weights = {
+        name: tensor.changed(tensor.shape, functools.partial(counted, name=name))
+        for name, tensor in source.weights.items()
+    }
+    return replace(source, weights=weights)
 
 
 def stored_in(source: Source, dtype: np.dtype[Any]) -> Source:
@@ -101,7 +126,9 @@ def write(source: Source, out: str | os.PathLike[str], to: Kind = "gptj", shards
     folder = Path(out).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another name")
+    _check_holds(source, to)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
+    above = [parent for parent in folder.parents if not parent.exists()]
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -114,9 +141,31 @@ def write(source: Source, out: str | os.PathLike[str], to: Kind = "gptj", shards
         unfinished.replace(folder)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for made in above:
+                made.rmdir()
         if isinstance(error, OSError):
             raise CheckpointError(
                 f"{folder} could not be written ({error.strerror}): free some space, or choose "
                 "another name"
             ) from error
         raise
+
+
+def _check_holds(source: Source, to: Kind) -> None:
+    """Refuse a model whose numbers would change silently: the other kind has no place for a field.
+
+    Mesh Transformer JAX and transformers both have GPT-J's own constants in their code.
+    """
+    fixed = {
+        "gptj": (),
+        "huggingface": ("rotary_base",),
+        "mesh-transformer": ("rotary_base", "layer_norm_eps"),
+    }
+    for name in fixed[to]:
+        value, theirs = getattr(source.config, name), getattr(PRESETS["gpt-j-6b"], name)
+        if value != theirs:
+            raise UserError(
+                f"{source.place} has {name}={value:g}, and {to} only knows {theirs:g}: it would "
+                "compute other numbers; convert it to gptj"
+            )

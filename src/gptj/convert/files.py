@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +18,13 @@ from gptj.errors import UserError
 
 READ_AT_ONCE = 1 << 30
 """Bytes the system is asked for in one call; Linux gives at most 2 GiB."""
+
+
+BLOCK = 4096
+"""Bytes; what is read past the system's cache begins and ends at a multiple."""
+
+DIRECT_READS = 1 << 18
+"""Bytes from which on a read may go past the system's cache."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +49,60 @@ class File:
                 "download or copy it again"
             )
         if self.remote is not None:
-            part = self.remote.cat_file(self.path, start=start, end=stop)
+            with _reaching(self.path):
+                part = (
+                    self.remote.cat_file(self.path, start=start, end=stop) if stop > start else b""
+                )
+            if len(part) != stop - start:
+                raise UserError(f"{self.path} became shorter while it was read: try again")
             return np.frombuffer(part, np.uint8).copy()  # writable, as the reader's own
+        if stop - start >= DIRECT_READS and self._direct is not None:
+            return self._read_direct(self._direct, start, stop)
         into = np.empty(stop - start, np.uint8)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            done = 0
-            while done < len(into):
-                part = into[done : done + READ_AT_ONCE]
-                count = os.preadv(descriptor, [part.data], start + done)
-                if not count:
-                    raise UserError(f"{self.path} became shorter while it was read: try again")
-                done += count
-        finally:
-            os.close(descriptor)
+        self._fill(self._descriptor, into, start, len(into))
         return into
+
+    def _read_direct(self, descriptor: int, start: int, stop: int) -> UInt8[np.ndarray, " bytes"]:
+        """Read whole blocks of the disk around the range, into memory that begins as blocks do."""
+        first = start - start % BLOCK
+        raw = np.empty(-(-(stop - first) // BLOCK) * BLOCK + BLOCK, np.uint8)
+        into = raw[-raw.ctypes.data % BLOCK :][: len(raw) - BLOCK]
+        self._fill(descriptor, into, first, stop - first)
+        return into[start - first : stop - first]
+
+    def _fill(self, descriptor: int, into: np.ndarray, start: int, count: int) -> None:
+        """Read to `into` from `start` on until at least `count` bytes are there."""
+        done = 0
+        while done < count:
+            part = into[done : done + READ_AT_ONCE]
+            read = os.preadv(descriptor, [part.data], start + done)
+            if not read:
+                raise UserError(f"{self.path} became shorter while it was read: try again")
+            done += read
+
+    @cached_property
+    def _descriptor(self) -> int:
+        # Kept open, since what the system reads ahead of a file it forgets when that is closed.
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
+
+    @cached_property
+    def _direct(self) -> int | None:
+        """The file opened past the system's cache, where it is large and the system can.
+
+        A file of an eighth of the memory would push out of the cache all else and soon itself,
+        and to pass through it costs more time than the disk takes.
+        """
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.size * 8 < memory or not hasattr(os, "O_DIRECT"):
+            return None
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+        except OSError:  # a file system in memory has no such thing
+            return None
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     def text(self) -> str:
         """The whole file as UTF-8 text.
@@ -80,7 +129,10 @@ class Folder:
             try:
                 self._remote, self._root = fsspec.core.url_to_fs(self.place)
             except (ImportError, ValueError) as error:
-                raise UserError(f"{self.place} cannot be opened: {error}") from error
+                raise UserError(
+                    f"{self.place} cannot be opened ({_reason(error)}): check the address, and "
+                    "that the package for its kind of storage is installed"
+                ) from error
 
     def __str__(self) -> str:
         return self.place
@@ -109,16 +161,20 @@ class Folder:
         """The folder this one lies in."""
         if self._remote is None:
             return Folder(Path(self.place).absolute().parent)
-        return Folder(self.place.rstrip("/").rpartition("/")[0])
+        above = self.place.rstrip("/").rpartition("/")[0]
+        return Folder(above) if is_url(above) and not above.endswith("/") else self
 
     def names(self) -> Sequence[str]:
         """The names of the files and folders directly in this one, sorted; none if it is absent."""
         if self._remote is not None:
-            try:
-                found = self._remote.ls(self._root, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+            with _reaching(self.place):
+                try:
+                    paths = [str(path) for path in self._remote.ls(self._root, detail=False)]
+                except (FileNotFoundError, NotADirectoryError):
+                    return []
+            own = self._root.strip("/")  # services list a file, or an empty folder, as in itself
+            found = [path.strip("/") for path in paths if path.strip("/") != own]
+            return sorted(path.rpartition("/")[2] for path in found)
         return sorted(os.listdir(self._root)) if os.path.isdir(self._root) else []
 
     def _within(self, name: str) -> str:
@@ -132,12 +188,29 @@ class Folder:
     def _size(self, path: str) -> int | None:
         if self._remote is None:
             return os.path.getsize(path) if os.path.isfile(path) else None
-        try:
-            return int(self._remote.size(path)) if self._remote.isfile(path) else None
-        except FileNotFoundError:
-            return None
+        with _reaching(self.place):
+            try:
+                return int(self._remote.size(path)) if self._remote.isfile(path) else None
+            except FileNotFoundError:
+                return None
 
 
 def is_url(place: str) -> bool:
     """Whether `place` is a URL rather than a path."""
     return "://" in place
+
+
+@contextlib.contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    """Turn what goes wrong on the way to a remote place into one sentence."""
+    try:
+        yield
+    except Exception as error:  # each kind of storage has errors of its own
+        raise UserError(
+            f"{place} cannot be read ({_reason(error)}): check the address, the network and your "
+            "credentials"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

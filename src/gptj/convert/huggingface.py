@@ -160,7 +160,7 @@ def _ours(where: str, name: str, tensor: Tensor, weight: Weight, turned: bool) -
     names.check_shape(where, name, tensor.shape, shape[::-1] if turned else shape)
     if tensor.dtype not in (np.float32, np.float16, BFLOAT16):
         raise UserError(f"{where}: {name} is of type {tensor.dtype}, not a float32, 16 or bfloat16")
-    return tensor.changed(weight.shape, lambda x: (x.T if turned else x).reshape(weight.shape))
+    return tensor.viewed(weight.shape, turned)
 
 
 def _stored(folder: Folder) -> dict[str, Tensor]:
@@ -266,11 +266,8 @@ def _theirs(source: Source, name: str, turned: bool) -> Tensor:
             return np.asarray(sum_, tensor.dtype)
 
         return tensor.changed(shape, biased)
-
-    def turn(x: np.ndarray) -> np.ndarray:
-        return x.reshape(shape).T if turned else x.reshape(shape)
-
-    return tensor.changed(shape[::-1] if turned else shape, turn)
+    flat = tensor.viewed(shape)
+    return flat.viewed(shape[::-1], turned=True) if turned else flat
 
 
 def _split(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:

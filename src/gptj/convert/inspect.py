@@ -10,7 +10,7 @@ import numpy as np
 
 from gptj.convert import names
 from gptj.convert.source import Source
-from gptj.convert.tensor import Tensor, count_nans
+from gptj.convert.tensor import Tensor, contiguous, count_nans
 from gptj.model import Weight
 
 
@@ -28,16 +28,20 @@ class Difference:
     """The norm of the difference over the norm of the first model's weights."""
     tensors: int
     """Tensors with any difference."""
+    folded: bool = False
+    """Whether only one has a bias of the embedding, compared as if added into the embedding."""
 
     def sentence(self) -> str:
         """The same in words."""
         if self.same_bits:
             return "the same weights, bit for bit"
+        folded = ", once the bias of one's embedding is added into it" if self.folded else ""
         if not self.tensors:
-            return "the same numbers, stored in different types"
+            other = ", stored in different types, or with zeros of another sign"
+            return f"the same numbers{folded or other}"
         return (
-            f"{self.tensors} tensors differ: by {self.largest:.3g} at most, in {self.where}; by "
-            f"{self.relative:.3g} of the weights' norm in all"
+            f"{self.tensors} tensors differ{folded}: by {self.largest:.3g} at most, in "
+            f"{self.where}; by {self.relative:.3g} of the weights' norm in all"
         )
 
 
@@ -50,25 +54,27 @@ def diff(a: Source, b: Source) -> Difference | str:
     }
     if other:
         first = sorted(other)[0]
+        of_a, of_b = (_shape(table, first) or "missing" for table in tables)
         return (
-            f"they are of different shapes: {first} is {_shape(tables[0], first)} in {a.place} and "
-            f"{_shape(tables[1], first)} in {b.place}"
+            f"they are of different shapes: {first} is {of_a} in {a.place} and {of_b} in {b.place}"
         )
     folded = a.config.embedding_bias != b.config.embedding_bias
     same, largest, where, squares, total, count = not folded, 0.0, "", 0.0, 0.0, 0
     for name in (n for n in tables[0] if n != bias or not folded):
         x, y = (_read(source, name, folded) for source in (a, b))
         same = same and x.dtype == y.dtype and x.tobytes() == y.tobytes()
-        wide = x.astype(np.float32)
-        gap = np.abs(wide - y.astype(np.float32))
-        gap[(x == y) | (np.isnan(wide) & np.isnan(y.astype(np.float32)))] = 0
+        wide, others = x.astype(np.float32), y.astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities
+            gap = np.abs(wide - others)
+        gap[(wide == others) | (np.isnan(wide) & np.isnan(others))] = 0
         most = float(gap.max(initial=0))
         count += bool(most) or bool(np.isnan(most))
         if most > largest or np.isnan(most):
             largest, where = most, name
         squares += float(np.square(gap, dtype=np.float64).sum())
         total += float(np.square(wide, dtype=np.float64).sum())
-    return Difference(same, largest, where, (squares / total) ** 0.5 if total else 0.0, count)
+    relative = (squares / total) ** 0.5 if total else float("inf") if squares else 0.0
+    return Difference(same, largest, where, relative, count, folded)
 
 
 def _shape(table: dict[str, Weight], name: str) -> tuple[int, ...] | None:
@@ -77,7 +83,7 @@ def _shape(table: dict[str, Weight], name: str) -> tuple[int, ...] | None:
 
 def _read(source: Source, name: str, folded: bool) -> np.ndarray:
     """A tensor; where only one model has an embedding bias, the embedding with it added."""
-    array = np.ascontiguousarray(source.weights[name].read())
+    array = contiguous(source.weights[name].read())
     if name == "embedding" and folded and source.config.embedding_bias:
         bias = source.weights["embedding_bias"].read().astype(np.float32)
         return (array.astype(np.float32) + bias).astype(array.dtype)
@@ -120,7 +126,7 @@ def fingerprint(source: Source) -> tuple[str, int]:
         array = source.weights[name].read()
         nans += count_nans(array)
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(contiguous(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest(), nans
 
 

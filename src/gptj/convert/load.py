@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from gptj.convert.source import Source
 from gptj.convert.tensor import Tensor, count_nans
 from gptj.model import Params, Weight, weights
 from gptj.sharding import spec
+
+ALIGNMENT = 64
+"""Bytes; memory so aligned is used by XLA on a CPU as it is."""
 
 
 def load_params(source: Source, dtype: DTypeLike) -> Params[Array]:
@@ -46,17 +50,13 @@ def load_tree(
     for name, (weight, _) in by_name(table, config.layers).items():
         names_of.setdefault(id(weight), []).append(name)
     leaves, tree = jax.tree.flatten(table)
-    arrays = _read_ahead([tensors[name] for leaf in leaves for name in names_of[id(leaf)]])
     nans: dict[str, int] = {}
-
-    def read(names: Sequence[str]) -> Iterator[np.ndarray]:
-        for name in names:
-            array = next(arrays)
-            if count := count_nans(array):
-                nans[name] = count
-            yield array
-
-    made = [_leaf(leaf, read(names_of[id(leaf)]), jnp.dtype(dtype)) for leaf in leaves]
+    made = []
+    for leaf in leaves:
+        own = {name: tensors[name] for name in names_of[id(leaf)]}
+        array, found = _leaf(leaf, list(own.values()), np.dtype(jnp.dtype(dtype)))
+        made.append(array)
+        nans |= {name: count for name, count in zip(own, found, strict=True) if count}
     if nans:
         warnings.warn(
             f"{where}: {sum(nans.values())} weights are not numbers (NaN), in {len(nans)} of its "
@@ -66,19 +66,40 @@ def load_tree(
     return jax.tree.unflatten(tree, made)
 
 
-def _leaf(weight: Weight, arrays: Iterator[np.ndarray], dtype: jnp.dtype) -> Array:
-    """One leaf of the tree, its layers put in place one after the other."""
-    sharding = spec(*weight.axes)
-    if weight.axes[0] != "layers":
-        return _cast(_put(next(arrays), sharding), dtype)
-    whole = _empty(weight.shape, dtype, sharding)
+def _leaf(
+    weight: Weight, tensors: Sequence[Tensor], dtype: np.dtype[Any]
+) -> tuple[Array, list[int]]:
+    """One leaf of the tree, of one tensor or one a layer, and how many NaNs each of them has."""
+    sharding, stacked = spec(*weight.axes), weight.axes[0] == "layers"
+    if sharding is None and next(iter(jnp.zeros(()).devices())).platform == "cpu":
+        host = aligned(weight.shape, dtype)
+        places = host if stacked else [host]
+        nans = [t.read_into(place) for t, place in zip(tensors, places, strict=True)]
+        return jax.device_put(host), nans
+    if not stacked:
+        array = tensors[0].read()
+        return _cast(_put(array, sharding), dtype), [count_nans(array)]
+    whole, nans = _empty(weight.shape, dtype, sharding), []
     own = None if sharding is None else PartitionSpec(*sharding[1:])
-    for layer, array in enumerate(arrays):
+    for layer, array in enumerate(_read_ahead(tensors)):
+        nans.append(count_nans(array))
         whole = _set_layer(whole, _put(array, own), layer)
-    return whole
+    return whole, nans
 
 
-def _read_ahead(tensors: Sequence[Tensor]) -> Iterator[np.ndarray]:
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, "..."]:
+    """Fresh host memory so aligned that a CPU device takes it over without a copy.
+
+    Twice as fast as putting each layer on the device and then in its place: what costs is to
+    touch new memory, here done once.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % ALIGNMENT
+    return raw[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _read_ahead(tensors: Sequence[Tensor]) -> Iterator[Shaped[np.ndarray, "..."]]:
     """Each tensor's array in turn, the next one read meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(tensors[0].read)
@@ -98,7 +119,7 @@ def _put(array: Shaped[np.ndarray, "..."], layout: PartitionSpec | None) -> Arra
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(shape: tuple[int, ...], dtype: jnp.dtype, layout: PartitionSpec | None) -> Array:
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], layout: PartitionSpec | None) -> Array:
     return jnp.zeros(shape, dtype, out_sharding=layout)
 
 
@@ -110,5 +131,5 @@ def _set_layer(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cast(x: Array, dtype: jnp.dtype) -> Array:
+def _cast(x: Array, dtype: np.dtype[Any]) -> Array:
     return x.astype(dtype)

@@ -129,7 +129,7 @@ def read(folder: Folder, config: ModelConfig | None = None) -> Source:
             leaf = replace(leaf, join="first")  # the moments of a summed bias are one copy
         shape = names.matrix_shape(weights[name])
         whole = _joined(str(folder), prefix + name, leaf.join, copies[prefix + name], shape)
-        return whole.changed(weights[name].shape, lambda x: x.reshape(weights[name].shape))
+        return whole.viewed(weights[name].shape)
 
     optimizer = None
     if full:
@@ -195,11 +195,17 @@ def _config(
 ) -> ModelConfig:
     """The model's shape, as given or as config.json says, checked against the shards."""
     shards = len(copies["step"])
-    rows, d_model = copies["embedding"][0].shape
+    matrices = {name: copies[name][0].shape for name in ("embedding", "blocks.0.ffn_in")}
+    for name, shape in matrices.items():
+        if len(shape) != 2:
+            raise UserError(
+                f"{folder}: {name} has shape {shape}, not that of a matrix: it is damaged"
+            )
+    rows, d_model = matrices["embedding"]
     seen = {
         "layers": layers,
         "d_model": d_model,
-        "d_ff": copies["blocks.0.ffn_in"][0].shape[-1] * shards,
+        "d_ff": matrices["blocks.0.ffn_in"][1] * shards,
         "padded_vocab_size": rows * shards,
     }
     config = given or _beside(folder, seen)
@@ -236,12 +242,16 @@ def read_config(text: str, where: str, seen: dict[str, int] | None = None) -> Mo
         for name, value in MUST_BE.items():
             if raw.get(name, value) != value:
                 raise UserError(f"{where}: {name}={raw[name]!r} is not supported, only {value!r}")
+        if missing := [theirs for theirs in FIELDS if theirs not in raw]:
+            raise UserError(
+                f"{where} is not a config of the original's, it lacks {', '.join(missing)}"
+            )
         fields = {ours: raw[theirs] for theirs, ours in FIELDS.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{where} is not a config of the original's ({error!r}): it has {', '.join(FIELDS)}"
+            f"{where} is not a config of the original's, a JSON object with {', '.join(FIELDS)}"
         ) from None
     rows = fields["padded_vocab_size"]
     tokens = PRESETS["gpt-j-6b"].vocab_size
@@ -261,6 +271,7 @@ def _joined(
     if isinstance(join, int):
         own[join] //= len(copies)
     names.check_shape(where, name, copies[0].shape, tuple(own))
+    names.check_float(where, name, copies[0].dtype)
     if any(copy.dtype != copies[0].dtype for copy in copies):
         raise UserError(f"{where}: the shards hold {name} in different types")
 
@@ -355,4 +366,5 @@ def _whole(source: Source, name: str, own: str) -> Any:
     held = source.weights if name == own else source.optimizer or {}
     if name in held:
         return held[name].read()
-    return np.zeros(source.config.d_model, source.dtype)  # an embedding's bias that is not there
+    beside = held[name.replace("embedding_bias", "embedding")].dtype
+    return np.zeros(source.config.d_model, beside)  # an embedding's bias that is not there

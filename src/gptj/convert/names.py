@@ -11,7 +11,10 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gptj.config import ModelConfig
+from gptj.convert.tensor import BFLOAT16
 from gptj.errors import UserError
 from gptj.model import Params, Weight, weights
 
@@ -80,7 +83,16 @@ def check_shape(where: str, name: str, found: tuple[int, ...], expected: tuple[i
         )
 
 
+def check_float(where: str, name: str, dtype: np.dtype[Any]) -> None:
+    """Refuse a weight, or a moment of one, that is of another type than these have."""
+    if dtype not in (np.float32, np.float16, BFLOAT16):
+        raise UserError(
+            f"{where}: {name} is of type {dtype}, not float32, float16 or bfloat16: it is no weight"
+        )
+
+
 def _few(names: list[str], most: int = 6) -> str:
+    names = [" ".join(name.split())[:100] for name in names]  # as a file has them: be one line
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gptj.convert import zipped
 from gptj.convert.files import File
-from gptj.convert.tensor import BFLOAT16, Tensor, stored_at
+from gptj.convert.tensor import BFLOAT16, Tensor, contiguous, stored_at
 from gptj.errors import UserError
 
 LONGEST_HEADER = 1 << 12
@@ -28,9 +28,10 @@ def arrays(file: File) -> list[Tensor]:
     found = zipped.entries(file)
     expected = [f"arr_{number}.npy" for number in range(len(found))]
     if set(found) != set(expected):
+        some = ", ".join(map(zipped.short, sorted(found)[:4]))
         raise UserError(
-            f"{file.path} holds {', '.join(sorted(found)[:4])}, ..., not {len(found)} arrays named "
-            "arr_0, arr_1 and so on: it is not of such a checkpoint"
+            f"{file.path} holds {some}, ..., not {len(found)} arrays named arr_0, arr_1 and so on: "
+            "it is not of such a checkpoint"
         )
     return [_array(name, found[name]) for name in expected]
 
@@ -44,11 +45,17 @@ def _array(name: str, entry: zipped.Entry) -> Tensor:
         if version != (1, 0):
             raise ValueError(f"format version {version}")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, EOFError, TypeError) as error:
+        if any(size < 0 for size in shape):
+            raise ValueError(f"shape {shape}")
+    except Exception as error:  # a damaged header makes NumPy raise many things
         raise UserError(f"{what} is damaged: {' '.join(str(error).split())[:100]}") from None
     dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
     if fortran or dtype not in (BFLOAT16, *DTYPES):
-        raise UserError(f"{what} is of type {dtype}{' in column order' * fortran}: unexpected")
+        order = " in column order" * fortran
+        raise UserError(
+            f"{what} is of type {dtype}{order}, which the original never wrote: it is not of "
+            "such a checkpoint"
+        )
     tensor = stored_at(file, entry.start + stream.tell(), shape, dtype)
     if tensor.bytes != entry.size - stream.tell():
         raise UserError(
@@ -64,4 +71,4 @@ def add(archive: zipfile.ZipFile, number: int, array: np.ndarray) -> None:
         descr: Any = "<V2" if array.dtype == BFLOAT16 else array.dtype.str
         header = {"descr": descr, "fortran_order": False, "shape": array.shape}
         np.lib.format.write_array_header_1_0(out, header)
-        out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        out.write(contiguous(array).reshape(-1).view(np.uint8).data)

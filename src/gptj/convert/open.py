@@ -66,10 +66,13 @@ def config_named(name: str | None) -> ModelConfig | None:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"no config {name!r}: give a JSON file or one of {', '.join(PRESETS)}")
-    text = path.read_text()
-    if "n_heads" in text:
-        return mesh_transformer.read_config(text, name)
-    return ModelConfig.load(path)
+    try:
+        text = path.read_text()
+        if "n_heads" in text:
+            return mesh_transformer.read_config(text, name)
+        return ModelConfig.load(path)
+    except (UnicodeDecodeError, RecursionError):
+        raise UserError(f"{path} is not JSON text: it must hold a model's config") from None
 
 
 def _opened(folder: Folder, config: ModelConfig | None) -> Source:
@@ -81,6 +84,10 @@ def _opened(folder: Folder, config: ModelConfig | None) -> Source:
         return mesh_transformer.read(folder, config)
     if huggingface.is_huggingface(folder):
         return huggingface.read(folder)
+    if own.CONFIG in folder and is_url(str(folder)):
+        raise UserError(
+            f"{folder} is a run, which cannot be read from afar: copy it to this machine"
+        )
     if own.CONFIG in folder:
         raise UserError(
             f"the run {folder} has no complete checkpoint yet: train on until its first save"
@@ -112,9 +119,20 @@ def _inner(folder: Folder) -> Folder:
 
 def _unpacked(path: Path) -> Path:
     """An archive's content, beside it on its disk until this program ends."""
-    kept = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    atexit.register(shutil.rmtree, kept, ignore_errors=True)
-    archive.unpack(path, Path(kept) / "content")
+    try:
+        kept = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be unpacked beside itself ({error.strerror}): copy it where you "
+            "may write"
+        ) from None
+    remove = functools.partial(shutil.rmtree, kept, ignore_errors=True)
+    atexit.register(remove)
+    try:
+        archive.unpack(path, Path(kept) / "content")
+    except BaseException:
+        remove()
+        raise
     return Path(kept) / "content"
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from gptj.config import ModelConfig
 from gptj.convert import names, safetensors
 from gptj.convert.files import Folder
@@ -37,6 +39,7 @@ def read(folder: Folder) -> Source:
     names.check_names(f"{folder}/{WEIGHTS}", found, table)
     for name, weight in table.items():
         names.check_shape(f"{folder}/{WEIGHTS}", name, found[name].shape, weight.shape)
+        names.check_float(f"{folder}/{WEIGHTS}", name, found[name].dtype)
     optimizer = None
     if OPTIMIZER in folder:
         optimizer = safetensors.tensors(folder.file(OPTIMIZER))
@@ -45,9 +48,17 @@ def read(folder: Folder) -> Source:
         names.check_names(f"{folder}/{OPTIMIZER}", optimizer, expected)
         for prefix in (MU, NU):
             for name, weight in table.items():
-                shape = optimizer[prefix + name].shape
-                names.check_shape(f"{folder}/{OPTIMIZER}", prefix + name, shape, weight.shape)
+                moment = optimizer[prefix + name]
+                names.check_shape(
+                    f"{folder}/{OPTIMIZER}", prefix + name, moment.shape, weight.shape
+                )
+                names.check_float(f"{folder}/{OPTIMIZER}", prefix + name, moment.dtype)
+        for name in (COUNT, SCHEDULE_COUNT):
+            if optimizer[name].shape or optimizer[name].dtype != np.int32:
+                raise UserError(f"{folder}/{OPTIMIZER}: {name} is not a counter, one int32")
     step = safetensors.metadata(folder.file(WEIGHTS)).get(STEP)
+    if step is not None and not (step.isascii() and step.isdigit()):
+        raise UserError(f"{folder}/{WEIGHTS}: its step {step[:40]!r} is not a whole number")
     return Source(
         "gptj",
         str(folder),

@@ -6,14 +6,16 @@ Read by ranges and written as a stream, so that no file is ever mapped or held i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from gptj.convert.files import File
-from gptj.convert.tensor import BFLOAT16, Tensor, stored_at
+from gptj.convert.tensor import BFLOAT16, Tensor, contiguous, stored_at
+from gptj.convert.zipped import short
 from gptj.errors import UserError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -41,17 +43,22 @@ def tensors(file: File) -> dict[str, Tensor]:
     header, data = _header(file)
     try:
         entries = {name: _entry(value) for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file.path} has a damaged safetensors header: {error}") from None
-    end = 0
+    except (ValueError, KeyError, TypeError) as error:
+        _damaged(file, error)
+    end, held = 0, file.size - data
     for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda e: e[1][2:]):
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if start != end or stop - start != size or stop > file.size - data:
+        size = math.prod(shape) * dtype.itemsize
+        if start != end or stop - start != size or stop > held:
             raise UserError(
-                f"{file.path}: {name} of shape {shape} claims bytes {start} to {stop} of "
-                f"{file.size - data}: the file is damaged or cut short, get it again"
+                f"{file.path}: {short(name)} of shape {short(str(shape))} claims bytes {start} to "
+                f"{stop} of {held}: the file is damaged or cut short, get it again"
             )
         end = stop
+    if end != held:
+        raise UserError(
+            f"{file.path} has {held} bytes of data, and its tensors {end}: the file is damaged, "
+            "get it again"
+        )
     return {
         name: stored_at(file, data + start, shape, dtype)
         for name, (dtype, shape, start, _) in entries.items()
@@ -60,7 +67,7 @@ def tensors(file: File) -> dict[str, Tensor]:
 
 def metadata(file: File) -> dict[str, str]:
     """What stands in the header beside the tensors."""
-    return dict(_header(file)[0].get("__metadata__") or {})
+    return dict(_header(file)[0].get("__metadata__", {}))
 
 
 def _header(file: File) -> tuple[dict[str, Any], int]:
@@ -69,10 +76,23 @@ def _header(file: File) -> tuple[dict[str, Any], int]:
     if length is None or length > min(LONGEST_HEADER, file.size - 8):
         raise UserError(f"{file.path} is not a safetensors file, or is cut short: get it again")
     try:
-        header = json.loads(file.read(8, 8 + length).tobytes(), object_pairs_hook=_once)
-        return dict(header), 8 + length
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file.path} has a damaged safetensors header: {error}") from None
+        text = file.read(8, 8 + length).tobytes().decode()
+        header = json.loads(text, object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise ValueError("it is not a JSON object")
+        notes = header.get("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(n, str) for n in notes.values()):
+            raise ValueError("its __metadata__ is not of names and strings")
+        return header, 8 + length
+    except (ValueError, RecursionError) as error:
+        _damaged(file, error)
+
+
+def _damaged(file: File, error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split())[:100]
+    raise UserError(
+        f"{file.path} has a damaged safetensors header ({reason}): get it again"
+    ) from None
 
 
 def _entry(value: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
@@ -109,5 +129,5 @@ def write(path: Path, found: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     with path.open("xb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in found.values():
-            array = np.ascontiguousarray(tensor.read())
+            array = contiguous(tensor.read())
             out.write(array.reshape(-1).view(np.uint8).data)
