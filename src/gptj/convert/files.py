@@ -19,7 +19,6 @@ from gptj.errors import UserError
 READ_AT_ONCE = 1 << 30
 """Bytes the system is asked for in one call; Linux gives at most 2 GiB."""
 
-
 BLOCK = 4096
 """Bytes; what is read past the system's cache begins and ends at a multiple."""
 
@@ -57,7 +56,8 @@ class File:
                 raise UserError(f"{self.path} became shorter while it was read: try again")
             return np.frombuffer(part, np.uint8).copy()  # writable, as the reader's own
         if stop - start >= DIRECT_READS and self._direct is not None:
-            return self._read_direct(self._direct, start, stop)
+            with contextlib.suppress(OSError):  # some file systems open so, and then cannot read
+                return self._read_direct(self._direct, start, stop)
         into = np.empty(stop - start, np.uint8)
         self._fill(self._descriptor, into, start, len(into))
         return into

@@ -55,7 +55,7 @@ class Tensor:
 
     def viewed(self, shape: tuple[int, ...], turned: bool = False) -> Tensor:
         """The same numbers in another shape, those of a `turned` matrix transposed before."""
-        matrix = None if self.matrix is None else replace(self.matrix, turned=turned)
+        matrix = self.matrix and replace(self.matrix, turned=self.matrix.turned != turned)
 
         def read() -> Shaped[np.ndarray, "..."]:
             array = self.read()
