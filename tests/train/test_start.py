@@ -1,6 +1,7 @@
 """A run that begins from a model: with its optimizer's state it goes on, without it starts anew."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -100,9 +101,11 @@ def test_training_goes_on_from_them(full, params, tiny_data, tmp_path):
 
 
 def test_a_stopped_run_goes_on_from_its_own_checkpoint(full, tiny_data, tmp_path):
+    full = shutil.copytree(full, tmp_path / "full")
     whole = train(config(tiny_data, tmp_path / "whole", full, STEP + 4))
     part = dataclasses.replace(config(tiny_data, tmp_path / "part", full, STEP + 2))
     train(part)
+    shutil.rmtree(full)  # the run no longer needs what it started from
     resumed = train(dataclasses.replace(part, steps=STEP + 4))
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 

@@ -230,7 +230,7 @@ def _beside(folder: Folder, seen: dict[str, int]) -> ModelConfig:
         return released
     raise UserError(
         f"{folder} does not say how many heads, rotary dims and positions its model has: put the "
-        "config it was trained with there as config.json, or give --config"
+        "config it was trained with there as config.json, or name it to `gptj convert` as --config"
     )
 
 

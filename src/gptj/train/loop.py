@@ -21,6 +21,7 @@ from rich.console import Console
 from gptj import checkpoint
 from gptj.config import ModelConfig, resolve
 from gptj.convert.open import open_source
+from gptj.convert.source import Source
 from gptj.data.batches import TrainBatches
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
@@ -63,8 +64,9 @@ class TrainConfig:
     the data's tokenizer."""
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None
     """A model of any kind to start from, instead of random weights of `model`'s shape: a run, a
-    Hugging Face folder or Hub id, the original's shards. One that has its optimizer's state goes
-    on where it stopped: `steps` then counts from its beginning."""
+    Hugging Face folder or Hub id, the original's shards. The original's with its optimizer's
+    state goes on where it stopped, and `steps` counts from its beginning. Of a run only the
+    weights are taken: to go on with a run, repeat its own command."""
     steps: int = 1000
     """Updates in all."""
     seq: int | None = None
@@ -157,14 +159,9 @@ class Trainer:
         self.store = TokenStore.open(config.data / "train")
         heldout = config.data / "heldout"
         self.heldout = TokenStore.open(heldout) if heldout.exists() else None
-        self.source = None if config.from_ is None else open_source(config.from_)
-        shape = config.model if self.source is None else self.source.config
-        self.model = resolve(shape, self.store.tokenizer.vocab_size)
+        self.source: Source | None = None
+        self.model = resolve(self.shape(), self.store.tokenizer.vocab_size)
         if self.source is not None:
-            if config.model != TrainConfig.model:
-                raise UserError(
-                    f"the model's shape is that of from={config.from_}: leave out model"
-                )
             check_tokenizer(self.source, self.store.tokenizer)
         self.seq = self.model.context if config.seq is None else config.seq
         if self.seq > self.model.context:
@@ -177,6 +174,18 @@ class Trainer:
         self.batches = TrainBatches(self.store, self.seq, config.batch, config.seed)
         self.optimizer = config.optimizer.for_run(config.steps)
         runs.begin(config.out, self.model, self.store.tokenizer, self.course())
+
+    def shape(self) -> ModelConfig | str:
+        """The model asked for. What it starts from is opened only until the run has its own."""
+        config = self.config
+        if config.from_ is None:
+            return config.model
+        if config.model != TrainConfig.model:
+            raise UserError(f"the model's shape is that of from={config.from_}: leave out model")
+        if checkpoint.complete(config.out / runs.CHECKPOINTS):
+            return ModelConfig.load(config.out / runs.MODEL)
+        self.source = open_source(config.from_)
+        return self.source.config
 
     def course(self) -> dict[str, Any]:
         """All that decides which weights the run ends with."""
