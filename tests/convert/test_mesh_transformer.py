@@ -198,7 +198,10 @@ class TestConfig:
             package.load(folder, config=PRESETS["gpt-j-6b"])
 
     def test_without_one(self, bare, refused, tmp_path):
-        said = (f"{bare[0]} does not say how many heads", "as config.json, or give --config")
+        said = (
+            f"{bare[0]} does not say how many heads",
+            "as config.json, or name it to `gptj convert` as --config",
+        )
         refused("convert", bare[0], tmp_path / "deep" / "out", said=said)
 
     @pytest.mark.parametrize("text", [b"\xff\xfe", b"[" * 100_000, b'"n_heads"', b"{}"])

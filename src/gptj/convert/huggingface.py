@@ -104,8 +104,8 @@ def read(folder: Folder) -> Source:
     """
     raw = _json(folder, CONFIG)
     found = {n: t for n, t in _stored(folder).items() if not BUFFERS.fullmatch(n)}
-    tokenizer = lambda: load_tokenizer(folder)  # noqa: E731
-    config = read_config(raw, f"{folder}/{CONFIG}", token_count(folder))
+    tokenizer = load_tokenizer(folder)
+    config = read_config(raw, f"{folder}/{CONFIG}", token_count(tokenizer))
     if raw.get("tie_word_embeddings") and "transformer.wte.weight" in found:
         found["lm_head.weight"] = found["transformer.wte.weight"]
     expected = names.by_name(NAMES, config.layers)
@@ -115,7 +115,7 @@ def read(folder: Folder) -> Source:
     for name, weight in names.tensors(config).items():
         turned = expected[name][0][1]
         ours[name] = _ours(str(folder), foreign[name], found[foreign[name]], weight, turned)
-    return Source("huggingface", str(folder), config, ours, tokenizer)
+    return Source("huggingface", str(folder), config, ours, lambda: tokenizer)
 
 
 def read_config(raw: dict[str, Any], where: str, tokens: int | None = None) -> ModelConfig:

@@ -118,7 +118,10 @@ def read(folder: Folder, config: ModelConfig | None = None) -> Source:
     layers, full = _layers(str(folder), len(shards[0]))
     order = scope(layers, full)
     copies = {name: [shard[i] for shard in shards] for i, name in enumerate(order)}
-    config = _config(folder, layers, copies, config)
+    tokenizer = load_tokenizer(folder) or load_tokenizer(folder.parent)
+    given, config = config, _config(folder, layers, copies, config)
+    if given is None and (tokens := token_count(tokenizer)):
+        config = replace(config, vocab_size=min(tokens, config.padded_vocab_size))
     step = _replicated(str(folder), "step", copies["step"])
     weights = names.tensors(config)
     leaves = names.by_name(LEAVES, layers)
@@ -142,7 +145,7 @@ def read(folder: Folder, config: ModelConfig | None = None) -> Source:
         str(folder),
         config,
         {name: joined(name) for name in weights},
-        lambda: load_tokenizer(folder) or load_tokenizer(folder.parent),
+        lambda: tokenizer,
         step,
         optimizer,
     )
@@ -215,8 +218,6 @@ def _config(
                 f"{folder}: its {shards} shards make {field}={value}, the config says "
                 f"{getattr(config, field)}: a shard is missing, or the config is another model's"
             )
-    if given is None and (tokens := token_count(folder) or token_count(folder.parent)):
-        config = replace(config, vocab_size=min(tokens, config.padded_vocab_size))
     return replace(config, embedding_bias=True)
 
 

@@ -27,9 +27,8 @@ def load_tokenizer(folder: Folder) -> Tokenizer | None:
         return Tokenizer.load(Path(copy))
 
 
-def token_count(folder: Folder) -> int | None:
-    """How many tokens a folder's tokenizer has that mean something."""
-    tokenizer = load_tokenizer(folder)
+def token_count(tokenizer: Tokenizer | None) -> int | None:
+    """How many tokens a tokenizer has that mean something; `None` without one."""
     if tokenizer is None:
         return None
     definition = json.loads(tokenizer.to_json())
