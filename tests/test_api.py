@@ -1,8 +1,5 @@
 """A model as one object: saved and loaded bit for bit, and the same numbers as the functions."""
 
-import contextlib
-import resource
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,17 +34,6 @@ def assert_equal(params, others) -> None:
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
     jax.tree.map(same, params, others)
-
-
-@contextlib.contextmanager
-def file_limit(size: int):
-    """Files cannot grow past `size` bytes: as far as the program can tell, a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_public_names_are_there():
@@ -123,9 +109,9 @@ class TestSaveAndLoad:
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
     @pytest.mark.parametrize("size", [100, 1000, 20_000])
-    def test_a_full_disk_leaves_nothing(self, model, tmp_path, size):
+    def test_a_full_disk_leaves_nothing(self, model, full_disk, tmp_path, size):
         with (
-            file_limit(size),
+            full_disk(size),
             pytest.raises(CheckpointError, match=r"could not be written.*File too large"),
         ):
             model.save(tmp_path / "model")

@@ -1,9 +1,7 @@
 """Whatever a model is called and wherever it lies, it is the same weights, or one sentence."""
 
-import contextlib
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -57,17 +55,6 @@ def same(params, others):
         np.testing.assert_array_equal(x, y)
 
     jax.tree.map(check, params, others)
-
-
-@contextlib.contextmanager
-def file_limit(size):
-    """Files cannot grow past `size` bytes: as far as the program can tell, a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @each_kind
@@ -311,9 +298,9 @@ def test_what_is_there_is_not_written_over(refused, tmp_path):
 
 @each_kind
 @pytest.mark.parametrize("size", [0, 1000, 8000])
-def test_a_full_disk_leaves_nothing(kind, size, trained, tmp_path):
+def test_a_full_disk_leaves_nothing(kind, size, trained, full_disk, tmp_path):
     source = open_source(trained)
-    with file_limit(size), pytest.raises(CheckpointError, match=r"could not be written.*too large"):
+    with full_disk(size), pytest.raises(CheckpointError, match=r"could not be written.*too large"):
         write(source, tmp_path / "deep" / "out", kind, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import resource
 import struct
 import threading
 from pathlib import Path
@@ -132,34 +131,23 @@ class TestTensorBoard:
         assert math.isnan(board(tmp_path)[0][1]["loss"])
 
 
-@contextlib.contextmanager
-def full_disk(size):
-    """Within it no file can grow past so many bytes; pytest's own report is written outside."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 class TestAFullDisk:
     @pytest.mark.parametrize("size", [300, 3000, 30_000])
-    def test_writing_ends_with_a_sentence_and_never_waits(self, tmp_path, size):
+    def test_writing_ends_with_a_sentence_and_never_waits(self, full_disk, tmp_path, size):
         threads = threading.active_count()
         said = "free some space and run the same command again"
         with full_disk(size), pytest.raises(UserError, match=said):
             record(tmp_path, numbered(1, 2000))
         assert threading.active_count() == threads
 
-    def test_afterwards_the_record_goes_on(self, tmp_path):
+    def test_afterwards_the_record_goes_on(self, full_disk, tmp_path):
         with full_disk(3000), pytest.raises(UserError):
             record(tmp_path, numbered(1, 2000))
         assert read_metrics(tmp_path) == numbered(1, len(read_metrics(tmp_path)))
         record(tmp_path, numbered(11, 12), after=10)
         assert read_metrics(tmp_path) == numbered(1, 12)
 
-    def test_not_even_room_to_begin(self, tmp_path):
+    def test_not_even_room_to_begin(self, full_disk, tmp_path):
         record(tmp_path, numbered(1, 100))
         said = f"the metrics of {tmp_path} could not be written"
         with full_disk(100), pytest.raises(UserError, match=said):
