@@ -113,9 +113,9 @@ class Model:
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:
             raise UserError(
-                "the model came without a tokenizer: load it with tokenizer=..., a tokenizer.json, "
-                "the folder of GPT-2's vocab.json and merges.txt, or a Hub id such as "
-                "EleutherAI/gpt-j-6b"
+                "the model came without a tokenizer: load it with tokenizer=... (--tokenizer), a "
+                "tokenizer.json, the folder of GPT-2's vocab.json and merges.txt, or a Hub id such "
+                "as EleutherAI/gpt-j-6b"
             )
         return self.tokenizer
 

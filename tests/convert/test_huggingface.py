@@ -244,6 +244,12 @@ def test_a_missing_file(copy):
     refuses(copy, f"{lost} is missing")
 
 
+def test_no_weights_at_all(copy):
+    for file in [*copy.glob("*.safetensors"), *copy.glob("*.index.json")]:
+        file.unlink()
+    refuses(copy, f"{copy} has neither of model.safetensors and pytorch_model.bin", "whole folder")
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_file_cut_short(copy, keep):
     file = sorted(copy.glob("*.safetensors"))[0]

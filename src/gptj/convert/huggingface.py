@@ -92,7 +92,7 @@ DEFAULTS = {"n_positions": 2048, "layer_norm_epsilon": 1e-5, "rotary_dim": 64}
 
 def is_huggingface(folder: Folder) -> bool:
     """Whether `folder` looks like one of Hugging Face's."""
-    return CONFIG in folder and any(f in folder or f + INDEX_SUFFIX in folder for f in FILES)
+    return CONFIG in folder
 
 
 def read(folder: Folder) -> Source:
