@@ -6,7 +6,8 @@ import pytest
 
 from gptj.convert import files
 from gptj.convert.files import File
-from gptj.convert.tensor import contiguous, count_nans, stored_at
+from gptj.convert.tensor import Readers, contiguous, count_nans, stored_at
+from gptj.errors import UserError
 
 OFFSET = 5000  # not a multiple of a block
 
@@ -16,6 +17,11 @@ def stored(path, shape, dtype):
     draw = np.random.default_rng(0).normal(size=shape).astype(dtype)
     path.write_bytes(bytes(OFFSET) + draw.tobytes() + b"rest")
     return draw, stored_at(File(str(path), path.stat().st_size), OFFSET, shape, draw.dtype)
+
+
+def nans_read_into(out, tensor):
+    with Readers() as readers:
+        return tensor.read_into(out, readers)()
 
 
 def views(tensor, rows, columns):
@@ -43,8 +49,15 @@ def test_read_into_is_read(tmp_path, monkeypatch, dtype, size, direct):
         np.testing.assert_array_equal(contiguous(read), read)
         for out in (dtype, np.float32):
             into = np.empty(view.shape, out)
-            assert view.read_into(into) == 0
+            assert nans_read_into(into, view) == 0
             np.testing.assert_array_equal(into, read.astype(out))
+
+
+def test_a_file_cut_short_under_its_readers_is_an_error(tmp_path):
+    _, tensor = stored(tmp_path / "file", (5000, 64), np.float32)
+    (tmp_path / "file").write_bytes(b"short")
+    with pytest.raises(UserError, match="shorter while it was read"):
+        nans_read_into(np.empty(tensor.shape, tensor.dtype), tensor)
 
 
 def test_a_disk_that_cannot_be_read_directly_is_read_as_usual(tmp_path, monkeypatch):
@@ -70,4 +83,5 @@ def test_every_nan_is_counted_and_no_infinity(tmp_path, dtype):
     assert count_nans(array) == 2
     (tmp_path / "file").write_bytes(array.tobytes())
     tensor = stored_at(File(str(tmp_path / "file"), array.nbytes), 0, array.shape, array.dtype)
-    assert tensor.viewed((70, 64), turned=True).read_into(np.empty((70, 64), dtype)) == 2
+    turned = tensor.viewed((70, 64), turned=True)
+    assert nans_read_into(np.empty((70, 64), dtype), turned) == 2

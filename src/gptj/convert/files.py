@@ -25,6 +25,22 @@ BLOCK = 4096
 DIRECT_READS = 1 << 18
 """Bytes from which on a read may go past the system's cache."""
 
+HUGE_PAGE = 2 << 20
+"""Bytes; the disk fills memory in whole pages of this size at twice the speed."""
+
+
+class Scratch:
+    """Memory that one reading after the other goes to: new memory costs more than the reading."""
+
+    def __init__(self) -> None:
+        self._whole = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> UInt8[np.ndarray, " bytes"]:
+        """The first `size` bytes; what was taken before is no longer good."""
+        if len(self._whole) < size:
+            self._whole = _aligned(size, HUGE_PAGE)
+        return self._whole[:size]
+
 
 @dataclass(frozen=True)
 class File:
@@ -35,8 +51,10 @@ class File:
     remote: Any = None
     """The fsspec file system that holds it, or None for this machine's own."""
 
-    def read(self, start: int = 0, stop: int | None = None) -> UInt8[np.ndarray, " bytes"]:
-        """The bytes from `start` up to `stop`, the end when not given.
+    def read(
+        self, start: int = 0, stop: int | None = None, scratch: Scratch | None = None
+    ) -> UInt8[np.ndarray, " bytes"]:
+        """The bytes from `start` up to `stop`, the end when not given, if asked in `scratch`.
 
         Raises:
           UserError: the file is shorter than that.
@@ -57,16 +75,18 @@ class File:
             return np.frombuffer(part, np.uint8).copy()  # writable, as the reader's own
         if stop - start >= DIRECT_READS and self._direct is not None:
             with contextlib.suppress(OSError):  # some file systems open so, and then cannot read
-                return self._read_direct(self._direct, start, stop)
-        into = np.empty(stop - start, np.uint8)
+                return self._read_direct(self._direct, start, stop, scratch)
+        into = scratch.take(stop - start) if scratch else np.empty(stop - start, np.uint8)
         self._fill(self._descriptor, into, start, len(into))
         return into
 
-    def _read_direct(self, descriptor: int, start: int, stop: int) -> UInt8[np.ndarray, " bytes"]:
+    def _read_direct(
+        self, descriptor: int, start: int, stop: int, scratch: Scratch | None
+    ) -> UInt8[np.ndarray, " bytes"]:
         """Read whole blocks of the disk around the range, into memory that begins as blocks do."""
         first = start - start % BLOCK
-        raw = np.empty(-(-(stop - first) // BLOCK) * BLOCK + BLOCK, np.uint8)
-        into = raw[-raw.ctypes.data % BLOCK :][: len(raw) - BLOCK]
+        size = -(-(stop - first) // BLOCK) * BLOCK
+        into = scratch.take(size) if scratch else _aligned(size, BLOCK)
         self._fill(descriptor, into, first, stop - first)
         return into[start - first : stop - first]
 
@@ -193,6 +213,12 @@ class Folder:
                 return int(self._remote.size(path)) if self._remote.isfile(path) else None
             except FileNotFoundError:
                 return None
+
+
+def _aligned(size: int, to: int) -> UInt8[np.ndarray, " bytes"]:
+    """Fresh memory whose address is a multiple of `to`."""
+    raw = np.empty(size + to, np.uint8)
+    return raw[-raw.ctypes.data % to :][:size]
 
 
 def is_url(place: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Shaped
 from gptj.config import ModelConfig
 from gptj.convert.names import by_name
 from gptj.convert.source import Source
-from gptj.convert.tensor import Tensor, count_nans
+from gptj.convert.tensor import Readers, Tensor, count_nans
 from gptj.model import Params, Weight, weights
 from gptj.sharding import spec
 
@@ -50,33 +50,49 @@ def load_tree(
     for name, (weight, _) in by_name(table, config.layers).items():
         names_of.setdefault(id(weight), []).append(name)
     leaves, tree = jax.tree.flatten(table)
-    nans: dict[str, int] = {}
-    made = []
-    for leaf in leaves:
-        own = {name: tensors[name] for name in names_of[id(leaf)]}
-        array, found = _leaf(leaf, list(own.values()), np.dtype(jnp.dtype(dtype)))
-        made.append(array)
-        nans |= {name: count for name, count in zip(own, found, strict=True) if count}
+    own = [{name: tensors[name] for name in names_of[id(leaf)]} for leaf in leaves]
+    with Readers() as readers:
+        kind = np.dtype(jnp.dtype(dtype))
+        coming = [
+            _leaf(leaf, list(found.values()), kind, readers)
+            for leaf, found in zip(leaves, own, strict=True)
+        ]
+        made = [finish() for finish in coming]
+    names = [name for found in own for name in found]
+    counts = [count for _, found in made for count in found]
+    nans = {name: count for name, count in zip(names, counts, strict=True) if count}
     if nans:
         warnings.warn(
             f"{where}: {sum(nans.values())} weights are not numbers (NaN), in {len(nans)} of its "
             f"tensors, {next(iter(nans))} the first: the model is damaged",
             stacklevel=3,
         )
-    return jax.tree.unflatten(tree, made)
+    return jax.tree.unflatten(tree, [array for array, _ in made])
+
+
+Leaf = tuple[Array, list[int]]
+"""One leaf of the tree, and how many NaNs each of the tensors has that it is made of."""
 
 
 def _leaf(
-    weight: Weight, tensors: Sequence[Tensor], dtype: np.dtype[Any]
-) -> tuple[Array, list[int]]:
-    """One leaf of the tree, of one tensor or one a layer, and how many NaNs each of them has."""
+    weight: Weight, tensors: Sequence[Tensor], dtype: np.dtype[Any], readers: Readers
+) -> Callable[[], Leaf]:
+    """Begin to read a leaf, of one tensor or one a layer; what is returned waits for it."""
     sharding, stacked = spec(*weight.axes), weight.axes[0] == "layers"
     if sharding is None and next(iter(jnp.zeros(()).devices())).platform == "cpu":
         host = aligned(weight.shape, dtype)
         places = host if stacked else [host]
-        nans = [t.read_into(place) for t, place in zip(tensors, places, strict=True)]
-        return jax.device_put(host), nans
-    if not stacked:
+        counts = [t.read_into(place, readers) for t, place in zip(tensors, places, strict=True)]
+        return lambda: (jax.device_put(host), [count() for count in counts])
+    leaf = _put_leaf(weight, tensors, dtype, sharding)
+    return lambda: leaf
+
+
+def _put_leaf(
+    weight: Weight, tensors: Sequence[Tensor], dtype: np.dtype[Any], sharding: PartitionSpec | None
+) -> Leaf:
+    """A leaf on its devices, each of its tensors put there and forgotten."""
+    if weight.axes[0] != "layers":
         array = tensors[0].read()
         return _cast(_put(array, sharding), dtype), [count_nans(array)]
     whole, nans = _empty(weight.shape, dtype, sharding), []

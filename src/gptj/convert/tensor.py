@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 
-from gptj.convert.files import File
+from gptj.convert.files import File, Scratch
 from gptj.errors import UserError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -23,8 +25,8 @@ class Matrix:
     """How a tensor's numbers lie in a file: row by row, as the tensor has them or transposed."""
 
     shape: tuple[int, int]
-    rows: Callable[[int, int], Shaped[np.ndarray, "rows columns"]]
-    """Reads the rows from one to before another."""
+    rows: Callable[[int, int, Scratch], Shaped[np.ndarray, "rows columns"]]
+    """Reads the rows from one to before another; they may lie in the scratch memory."""
     turned: bool = False
 
 
@@ -45,13 +47,17 @@ class Tensor:
         # A file may claim any shape: Python's numbers do not wrap around.
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read_into(self, out: Shaped[np.ndarray, "..."]) -> int:
-        """Read it to `out`, in the type of that; returns how many elements are not numbers."""
+    def read_into(self, out: Shaped[np.ndarray, "..."], readers: Readers) -> Callable[[], int]:
+        """Begin to read it to `out`, in the type of that.
+
+        What is returned waits for the end, and says how many elements are not numbers.
+        """
         if self.matrix is not None:
-            return _copy(out, self.matrix)
+            return _copy(out, self.matrix, readers)
         array = self.read()
         copy_into(out, array)
-        return count_nans(array)
+        nans = count_nans(array)
+        return lambda: nans
 
     def viewed(self, shape: tuple[int, ...], turned: bool = False) -> Tensor:
         """The same numbers in another shape, those of a `turned` matrix transposed before."""
@@ -92,9 +98,9 @@ def stored_at(file: File, offset: int, shape: tuple[int, ...], dtype: np.dtype[A
     def read() -> Shaped[np.ndarray, "..."]:
         return file.read(offset, offset + tensor.bytes).view(dtype).reshape(shape)
 
-    def rows(begin: int, end: int) -> Shaped[np.ndarray, "rows columns"]:
+    def rows(begin: int, end: int, scratch: Scratch) -> Shaped[np.ndarray, "rows columns"]:
         width = shape[1] * dtype.itemsize
-        part = file.read(offset + begin * width, offset + end * width)
+        part = file.read(offset + begin * width, offset + end * width, scratch)
         return part.view(dtype).reshape(end - begin, shape[1])
 
     tensor = Tensor(shape, dtype, read, Matrix(shape, rows) if len(shape) == 2 else None)
@@ -135,44 +141,85 @@ def copy_into(out: Shaped[np.ndarray, "..."], array: Shaped[np.ndarray, "..."]) 
         out[...] = array
         return
     stored = turned.T
-    _copy(out, Matrix(stored.shape, lambda begin, end: stored[begin:end], turned=True))
+    with Readers() as readers:
+        _copy(out, Matrix(stored.shape, lambda begin, end, _: stored[begin:end], True), readers)()
 
-
-def _copy(out: Shaped[np.ndarray, "..."], matrix: Matrix) -> int:
-    """Copy a matrix in strips that fit into the cache; returns how many elements are no numbers.
-
-    NumPy would walk along the rows of a transposed matrix and find each element in another line
-    of the cache, and all of them in one set of it where the width is a power of two. A strip is
-    therefore first put aside, at a width that is none.
-    """
-    rows, columns = matrix.shape
-    into = np.reshape(out, (columns, rows) if matrix.turned else (rows, columns), copy=False)
-
-    height = max(1, STRIP_BYTES // max(1, columns * out.dtype.itemsize) // LINE) * LINE
-    begins = iter(range(0, rows, height))  # shared, so that the file is read from start to end
-
-    def strips(_: int) -> int:
-        nans, aside = 0, np.empty((height, columns + PAD), out.dtype)[:, :columns]
-        for begin in begins:
-            end = min(begin + height, rows)
-            strip = matrix.rows(begin, end)
-            nans += count_nans(strip)
-            if matrix.turned:
-                aside[: end - begin] = strip
-                into[:, begin:end] = aside[: end - begin].T
-            else:
-                into[begin:end] = strip
-        return nans
-
-    with ThreadPoolExecutor(THREADS) as pool:  # reading and copying release Python's lock
-        return sum(pool.map(strips, range(THREADS)))
-
-
-STRIP_BYTES, LINE, PAD = 1 << 22, 64, 32
-"""Bytes copied at once, in a multiple of so many rows, set apart by so many elements."""
 
 THREADS = 4
 """More than there need be cores: some wait for the disk."""
+
+
+class Readers(ThreadPoolExecutor):
+    """Threads that read tensors in strips; an error ends what they have not begun."""
+
+    def __init__(self) -> None:
+        super().__init__(THREADS)
+        self._own = threading.local()
+
+    @property
+    def scratch(self) -> tuple[Scratch, Scratch]:
+        """The calling thread's own memory: for a strip as it is read, and for a tile of it."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch(), Scratch()
+        found: tuple[Scratch, Scratch] = self._own.scratch
+        return found
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown(cancel_futures=kind is not None)
+
+
+STRIP_BYTES, STRIP_ROWS, LINE = 8 << 20, 4096, 64
+"""Bytes read at once, at most so many rows, and a multiple of so many."""
+
+TILE, PAD = (256, 256), 32
+"""Rows and columns transposed at once, small enough for the cache, and the elements that set its
+rows apart."""
+
+
+def _copy(out: Shaped[np.ndarray, "..."], matrix: Matrix, readers: Readers) -> Callable[[], int]:
+    """Begin to copy a matrix; what is returned waits, and says how many elements are no numbers."""
+    rows, columns = matrix.shape
+    into = np.reshape(out, (columns, rows) if matrix.turned else (rows, columns), copy=False)
+    height = STRIP_BYTES // max(1, columns * out.dtype.itemsize) // LINE * LINE
+    height = min(max(height, LINE), STRIP_ROWS)
+
+    def strip(begin: int) -> int:
+        end = min(begin + height, rows)
+        whole, tile = readers.scratch
+        part = matrix.rows(begin, end, whole)
+        if matrix.turned:
+            _transpose(into[:, begin:end], part, tile)
+        else:
+            into[begin:end] = part
+        return count_nans(part)
+
+    strips = [readers.submit(strip, begin) for begin in range(0, rows, height)]
+    return lambda: sum(nans.result() for nans in strips)
+
+
+def _transpose(
+    out: Shaped[np.ndarray, "columns rows"], part: Shaped[np.ndarray, "rows columns"], tile: Scratch
+) -> None:
+    """`out[...] = part.T`, tile by tile.
+
+    NumPy would walk along the rows of a transposed matrix and find each element in another line
+    of the cache, and all of them in one set of it where the width is a power of two. A tile is
+    therefore first put aside, at a width that is none.
+    """
+    (rows, columns), (high, wide) = part.shape, TILE
+    pitch = wide + PAD
+    aside = tile.take(rows * pitch * out.itemsize).view(out.dtype).reshape(rows, pitch)
+    for left in range(0, columns, wide):
+        right = min(left + wide, columns)
+        piece = aside[:, : right - left]
+        piece[...] = part[:, left:right]
+        for top in range(0, rows, high):
+            out[left:right, top : top + high] = piece[top : top + high].T
 
 
 def _as_transposed(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "rows columns"] | None:
