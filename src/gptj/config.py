@@ -93,7 +93,7 @@ class ModelConfig:
         """Read a config written by `save`."""
         try:
             values = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path} is not JSON ({error}): it must hold a model's config"
             ) from None

@@ -43,8 +43,8 @@ class ConvertConfig:
     """The kind to write: this project's, transformers', or Mesh Transformer JAX's."""
     dtype: Dtype | None = None
     """The type to store the weights in. Default: as they are."""
-    shards: int = 8
-    """Parts of a mesh-transformer checkpoint: 1, 2, 4, 8 or 16."""
+    shards: int | None = None
+    """Parts of a mesh-transformer checkpoint: 1, 2, 4, 8 or 16. Default: 8, as GPT-J's."""
     slim: bool = False
     """Leave the optimizer's state out, and as the original did store bfloat16."""
     config: str | None = None
@@ -70,7 +70,7 @@ def convert(config: ConvertConfig) -> Converted:
     Raises:
       UserError: it cannot be read, the other kind cannot hold it, or it cannot be written.
     """
-    if config.to != "mesh-transformer" and config.shards != ConvertConfig.shards:
+    if config.to != "mesh-transformer" and config.shards is not None:
         raise UserError("shards counts the parts of a mesh-transformer checkpoint: leave it out")
     shape = config_named(config.config)
     source = open_source(config.source, config=shape, tokenizer=config.tokenizer)
@@ -87,7 +87,7 @@ def convert(config: ConvertConfig) -> Converted:
     narrow: Dtype | None = "bfloat16" if config.slim else None
     if dtype := config.dtype or narrow:
         source = stored_in(source, np.dtype(jnp.dtype(dtype)))
-    write(source, config.out, config.to, config.shards)
+    write(source, config.out, config.to, 8 if config.shards is None else config.shards)
     if damaged := [name for name, count in nans.items() if count]:
         notes.append(
             f"{sum(nans.values()):,} weights are not numbers (NaN), in {len(damaged)} tensors, "

@@ -198,7 +198,7 @@ def _sharded(folder: Folder, index: str) -> dict[str, Tensor]:
 def _json(folder: Folder, name: str) -> dict[str, Any]:
     try:
         value = json.loads(folder.file(name).text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}/{name} is not JSON: {error}") from None

@@ -92,26 +92,48 @@ def _read(source: Source, name: str, folded: bool) -> np.ndarray:
 
 def describe(source: Source, hashes: bool = True) -> Iterator[str]:
     """Lines that say what `source` is; with `hashes`, after reading all of it."""
-    tensors, config = source.weights, source.config
     yield f"{source.place}: {source.kind}"
-    yield "  " + ", ".join(f"{field}={value}" for field, value in asdict(config).items())
-    parts = {
-        "embedding": [t for n, t in tensors.items() if n.startswith("embedding")],
-        f"{config.layers} layers": [t for n, t in tensors.items() if n.startswith("blocks.")],
-        "output": [t for n, t in tensors.items() if not n.startswith(("embedding", "blocks."))],
-    }
-    for part, held in {**parts, "all weights": list(tensors.values())}.items():
-        yield f"  {part:12} {_sum(held)}"
-    step = "unknown" if source.step is None else f"{source.step:,}"
-    yield f"  step         {step}"
-    moments = list((source.optimizer or {}).values())
-    yield f"  optimizer    {_sum(moments) if moments else 'none'}"
-    tokenizer = source.tokenizer()
-    yield f"  tokenizer    {_tokenizer(tokenizer) if tokenizer else 'none'}"
+    for what, rows in (("shape", _shape_rows(source)), ("weights", _weight_rows(source))):
+        yield from ("", what, *_aligned(rows))
+    yield ""
+    yield from _aligned(_other_rows(source))
     if hashes:
         digest, nans = fingerprint(source)
-        yield f"  sha256       {digest} (of the weights, whatever the kind)"
-        yield f"  NaN          {nans:,}" if nans else "  NaN          none"
+        yield from _aligned({"NaN": f"{nans:,}" if nans else "none", "sha256": digest})
+        yield from _aligned({"": "(of the weights, the same whatever the kind)"})
+
+
+def _aligned(rows: dict[str, str]) -> list[str]:
+    return [f"  {name:<18} {text}" for name, text in rows.items()]
+
+
+def _shape_rows(source: Source) -> dict[str, str]:
+    return {
+        field: str(value).lower() if isinstance(value, bool | float) else f"{value:,}"
+        for field, value in asdict(source.config).items()
+    }
+
+
+def _weight_rows(source: Source) -> dict[str, str]:
+    tensors = source.weights
+    parts = {
+        "embedding": [t for n, t in tensors.items() if n.startswith("embedding")],
+        f"{source.config.layers} layers": [
+            t for n, t in tensors.items() if n.startswith("blocks.")
+        ],
+        "output": [t for n, t in tensors.items() if not n.startswith(("embedding", "blocks."))],
+        "all": list(tensors.values()),
+    }
+    return {part: _sum(held) for part, held in parts.items()}
+
+
+def _other_rows(source: Source) -> dict[str, str]:
+    moments, tokenizer = list((source.optimizer or {}).values()), source.tokenizer()
+    return {
+        "step": "unknown" if source.step is None else f"{source.step:,}",
+        "optimizer": _sum(moments) if moments else "none",
+        "tokenizer": _tokenizer(tokenizer) if tokenizer else "none",
+    }
 
 
 def _tokenizer(tokenizer: object) -> str:
