@@ -11,6 +11,7 @@ import pytest
 from gptj import cross_entropy, model
 from gptj.attention import cached_attention, causal_attention, rotary
 from gptj.config import PRESETS, ModelConfig, preset
+from gptj.cross_entropy import ZLoss
 from gptj.errors import UserError
 from gptj.sharding import make_mesh
 
@@ -82,7 +83,7 @@ class TestLoss:
     @pytest.mark.parametrize("z_loss", [0.0, 0.1])
     def test_it_is_the_mean_cross_entropy_and_so_is_its_gradient(self, params, length, z_loss):
         tokens = TOKENS[:, :length]
-        ours = jax.value_and_grad(model.loss)(params, tokens, CONFIG, z_loss=z_loss)
+        ours = jax.value_and_grad(model.loss)(params, tokens, CONFIG, z_loss=ZLoss(z_loss))
         expected = jax.value_and_grad(plain_loss)(params, tokens, z_loss)
         assert float(ours[0]) == pytest.approx(float(expected[0]), rel=1e-6)
         jax.tree.map(

@@ -7,6 +7,7 @@ gradient while its logits are still there, so nothing is stored and nothing comp
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -24,6 +25,22 @@ CHUNK = 128
 NEVER = -1e30
 """The logit of a column that is not a token: finite, so that nothing downstream makes a NaN."""
 
+
+@dataclasses.dataclass(frozen=True)
+class ZLoss:
+    """`weight * logsumexp(logits)**2` a token, which keeps the normaliser near one.
+
+    From PaLM (arXiv:2204.02311, section 5). The original trainer's is of the logits less their
+    maximum, held constant: `shifted`.
+    """
+
+    weight: float = 0.0
+    shifted: bool = False
+
+
+NO_Z_LOSS = ZLoss()
+
+
 Residuals = tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]
 Chunk = tuple[Float[Array, "rows embed"], Int[Array, " rows"], Float[Array, " rows"]]
 
@@ -35,7 +52,7 @@ def linear_cross_entropy(
     targets: Int[Array, "batch length"],
     weights: Float[Array, "batch length"],
     vocab_size: int,
-    z_loss: float = 0.0,
+    z_loss: ZLoss = NO_Z_LOSS,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
     """Weighted sum over tokens of `-log softmax(hidden @ output + bias)[target]`, in float32.
 
@@ -44,8 +61,7 @@ def linear_cross_entropy(
       output: the projection, typed reduced over the batch axes; `bias` is stored as is.
       weights: what each token counts; weights summing to one give a mean.
       vocab_size: logits from this column on are left out of the softmax.
-      z_loss: adds `z_loss * logsumexp**2` a token, which keeps the normaliser near one
-        (PaLM, arXiv:2204.02311, section 5).
+      z_loss: what is added for the size of the normaliser.
 
     Returns:
       The loss, and each token's negative log-likelihood in nats (no gradient flows from it).
@@ -62,7 +78,7 @@ def _fused(
     targets: Array,
     weights: Array,
     vocab_size: int,
-    z_loss: float,
+    z_loss: ZLoss,
 ) -> tuple[Array, Array]:
     def step(loss: Array, chunk: Chunk) -> tuple[Array, Array]:
         chunk_loss, nll, _ = _chunk_loss(chunk, output, bias, vocab_size, z_loss)
@@ -79,7 +95,7 @@ def _fused_forward(
     targets: Array,
     weights: Array,
     vocab_size: int,
-    z_loss: float,
+    z_loss: ZLoss,
 ) -> tuple[tuple[Array, Array], Residuals]:
     def step(carry: Residuals, chunk: Chunk) -> tuple[Residuals, tuple[Array, Array]]:
         loss, d_output, d_bias = carry
@@ -114,7 +130,7 @@ def _fused_forward(
 
 
 def _fused_backward(
-    vocab_size: int, z_loss: float, gradients: Residuals, cotangents: tuple[Array, Array]
+    vocab_size: int, z_loss: ZLoss, gradients: Residuals, cotangents: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
     d_hidden, d_output, d_bias = gradients
     scale = cotangents[0]  # the second is the log-likelihoods', which carry no gradient
@@ -132,7 +148,7 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _chunk_loss(
-    chunk: Chunk, output: Array, bias: Array, vocab_size: int, z_loss: float
+    chunk: Chunk, output: Array, bias: Array, vocab_size: int, z_loss: ZLoss
 ) -> tuple[Array, Array, Array]:
     """A chunk's weighted loss, its tokens' nll, and the loss's gradient on the logits."""
     hidden, targets, weights = chunk
@@ -144,12 +160,14 @@ def _chunk_loss(
     largest = jnp.max(logits, axis=-1, keepdims=True)
     exp = jnp.exp(logits - largest)
     total = sum_last(exp, "batch")
-    log_total = (jnp.log(total) + largest)[..., 0]
+    above = jnp.log(total)[..., 0]
+    log_total = above + largest[..., 0]
     is_target = columns == targets[..., None]
     # One column is the target: its maximum is its value, and a maximum is a vectorised reduction.
     nll = log_total - jnp.max(jnp.where(is_target, logits, -jnp.inf), axis=-1)
-    loss = jnp.sum(weights * (nll + z_loss * log_total**2))
-    pull = weights * (1 + 2 * z_loss * log_total)
+    z = above if z_loss.shifted else log_total
+    loss = jnp.sum(weights * (nll + z_loss.weight * z**2))
+    pull = weights * (1 + 2 * z_loss.weight * z)
     d_logits = exp * (pull[..., None] / total) - jnp.where(is_target, weights[..., None], 0)
     return loss, nll, d_logits
 

@@ -18,19 +18,23 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
-from gptj.cross_entropy import linear_cross_entropy
+from gptj.cross_entropy import NO_Z_LOSS, ZLoss, linear_cross_entropy
 from gptj.errors import UserError
 from gptj.matrices import einsum, gather, spread, sum_last
 from gptj.sharding import LOGICAL_TO_MESH, check_mesh, reshape, reshard, spec
 
-Remat = Literal["none", "dots", "block"]
-"""What the backward pass recomputes: nothing, all but the matrix products, or the whole block."""
+Remat = Literal["none", "dots", "block", "offload"]
+"""What the backward pass recomputes: nothing, all but the matrix products, or the whole block; to
+offload is to recompute the whole block from an input that waited in the host's memory."""
+
+LAYER_INPUT, HOST_MEMORY = "layer_input", "pinned_host"
 
 Attend = Callable[[Array, Array, Array], Array]
 
@@ -275,6 +279,7 @@ def hidden_states(
     positions = jnp.arange(tokens.shape[1])
 
     def layer(x: Array, stored: Block[Array]) -> tuple[Array, None]:
+        x = checkpoint_name(x, LAYER_INPUT)
         return block(x, stored, config, positions), None
 
     x, _ = jax.lax.scan(rematerialised(layer, remat), embed(params, tokens, dtype), params.blocks)
@@ -299,6 +304,20 @@ def rematerialised(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
         return jax.checkpoint(layer, policy=saved, prevent_cse=False)
     if remat == "block":
         return jax.checkpoint(layer, prevent_cse=False)
+    if remat == "offload":
+        kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
+        if HOST_MEMORY not in kinds:
+            raise UserError(
+                f"remat=offload needs devices with {HOST_MEMORY} memory, these have "
+                f"{', '.join(sorted(kinds))}: use remat=block"
+            )
+        offloaded = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst=HOST_MEMORY,
+        )
+        return jax.checkpoint(layer, policy=offloaded, prevent_cse=False)
     raise UserError(f"remat={remat!r} is not one of {', '.join(get_args(Remat))}")
 
 
@@ -342,14 +361,14 @@ def losses(
     weights: Float[Array, "batch length"] | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
-    z_loss: float = 0.0,
+    z_loss: ZLoss = NO_Z_LOSS,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
     """The training loss, and each token's negative log-likelihood (nats, no gradient).
 
     Args:
       tokens: rows of `length + 1` ids; each but the first is predicted from those before it.
       weights: what each prediction counts in the loss, the mean over all when not given.
-      z_loss: coefficient of the squared log-normaliser added to each token's loss.
+      z_loss: what is added to each token's loss for the size of its normaliser.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if weights is None:
@@ -370,7 +389,7 @@ def loss(
     weights: Float[Array, "batch length"] | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
-    z_loss: float = 0.0,
+    z_loss: ZLoss = NO_Z_LOSS,
 ) -> Float[Array, ""]:
     """Mean next-token cross-entropy in nats: `losses` without the per-token values."""
     return losses(params, tokens, config, weights=weights, dtype=dtype, remat=remat, z_loss=z_loss)[

@@ -13,6 +13,7 @@ import pytest
 
 from gptj import model
 from gptj.config import ModelConfig
+from gptj.cross_entropy import ZLoss
 from gptj.sharding import make_mesh, place
 
 CONFIG = ModelConfig(2, 32, 8, 4, 128, 250, 256, 192)
@@ -20,7 +21,7 @@ MESHES = [mesh for mesh in itertools.product((1, 2, 4, 8), repeat=3) if math.pro
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (8, 150), np.int32)
 
 KEY = jax.random.key(0)
-CASES = [(shape, {}) for shape in MESHES] + [((2, 2, 2), {"remat": "block", "z_loss": 1e-3})]
+CASES = [(shape, {}) for shape in MESHES] + [((2, 2, 2), {"remat": "block", "z_loss": ZLoss(1e-3)})]
 
 
 def gradient_program(options):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from gptj import model
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.sharding import make_mesh, place
-from gptj.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from gptj.train.optimizer import Kind, OptimizerConfig, make_optimizer, schedule
 from gptj.train.state import abstract_state, new_state
 from gptj.train.step import StepConfig, mean_gradient, train_step
 
@@ -44,21 +45,33 @@ def run(steps, rows=TOKENS[None], config=FLOAT32, optimizer=OPTIMIZER):
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulating_gives_the_gradient_of_the_whole_batch(accumulate):
     params = model.init(jax.random.key(0), MODEL)
-    gradient = jax.jit(mean_gradient, static_argnums=(2, 3))
-    loss, whole = gradient(params, TOKENS[None], MODEL, StepConfig())
+    gradient = jax.jit(mean_gradient, static_argnums=(2, 3, 4))
+    means, whole = gradient(params, TOKENS[None], MODEL, OPTIMIZER, StepConfig())
     parts = TOKENS.reshape(accumulate, -1, 33)
-    accumulated_loss, accumulated = gradient(params, parts, MODEL, StepConfig())
-    assert float(accumulated_loss) == pytest.approx(float(loss), rel=1e-6)
+    accumulated_means, accumulated = gradient(params, parts, MODEL, OPTIMIZER, StepConfig())
+    for name in ("loss", "last_loss", "z_loss"):
+        ours, theirs = getattr(accumulated_means, name), getattr(means, name)
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-6, abs=1e-6)
     assert relative(accumulated, whole) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)], ids=str)
-def test_five_steps_on_eight_devices_equal_one(shape):
-    expected, measured = run(5)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("adamw", (1, 8, 1)), *((kind, (2, 2, 2)) for kind in get_args(Kind))],
+    ids=str,
+)
+def test_five_steps_on_eight_devices_equal_one(kind, shape):
+    optimizer = OptimizerConfig(kind, lr=1e-2, end_lr=1e-3, warmup_steps=2).for_run(20)
+    rows = TOKENS.reshape(2, 4, -1)
+    expected, measured = run(5, rows, optimizer=optimizer)
     with jax.set_mesh(make_mesh(*shape)):
-        state, ours = run(5)
-        shapes = abstract_state(MODEL, OPTIMIZER)
-        same = jax.tree.map(lambda x, like: x.sharding == like.sharding, state, shapes)
+        if shape[0] * shape[1] == 8:
+            rows = np.tile(rows, (1, 2, 1))  # one row for each device, and the same mean
+        state, ours = run(5, rows, optimizer=optimizer)
+        shapes = abstract_state(MODEL, optimizer)
+        same = jax.tree.map(
+            lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), state, shapes
+        )
     assert jax.tree.all(same)
     for a, b in zip(ours, measured, strict=True):
         assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-5)
@@ -67,9 +80,31 @@ def test_five_steps_on_eight_devices_equal_one(shape):
     assert relative(state.params, expected.params) < 1e-2
 
 
-@pytest.mark.parametrize(
-    "config", [StepConfig(), StepConfig(dtype="bfloat16", z_loss=1e-4)], ids=str
-)
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind != "adamw"])
+def test_every_optimizer_learns_its_rows_by_heart(kind):
+    lr = 2e-3 if kind == "lion" else 1e-2
+    optimizer = OptimizerConfig(kind, lr=lr, end_lr=lr / 10, warmup_steps=2).for_run(60)
+    _, measured = run(60, TOKENS[None, :2], optimizer=optimizer)
+    assert float(measured[-1].loss) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+def test_bfloat16_moments_halve_the_optimizers_state_and_learn_as_well(kind):
+    lr = 2e-3 if kind == "lion" else 1e-2
+    wide = OptimizerConfig(kind, lr=lr, end_lr=lr / 10, warmup_steps=2).for_run(60)
+    narrow = dataclasses.replace(wide, moments="bfloat16")
+    size = lambda config: sum(  # noqa: E731
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract_state(MODEL, config).opt_state)
+        if leaf.size > 100
+    )
+    # Muon's Adam keeps its second moment, of the embedding and the output, in float32.
+    assert size(narrow) <= (0.75 if kind == "muon" else 0.5) * size(wide)
+    _, measured = run(60, TOKENS[None, :2], optimizer=narrow)
+    assert float(measured[-1].loss) < 0.5
+
+
+@pytest.mark.parametrize("config", [StepConfig(z_loss=0.0), StepConfig(dtype="bfloat16")], ids=str)
 def test_it_learns_its_rows_by_heart(config):
     _, measured = run(60, TOKENS[None, :2], config, dataclasses.replace(OPTIMIZER, anneal_steps=60))
     assert float(measured[0].loss) == pytest.approx(UNTRAINED, rel=0.05)
@@ -129,6 +164,11 @@ def test_one_update_is_adam_on_the_clipped_gradient_plus_decay_of_matrices():
         ({"eps": -1.0}, "eps=-1.0 must be above 0"),
         ({"b2": 1.5}, "b2=1.5 must be at least 0 and below 1"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"kind": "adafactor", "b2": 0.9}, "optimizer=adafactor has no b1 and b2"),
+        ({"kind": "adafactor", "moments": "bfloat16"}, "optimizer=adafactor has no moments"),
+        ({"moments": "bfloat16", "b2": 0.999}, "bfloat16 cannot follow b2=0.999"),
+        ({"original_shards": 8}, "original_shards=8 is for optimizer=gptj-2021"),
+        ({"kind": "gptj-2021", "original_shards": 0}, "original_shards=0 must be at least 1"),
     ],
 )
 def test_impossible_settings_are_refused(changes, sentence):

@@ -17,6 +17,7 @@ from gptj.model import Params, abstract
 from gptj.sharding import place
 from gptj.tokenizer import Tokenizer
 from gptj.train.optimizer import OptimizerConfig, make_optimizer
+from gptj.train.spikes import no_recent
 from gptj.train.state import TrainState, state_from
 
 PROBE = "The naïve café's 3rd  résumé:\n\tx += 42; 你好, привет! <|endoftext|>"
@@ -32,7 +33,7 @@ def state_of(source: Source, optimizer: OptimizerConfig) -> TrainState:
     if source.optimizer is None:
         return state_from(params, source.config, optimizer)
     step = place(np.asarray(source.step or 0, np.int32))
-    return TrainState(step, params, _moments(source, source.optimizer, optimizer))
+    return TrainState(step, params, _moments(source, source.optimizer, optimizer), no_recent())
 
 
 def _moments(source: Source, saved: dict[str, Any], optimizer: OptimizerConfig) -> optax.OptState:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, Key
 from gptj.config import ModelConfig
 from gptj.model import Params, abstract, init
 from gptj.train.optimizer import OptimizerConfig, make_optimizer
+from gptj.train.spikes import Recent, no_recent
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +25,7 @@ class TrainState:
     step: Int[Array, ""]
     params: Params[Array]
     opt_state: optax.OptState
+    recent: Recent
 
 
 def new_state(key: Key[Array, ""], model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:
@@ -35,7 +37,7 @@ def new_state(key: Key[Array, ""], model: ModelConfig, optimizer: OptimizerConfi
 def state_from(params: Params[Array], model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:
     """The state before the first step of training `params` (donated)."""
     opt_state = make_optimizer(optimizer, model).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, no_recent())
 
 
 def abstract_state(model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:

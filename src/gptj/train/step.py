@@ -12,9 +12,17 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gptj.config import ModelConfig
+from gptj.cross_entropy import ZLoss
 from gptj.errors import UserError
 from gptj.model import Params, Remat, losses
-from gptj.train.optimizer import OptimizerConfig, current_lr, make_optimizer
+from gptj.train.optimizer import (
+    ORIGINAL,
+    OptimizerConfig,
+    current_lr,
+    global_norm,
+    make_optimizer,
+)
+from gptj.train.spikes import is_calm, remember
 from gptj.train.state import TrainState
 
 
@@ -23,29 +31,52 @@ class StepConfig:
     """How a step computes, beside what it learns."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the layers compute in. Weights, moments and the loss are float32 either way."""
+    """What the layers compute in. Weights, moments and the loss are float32 either way. With
+    gptj-2021, what the weights are rounded to; its layers compute in float32."""
     remat: Remat = "none"
     """What the backward pass recomputes to save memory: `none`, all but matrix products (`dots`),
     or whole layers (`block`)."""
-    z_loss: float = 0.0
-    """Coefficient of the squared log-normaliser added to the loss; 1e-4 steadies long bf16 runs."""
+    z_loss: float = 1e-4
+    """Coefficient of the squared log-normaliser added to the loss, which keeps long runs steady."""
+    spike_sigma: float | None = None
+    """An update is skipped where the loss or the gradient's norm is so many standard deviations
+    above the mean of the last 128 that were not; 0 skips only what is not finite. Default: 6, and
+    0 with gptj-2021."""
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise UserError(f"z_loss={self.z_loss} must not be below 0")
+        for name in ("z_loss", "spike_sigma"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise UserError(f"{name}={value} must not be below 0")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StepMetrics:
-    """What one step measured, as float32 scalars."""
+class Means:
+    """What a step's microbatches measured, averaged over them; float32 scalars."""
 
     loss: Float[Array, ""]
     """Mean cross-entropy over the step's tokens in nats, without the z-loss."""
+    last_loss: Float[Array, ""]
+    """The same over the last token of every row, which has the most to go by."""
+    z_loss: Float[Array, ""]
+    """What the z-loss adds to the loss."""
+    grad_norm_micro: Float[Array, ""]
+    """Global norm of a microbatch's gradient."""
+    grad_square_micro: Float[Array, ""]
+    """The square of that norm, from which the noise scale follows."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics(Means):
+    """What one step measured."""
+
     grad_norm: Float[Array, ""]
     """Global norm of the mean gradient before clipping."""
     lr: Float[Array, ""]
-    """The learning rate this update used."""
+    """The learning rate of this update."""
+    streak: Int[Array, ""]
+    """0 where the update was made; of a spike, which makes none, how many in a row it is."""
 
 
 @functools.partial(
@@ -59,47 +90,102 @@ def train_step(
     optimizer: OptimizerConfig,
     config: StepConfig,
 ) -> tuple[TrainState, StepMetrics]:
-    """One update from the mean gradient over `accumulate` microbatches. `state` is donated."""
-    loss, gradient = mean_gradient(state.params, tokens, model, config)
+    """One update from the mean gradient over `accumulate` microbatches. `state` is donated.
+
+    A spike leaves the weights and the optimizer as they were. It counts as a step all the same,
+    so that the next one reads other rows.
+    """
+    means, gradient = mean_gradient(state.params, tokens, model, optimizer, config)
+    norm = global_norm(gradient, optimizer, model)
+    calm = is_calm(state.recent, means.loss, norm, _sigma(optimizer, config))
     updates, opt_state = make_optimizer(optimizer, model).update(
         gradient, state.opt_state, state.params
     )
-    params = optax.apply_updates(state.params, updates)
-    lr = current_lr(optimizer, state.opt_state)
-    metrics = StepMetrics(loss, optax.tree.norm(gradient), lr)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    made = optax.apply_updates(state.params, updates), opt_state
+    before = state.params, state.opt_state
+    params, opt_state = jax.tree.map(lambda new, old: jnp.where(calm, new, old), made, before)
+    recent = remember(state.recent, means.loss, norm, calm)
+    metrics = StepMetrics(
+        **vars(means),
+        grad_norm=norm,
+        lr=current_lr(optimizer, state.opt_state),
+        streak=recent.streak,
+    )
+    return TrainState(state.step + 1, params, opt_state, recent), metrics
+
+
+def _sigma(optimizer: OptimizerConfig, config: StepConfig) -> float:
+    if config.spike_sigma is not None:
+        return config.spike_sigma
+    return 0.0 if optimizer.kind == ORIGINAL else 6.0
 
 
 def mean_gradient(
     params: Params[Array],
     tokens: Int[Array, "accumulate batch length+1"],
     model: ModelConfig,
+    optimizer: OptimizerConfig,
     config: StepConfig,
-) -> tuple[Float[Array, ""], Params[Array]]:
-    """The mean cross-entropy over all rows and the loss's gradient, summed in float32."""
+) -> tuple[Means, Params[Array]]:
+    """What the microbatches measure, and the loss's mean gradient over all, summed in float32."""
     share = 1 / tokens.shape[0]
+    objective = functools.partial(
+        _original_loss if optimizer.kind == ORIGINAL else _loss, model=model, config=config
+    )
 
-    def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Array, Params[Array]]:
-        def objective(params: Params[Array]) -> tuple[Array, Array]:
-            loss, nll = losses(
-                params,
-                rows,
-                model,
-                dtype=jnp.dtype(config.dtype),
-                remat=config.remat,
-                z_loss=config.z_loss,
-            )
-            return loss * share, jnp.mean(nll) * share
-
-        gradient, nll = jax.grad(objective, has_aux=True)(params)
-        return nll, gradient
+    def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Means, Params[Array]]:
+        (loss, nll), gradient = jax.value_and_grad(objective, has_aux=True)(params, rows)
+        mean, norm = jnp.mean(nll), global_norm(gradient, optimizer, model)
+        means = Means(mean, jnp.mean(nll[:, -1]), loss - mean, norm, norm**2)
+        return jax.tree.map(lambda x: x * share, (means, gradient))
 
     def accumulate(
-        total: tuple[Array, Params[Array]], rows: Int[Array, "batch length+1"]
-    ) -> tuple[tuple[Array, Params[Array]], None]:
+        total: tuple[Means, Params[Array]], rows: Int[Array, "batch length+1"]
+    ) -> tuple[tuple[Means, Params[Array]], None]:
         return jax.tree.map(jnp.add, total, microbatch(rows)), None
 
     if tokens.shape[0] == 1:
         return microbatch(tokens[0])
-    zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    zero = Means(*[jnp.zeros(())] * 5), jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(accumulate, zero, tokens)[0]
+
+
+def _loss(
+    params: Params[Array],
+    rows: Int[Array, "batch length+1"],
+    *,
+    model: ModelConfig,
+    config: StepConfig,
+) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
+    """The loss of some rows, and each token's negative log-likelihood."""
+    return losses(
+        params,
+        rows,
+        model,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        z_loss=ZLoss(config.z_loss),
+    )
+
+
+def _original_loss(
+    params: Params[Array],
+    rows: Int[Array, "batch length+1"],
+    *,
+    model: ModelConfig,
+    config: StepConfig,
+) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
+    """The same as the original computed it.
+
+    Weights rounded (and by the rounding's transpose their gradients), activations in float32, the
+    padding rows of the vocabulary in the normaliser, the z-loss of the shifted logits.
+    """
+    bits = jnp.finfo(config.dtype)  # a cast there and back is one that compilers leave out
+    rounded = jax.tree.map(lambda x: jax.lax.reduce_precision(x, bits.nexp, bits.nmant), params)
+    return losses(
+        rounded,
+        rows,
+        dataclasses.replace(model, vocab_size=model.padded_vocab_size),
+        remat=config.remat,
+        z_loss=ZLoss(config.z_loss, shifted=True),
+    )
