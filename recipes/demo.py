@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 import gptj
-from gptj.cli import guarded, show_prepared
+from gptj.cli import guarded
+from gptj.cli.data import show_prepared
 from gptj.plot import PlotConfig, plot
 from gptj.train.metrics import read_metrics
 

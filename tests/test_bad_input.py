@@ -218,7 +218,7 @@ class TestTrain:
         (tmp_path / "other.txt").write_text("another text " * 100)
         data = tmp_path / "data"
         gptj("prepare", tmp_path / "other.txt", "--out", data, "--tokenizer", "bytes")
-        said = (f"{own_run} was started with data=", "use the first value")
+        said = (f"the data are not those that {own_run} was started with", "--allow-data-change")
         refused("train", *train_flags(own_run, data=data), said=said)
 
     def test_a_record_of_the_run_that_is_damaged(self, refused, train_flags, own_run):
@@ -258,7 +258,10 @@ class TestGenerate:
     def test_another_models_weights(self, refused, own_run):
         path = own_run / "model.json"
         path.write_text(path.read_text().replace('"layers": 2', '"layers": 3'))
-        said = (f"{own_run}/checkpoints/00000012 is of another model", "(2, 32) there and (3, 32)")
+        said = (
+            f"{own_run}/checkpoints/00000012 is of another model",
+            "layers is 2 there and 3 here",
+        )
         refused("generate", own_run, "--prompt", "x", said=said)
 
     @pytest.mark.parametrize("length", [64, 65, 1000])

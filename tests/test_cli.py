@@ -17,14 +17,19 @@ from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
+from gptj.cli import data, models, runs
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.prepare import PrepareConfig
 from gptj.plot import PlotConfig
-from gptj.train.loop import TrainConfig, train
+from gptj.train.config import TrainConfig
+from gptj.train.loop import train
 from gptj.train.metrics import read_metrics
 
-VERBS = ("prepare", "train", "generate", "plot", "convert", "inspect", "diff")
+VERBS = (
+    *("prepare", "train", "generate", "plot", "report", "show-rows", "verify"),
+    *("convert", "inspect", "diff"),
+)
 CONVERTED = Converted(None, Path("out"), ())
 
 
@@ -80,17 +85,27 @@ class TestHelp:
         example = re.search("^Example: gptj (.*)$", gptj(verb, "--help").out, re.MULTILINE)
         heard = []
         model = SimpleNamespace(generate=lambda prompt, **sampling: heard.append(prompt))
-        monkeypatch.setattr(cli, "prepare", heard.append)
-        monkeypatch.setattr(cli, "show_prepared", heard.append)
-        monkeypatch.setattr(cli, "train", heard.append)
-        monkeypatch.setattr(cli, "load", lambda *_, **__: model)
-        monkeypatch.setattr(cli, "plot", heard.append)
-        monkeypatch.setattr(cli, "convert", lambda config: heard.append(config) or CONVERTED)
-        monkeypatch.setattr(cli, "open_source", lambda place, **_: heard.append(place))
-        monkeypatch.setattr(cli, "describe", lambda *_: [])
-        monkeypatch.setattr(cli, "diff", lambda *_: Difference(True, 0, "", 0, 0))
+
+        def hear(*words):
+            return heard.append(words[0]) or []
+
+        stands_in = {
+            data: {"prepare": hear, "show_prepared": hear},
+            models: {
+                "load": lambda *_, **__: model,
+                "convert": lambda config: heard.append(config) or CONVERTED,
+                "open_source": lambda place, **_: heard.append(place),
+                "describe": lambda *_: [],
+                "diff": lambda *_: Difference(True, 0, "", 0, 0),
+            },
+            runs: dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
+        }
+        for module, names in stands_in.items():
+            for name, function in names.items():
+                monkeypatch.setattr(module, name, function)
         assert gptj(*shlex.split(example[1])).code == 0
-        assert isinstance(heard[0], PrepareConfig | TrainConfig | PlotConfig | ConvertConfig | str)
+        kinds = PrepareConfig | TrainConfig | PlotConfig | ConvertConfig | str | Path
+        assert isinstance(heard[0], kinds)
 
     def test_every_training_option_says_what_it_is(self, gptj):
         out = " ".join(gptj("train", "--help").out.split())
@@ -120,13 +135,17 @@ class TestTrain:
         assert steps(tiny_run) == list(range(1, 13))
         assert {path.name for path in tiny_run.iterdir()} == {
             *("checkpoints", "metrics.jsonl", "model.json", "run.json"),
-            *("tensorboard", "tokenizer.json", "lock"),
+            *("data.json", "events.jsonl", "tensorboard", "tokenizer.json", "lock"),
         }
         assert list((tiny_run / "tensorboard").glob("events.out.tfevents.*"))
 
     def test_rows_of_metrics_hold_what_was_measured(self, tiny_run):
         first, *_, last = read_metrics(tiny_run)
-        assert {"step", "loss", "grad_norm", "lr"} == set(first)
+        kinds = ("compile", "data", "step", "evaluate", "checkpoint", "lost")
+        assert set(first) == {
+            *("step", "loss", "last_loss", "z_loss", "grad_norm", "grad_norm_micro", "lr"),
+            *("tokens", *(f"seconds_{kind}" for kind in kinds)),
+        }
         assert "tokens_per_second" in last
         assert last["heldout_loss"] < first["loss"]
         assert [r["step"] for r in read_metrics(tiny_run) if "heldout_loss" in r] == [6, 12]
@@ -162,7 +181,7 @@ class TestTrain:
 
     def test_a_mesh_is_set_while_it_trains(self, gptj, train_flags, tmp_path, monkeypatch):
         seen = []
-        monkeypatch.setattr(cli, "train", lambda _: seen.append(jax.sharding.get_mesh().shape))
+        monkeypatch.setattr(runs, "train", lambda _: seen.append(jax.sharding.get_mesh().shape))
         shape = {"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 4}
         assert gptj("train", *train_flags(tmp_path / "run", **shape)).code == 0
         assert gptj("train", *train_flags(tmp_path / "run")).code == 0
@@ -375,7 +394,7 @@ class TestInterruption:
         def interrupted(config):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "plot", interrupted)
+        monkeypatch.setattr(runs, "plot", interrupted)
         assert gptj("plot", "run") == (130, "", "gptj plot: interrupted\n")
 
     def test_a_reader_that_leaves_ends_it_without_a_word(self, tiny_text, tmp_path):
@@ -394,6 +413,6 @@ class TestInterruption:
         assert plain.buffer.getvalue().endswith(b"?.png\n")
 
     def test_what_is_no_mistake_of_the_users_is_not_hidden(self, gptj, monkeypatch):
-        monkeypatch.setattr(cli, "plot", lambda config: 1 / 0)
+        monkeypatch.setattr(runs, "plot", lambda config: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             gptj("plot", "run")

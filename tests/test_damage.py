@@ -68,6 +68,17 @@ class TestADamagedCheckpoint:
         said = (f"checkpoint {newest} is damaged", str(file.relative_to(newest)), "Delete that")
         refused("generate", run, "--prompt", "the ", said=said)
 
+    def test_verify_says_which_of_all_it_is(self, gptj, damaged):
+        run, file = damaged
+        code, out, _ = gptj("verify", run)
+        assert code == 2
+        whole, also, last = out.splitlines()
+        assert whole.endswith("  whole")
+        assert also.endswith("  whole")
+        assert f"checkpoint {run}/checkpoints/00000012 is damaged: " in last
+        assert file.name in last
+        assert gptj("verify", run / "checkpoints/00000008", run / "checkpoints/00000004").code == 0
+
     def test_so_does_train_and_the_remedy_works(
         self, refused, gptj, train_flags, damaged, tiny_run
     ):
@@ -82,6 +93,12 @@ class TestADamagedCheckpoint:
         assert code == 0
         assert "going on from step 8" in out
         assert_same_weights(run, tiny_run)
+
+
+def test_verify_refuses_where_there_is_nothing_to_verify(refused, tiny_data, tmp_path):
+    refused("verify", said=("give the folder of a run",))
+    refused("verify", tmp_path / "none", said=("no checkpoint at", "give a run's folder"))
+    refused("verify", tiny_data, said=("holds no checkpoint", "give a run that has saved one"))
 
 
 class TestAFullDisk:

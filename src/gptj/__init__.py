@@ -6,7 +6,7 @@
 Everything runs on the mesh that is set (`jax.set_mesh(gptj.make_mesh(...))`), or on one device.
 """
 
-from gptj.api import Model, load
+from gptj.api import Model, load, train
 from gptj.config import PRESETS, ModelConfig, preset
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
@@ -15,7 +15,8 @@ from gptj.errors import UserError
 from gptj.model import Params, count_parameters, forward, init, loss
 from gptj.sharding import make_mesh
 from gptj.tokenizer import Tokenizer
-from gptj.train.loop import TrainConfig, TrainResult, train
+from gptj.train.config import TrainConfig
+from gptj.train.loop import TrainResult
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.step import StepConfig
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
+from rich.console import Console
 
 from gptj.config import ModelConfig
 from gptj.convert.convert import write
@@ -25,6 +26,12 @@ from gptj.errors import UserError
 from gptj.model import Params, forward
 from gptj.sharding import batch_ways, check_mesh, place, reshard
 from gptj.tokenizer import Tokenizer
+from gptj.train import loop
+from gptj.train.config import TrainConfig
+from gptj.train.loop import TrainResult
+
+SAMPLE_TOKENS = 64
+"""Length of the samples that a run writes down as it trains."""
 
 DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 
@@ -176,3 +183,27 @@ def _logits(
     logits = forward(params, tokens, config, dtype=params.embedding.dtype)
     batch = "batch" if rows == len(tokens) else None
     return reshard(logits, batch, None, None)[:rows, :, : config.vocab_size]
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
+    """Train as `config` says, on the mesh that is set or on one device.
+
+    Run again with the same `config` it goes on where the last checkpoint stands, and ends with the
+    weights, bit for bit, of a run that was never stopped.
+
+    Args:
+      console: where progress is shown; standard output when not given.
+
+    Raises:
+      UserError: what `config` names does not exist or does not fit together, or the run diverged.
+      gptj.checkpoint.CheckpointError: a checkpoint could not be written or read.
+    """
+    return loop.train(config, write_on=_write_on, console=console)
+
+
+def _write_on(
+    params: Params[Array], config: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> list[str]:
+    """What a model under way makes of some prompts: the same draws every time it is asked."""
+    model = Model(config, params, tokenizer)
+    return model.generate(prompts, max_tokens=SAMPLE_TOKENS, temperature=0.8)

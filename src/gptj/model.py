@@ -395,15 +395,3 @@ def loss(
     return losses(params, tokens, config, weights=weights, dtype=dtype, remat=remat, z_loss=z_loss)[
         0
     ]
-
-
-def flops_per_token(config: ModelConfig, length: int) -> int:
-    """Floating-point operations to train on one token of a sequence of `length`.
-
-    Six per weight of every matrix product, forward and backward, and the causal half of the
-    attention square. What rematerialisation computes again is not counted.
-    """
-    table = weights(config)
-    products = [weight for weight in jax.tree.leaves(table.blocks) if weight.is_matrix]
-    multiplied = sum(math.prod(weight.shape) for weight in [*products, table.output])
-    return 6 * multiplied + 6 * config.layers * config.d_model * length

@@ -12,7 +12,8 @@ import tyro
 from numpy.typing import NDArray
 
 from gptj.errors import UserError
-from gptj.train.metrics import METRICS, Row, read_metrics
+from gptj.train.metrics import METRICS, read_metrics
+from gptj.train.sinks import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ With no mesh set the same code runs on one device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,11 @@ def make_mesh(
         raise UserError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {size} devices, there are "
             f"{len(devices)}: lower one of the three"
+        )
+    if size < len(devices) and jax.process_count() > 1:
+        raise UserError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} is of {size} devices, the "
+            f"{jax.process_count()} hosts have {len(devices)}: raise one of the three to use all"
         )
     return jax.make_mesh(
         (data, fsdp, tensor),
@@ -143,7 +148,34 @@ def reshape(x: jax.Array, shape: Sequence[int], *axes: str | None) -> jax.Array:
 
 def place(x: np.ndarray, *axes: str | None) -> jax.Array:
     """A host array put on the mesh that is set, or on the default device without one."""
+    return place_parts(x.shape, lambda part: x[part], *axes)
+
+
+Part = tuple[slice, ...]
+"""Which part of an array, as one slice a dim."""
+
+
+def local_parts(shape: tuple[int, ...], *axes: str | None) -> list[Part]:
+    """The parts that this host's devices hold of an array on the mesh that is set."""
     sharding = spec(*axes)
     if sharding is None:
-        return jnp.asarray(x)
-    return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), sharding))
+        return [tuple(slice(0, size) for size in shape)]
+    placed = NamedSharding(jax.sharding.get_mesh(), sharding)
+    return [part for part in placed.addressable_devices_indices_map(shape).values() if part]
+
+
+def place_parts(
+    shape: tuple[int, ...], read: Callable[[Part], np.ndarray], *axes: str | None
+) -> jax.Array:
+    """An array on the mesh that is set, each host reading the parts of its own devices only."""
+    sharding = spec(*axes)
+    if sharding is None:
+        (whole,) = local_parts(shape)
+        return jnp.asarray(read(whole))
+    placed = NamedSharding(jax.sharding.get_mesh(), sharding)
+
+    def part(index: Part | None) -> np.ndarray:
+        assert index is not None, "a device of ours holds nothing"
+        return read(index)
+
+    return jax.make_array_from_callback(shape, placed, part)

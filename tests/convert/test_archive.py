@@ -77,6 +77,7 @@ def refuse(tmp_path):
         missing = [word for word in (str(path), *said) if word not in message]
         assert not missing, f"{missing} not in {message}"
         assert "\n" not in message
+        assert str(tmp_path / "out") not in message  # a hidden folder, where it is read in place
         assert sorted(tmp_path.rglob("*")) == before
 
     return check

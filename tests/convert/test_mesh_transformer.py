@@ -13,8 +13,9 @@ import pytest
 
 import gptj as package
 from gptj import PRESETS, ModelConfig, UserError
-from gptj.convert import names
+from gptj.convert import names, npz
 from gptj.convert.convert import write
+from gptj.convert.files import Folder
 from gptj.convert.inspect import diff
 from gptj.convert.mesh_transformer import FIELDS, SHARDS, ordered, read_config, scope
 from gptj.convert.open import config_named, open_source
@@ -285,6 +286,14 @@ def cut(keep):
     return damage
 
 
+def flipped(folder):
+    """Damage: one bit of a weight, in the middle of the last shard's largest file."""
+    path = max((folder / "shard_1").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def mixed(**other):
     """Damage: the second shard is another model's."""
 
@@ -328,6 +337,10 @@ DAMAGES = {
     "first shard": (lost("shard_0"), ("1 shards", "not shard_0")),
     "file": (lost("shard_1/9.npz"), ("shard_1/9.npz is missing",)),
     **{f"cut at {at}": (cut(at), ("shard_1/3.npz is damaged",)) for at in (0, 9, 200, -30, -1)},
+    "a bit": (
+        flipped,
+        ("shard_1/", ".npz is damaged", "the checksum of 'arr_", "download or copy"),
+    ),
     "other shape": (
         mixed(config=replace(CONFIG, d_ff=64)),
         ("shard_0 and shard_1 are of different models",),
@@ -367,6 +380,23 @@ def test_a_damaged_checkpoint_is_one_sentence_and_nothing_written(damage, refuse
     tracemalloc.stop()
     refused("convert", folder, tmp_path / "deep" / "out", said=(str(folder), *said))
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_every_byte_of_an_array_is_under_its_checksum(tmp_path):
+    path = written(tmp_path / "shards") / "shard_0" / "0.npz"
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("arr_1.npy")
+    start = content.index(b"\x93NUMPY", info.header_offset)
+    file = Folder(path.parent).file(path.name)
+    [_, array, *_] = npz.arrays(file)
+    array.read()
+    for at in range(start, start + info.file_size, 7):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"0\.npz.*arr_1\.npy"):
+            npz.arrays(file)[1].read()
 
 
 def test_every_name_of_ours_has_one_of_theirs():

@@ -114,6 +114,13 @@ def test_an_unknown_kind_of_url(place, refused, tmp_path):
     refused("convert", place, tmp_path / "out", said=(f"{place} cannot be opened", "nosuch"))
 
 
+@pytest.mark.parametrize(("place", "package"), [("gs://b/step_3", "gcsfs"), ("s3://b", "s3fs")])
+def test_a_cloud_whose_package_is_missing(place, package, refused, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)  # importing it then fails, installed or not
+    said = (f"{place} cannot be opened", package, ": pip install 'gptj[cloud]'\n")
+    refused("convert", place, tmp_path / "out", said=said)
+
+
 @pytest.mark.parametrize("call", ["ls", "isfile", "cat_file"])
 def test_storage_that_fails(call, refused, monkeypatch, tmp_path):
     def fail(*_, **__):
@@ -180,6 +187,37 @@ def test_a_damaged_archive_leaves_nothing(keep, refused, tmp_path):
         package.load(archive)
     refused("convert", archive, tmp_path / "deep" / "out", said=(str(archive),))
     assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_what_is_wrong_in_an_archive_is_named_by_the_archive(refused, tmp_path):
+    folder = written(tmp_path / "step_3", KINDS[2])
+    damaged = folder / "shard_1" / "0.npz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    archive = packed(folder, tmp_path / "step_3.tar.zst")
+    said = f"{archive}/step_3/shard_1/0.npz is damaged or not what its name says (the checksum of"
+    assert "content" not in refused("inspect", archive, said=(said,))
+    (tmp_path / "step_3").mkdir()
+    (tmp_path / "step_3" / "notes.txt").write_text("nothing")
+    archive = packed(tmp_path / "step_3", tmp_path / "step_3.tar")
+    refused("inspect", archive, said=(f"no model at {archive}/step_3: give",))
+
+
+def test_an_archive_of_no_folder_but_files(gptj, tmp_path):
+    folder = written(tmp_path / "step_3", KINDS[2])
+    with tarfile.open(tmp_path / "flat.tar", "w") as archive:
+        for path in folder.iterdir():
+            archive.add(path, path.name)
+    said = gptj("inspect", tmp_path / "flat.tar")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"{tmp_path / 'flat.tar'}: mesh-transformer\n")
+    (folder / "config.json").unlink()
+    shutil.rmtree(folder / "shard_1")
+    with tarfile.open(tmp_path / "less.tar", "w") as archive:
+        archive.add(folder / "shard_0", "shard_0")
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'less.tar'} "):
+        open_source(tmp_path / "less.tar")
 
 
 def test_an_archive_where_nothing_can_be_written(monkeypatch, tmp_path):

@@ -349,6 +349,21 @@ class TestDamage:
         path.write_bytes(content.replace(b"wxyz", b"wxya"))
         refuse(path, "checksum", "data.pkl")
 
+    def test_a_storages_checksum(self, path):
+        whole, part = tensor(), tensor(2, (3,), (1,))
+        content = write(path, program(whole=whole, part=part)).read_bytes()
+        at = content.index(SIX.tobytes())
+        for changed in range(at, at + SIX.nbytes):
+            damaged = bytearray(content)
+            damaged[changed] ^= 1
+            path.write_bytes(damaged)
+            found = tensors(opened(path))
+            with pytest.raises(UserError) as caught:
+                found["whole"].read()
+            message = f"{path} is damaged or not what its name says (the checksum of 'any/data/0'"
+            assert str(caught.value).startswith(message)
+            assert found["part"].read().shape == (3,)  # the sum is of more than is read
+
     def test_a_compressed_entry(self, path):
         write(path, program(w=tensor()), compression=zipfile.ZIP_DEFLATED)
         refuse(path, "any/data", "compressed")

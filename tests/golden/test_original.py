@@ -11,10 +11,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gptj
 from gptj import model
+from gptj.attention import cached_attention, causal_attention
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
@@ -83,16 +85,42 @@ def test_logits_and_losses_are_the_originals(folder):
     np.testing.assert_array_equal(logits.argmax(-1) == targets, data["correct"])
 
 
+def streams(ours: gptj.Model, tokens: np.ndarray, attend=causal_attention) -> list[jax.Array]:
+    """The embedding, and what each layer makes of it in turn."""
+    made, positions = [model.embed(ours.params, tokens, jnp.float32)], jnp.arange(tokens.shape[1])
+    for layer in range(ours.config.layers):
+        own = jax.tree.map(lambda stacked, layer=layer: stacked[layer], ours.params.blocks)
+        made.append(model.block(made[-1], own, ours.config, positions, attend))
+    return made
+
+
 @each_evaluated
 def test_every_layer_is_the_originals(folder):
     ours, data = loaded(folder), recorded(folder)
-    tokens = data["tokens"][:, :-1].astype(np.int32)
-    positions = jnp.arange(tokens.shape[1])
-    streams = [model.embed(ours.params, tokens, jnp.float32)]
-    for layer in range(ours.config.layers):
-        own = jax.tree.map(lambda stacked, layer=layer: stacked[layer], ours.params.blocks)
-        streams.append(model.block(streams[-1], own, ours.config, positions))
-    np.testing.assert_allclose(np.stack(streams, 1), data["hidden"], rtol=0, atol=CLOSE)
+    made = streams(ours, data["tokens"][:, :-1].astype(np.int32))
+    np.testing.assert_allclose(np.stack(made, 1), data["hidden"], rtol=0, atol=CLOSE)
+
+
+@each_evaluated
+def test_with_keys_past_a_contexts_length_hidden_it_is_the_originals(folder):
+    ours, data = loaded(folder), recorded(folder)
+    inputs, targets = data["tokens"][:, :-1].astype(np.int32), data["tokens"][:, 1:]
+
+    def attend(query, key, value):
+        # Of each query, the last key that causality and the context's length both let it see.
+        last_seen = [jnp.minimum(i, data["ctx_length"]) for i in range(query.shape[1])]
+        mixed = [
+            cached_attention(query[:, i : i + 1], key, value, seen)
+            for i, seen in enumerate(last_seen)
+        ]
+        return jnp.concatenate(mixed, axis=1)
+
+    assert (data["ctx_length"] < inputs.shape[1] - 1).any()  # something is hidden
+    last = model.final_norm(ours.params, streams(ours, inputs, attend)[-1], ours.config)
+    logits = model.logits(ours.params, last, ours.config)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    np.testing.assert_allclose(nll, data["ctx_all_loss"], rtol=0, atol=CLOSE)
+    np.testing.assert_array_equal(np.argmax(logits, -1) == targets, data["ctx_correct"])
 
 
 @each_evaluated

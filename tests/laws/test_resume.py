@@ -17,9 +17,11 @@ from gptj.config import ModelConfig
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.errors import UserError
 from gptj.sharding import make_mesh
-from gptj.train.loop import TrainConfig, train
+from gptj.train.config import TrainConfig
+from gptj.train.loop import train
 from gptj.train.metrics import read_metrics
 from gptj.train.optimizer import OptimizerConfig
+from gptj.train.rows import Skip, read_skips
 from gptj.train.step import StepConfig
 
 MODEL = ModelConfig(2, 32, 4, 4, 64, 257, 384, 32)
@@ -151,17 +153,22 @@ def test_a_run_goes_on_on_another_mesh(data, tmp_path):
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(data, tmp_path):
-    wild = OptimizerConfig(lr=1e30, end_lr=1e30, warmup_steps=2)
-    changes = {"steps": 9, "save_every": 1, "optimizer": wild}
-    with pytest.raises(UserError, match=r"the loss is .* at step \d: .* lower lr"):
-        train(config(data, tmp_path / "wild", **changes))
-    saved = checkpoint.complete(tmp_path / "wild" / "checkpoints")
-    assert saved
-    assert len(read_metrics(tmp_path / "wild")) == checkpoint.step_of(saved[-1])
+    """Once it goes back to its last good checkpoint; when that is no better, it ends there."""
+    wild, run = OptimizerConfig(lr=1e30, end_lr=1e30, warmup_steps=2), tmp_path / "wild"
+    changes = {"steps": 20, "save_every": 1, "optimizer": wild, "rewind_after": 3}
+    with pytest.raises(UserError, match=r"the last 3 updates up to step 5 .* step 1, .* lower lr"):
+        train(config(data, run, **changes))
+    assert checkpoint.step_of(checkpoint.complete(run / "checkpoints")[0]) == 1
+    assert read_skips(run) == [Skip(step=1, batches=4)]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == [
+        *("start", "skip", "skip", "skip", "rewind"),
+        *("skip", "skip", "skip", "stop"),
+    ]
 
 
 def test_a_checkpoint_names_every_file_it_needs(uninterrupted):
     final = checkpoint.complete(uninterrupted[0] / "checkpoints")[-1]
     listed = json.loads((final / checkpoint.MANIFEST).read_text())["files"]
     there = {str(file.relative_to(final)) for file in final.rglob("*") if file.is_file()}
-    assert set(listed) == there - checkpoint._WRITTEN_AFTER - {checkpoint.MANIFEST}
+    assert set(listed) == there - checkpoint.WRITTEN_AFTER - {checkpoint.MANIFEST}

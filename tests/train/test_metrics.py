@@ -14,7 +14,7 @@ from gptj.train.metrics import MetricsLog, read_metrics
 
 
 def record(run: Path, rows: list[dict[str, float]], after: int = 0) -> None:
-    with contextlib.closing(MetricsLog(run, after)) as log:
+    with contextlib.closing(MetricsLog(run, after, ("tensorboard",))) as log:
         for row in rows:
             log.write(row)
 

@@ -16,6 +16,7 @@ from gptj.train.progress import ProgressDisplay, clock, describe, human
         (0.5, "0.5"),
         (123.4, "123"),
         (999, "999"),
+        (999.9, "1k"),
         (1000, "1k"),
         (12345.6, "12.3k"),
         (6_053_381_344, "6.05G"),

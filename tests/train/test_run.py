@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ COURSE = {"data": "d1", "seed": 0, "optimizer": {"lr": 0.1, "anneal_steps": 5}, 
 
 
 def start(run, model=MODEL, **changes) -> None:
-    begin(run, model, BYTES, COURSE | changes)
+    begin(run, model, BYTES, COURSE | changes, Path("data"))
 
 
 def save_something(run) -> None:
@@ -56,7 +58,6 @@ def test_the_same_run_is_recognised_and_nothing_is_written(run):
     ("change", "said"),
     [
         ({"seed": 1}, "seed=0, now it is 1: use the first value"),
-        ({"data": "d2"}, "data='d1', now it is 'd2': use the first value"),
         ({"optimizer": {"lr": 0.2, "anneal_steps": 5}}, "optimizer.lr=0.1, now it is 0.2: use"),
         ({"optimizer": {"lr": 0.1}}, "optimizer.anneal_steps=5, now it is None"),
         ({"optimizer": {"lr": 0.1, "anneal_steps": 6}}, "now it is 6 (it follows from steps"),
@@ -70,6 +71,18 @@ def test_another_course_is_refused_by_its_first_difference(run, change, said):
         start(run, **change)
     assert said in str(failure.value)
     assert str(failure.value).startswith(f"{run} was started with ")
+
+
+def test_other_data_are_refused_unless_allowed(run):
+    said = r"the data are not those .* \(fingerprint d2, then d1\): .* --allow-data-change"
+    with pytest.raises(UserError, match=said):
+        start(run, data="d2")
+    begin(run, MODEL, BYTES, COURSE | {"data": "d2"}, Path("new"), allow_data_change=True)
+    assert json.loads((run / "run.json").read_text())["data"] == "d2"
+    assert json.loads((run / "data.json").read_text())["path"] == str(Path("new").absolute())
+    start(run, data="d2")
+    with pytest.raises(UserError, match="seed=0, now it is 1"):
+        begin(run, MODEL, BYTES, COURSE | {"data": "d3", "seed": 1}, Path(), allow_data_change=True)
 
 
 def test_without_a_checkpoint_it_may_begin_anew_in_any_way(tmp_path):
@@ -125,3 +138,20 @@ class TestOneProcessAtATime:
         (tmp_path / "lock").touch()
         start(tmp_path)
         assert (tmp_path / "run.json").is_file()
+
+
+def test_checkpoints_may_lie_elsewhere_and_the_run_remembers(
+    gptj, refused, train_flags, tiny_run, tmp_path
+):
+    run, place = tmp_path / "run", tmp_path / "large disk"
+    assert gptj("train", *train_flags(run, checkpoints=place, save_every=2, keep=9)).code == 0
+    assert not (run / "checkpoints").exists()
+    shutil.rmtree(place / "00000012")
+    code, out, _ = gptj("train", *train_flags(run))
+    assert code == 0
+    assert "going on from step 10" in out
+    assert gptj("diff", run, tiny_run).code == 0
+    said = ("has its checkpoints at", "leave that out")
+    refused("train", *train_flags(run, checkpoints=tmp_path / "else"), said=said)
+    said = ("holds another run's", "choose another place")
+    refused("train", *train_flags(tmp_path / "new", checkpoints=place), said=said)

@@ -17,14 +17,15 @@ from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, from_params
 from gptj.convert.tensor import Tensor
 from gptj.data.batches import TrainBatches
 from gptj.data.store import TokenStore
-from gptj.train.loop import TrainConfig, train
+from gptj.train.config import TrainConfig
+from gptj.train.loop import train
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.start import state_of
 from gptj.train.step import StepConfig, mean_gradient
 
 CONFIG = gptj.ModelConfig(2, 32, 4, 4, 64, 257, 264, 32, embedding_bias=True)
 STEP, SCHEDULED = 100, 7
-OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=10, anneal_steps=1000, b2=0.999)
+OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=10, anneal_steps=1000, b2=0.999).for_run(2000)
 
 
 def held(array) -> Tensor:
@@ -77,7 +78,7 @@ def test_training_goes_on_from_them(full, params, tiny_data, tmp_path):
     result = train(config(tiny_data, tmp_path / "run", full, STEP + 1))
     assert result.step == STEP + 1
     rows = TrainBatches(TokenStore.open(tiny_data / "train"), 16, 4, 0).batch(STEP)
-    _, gradient = mean_gradient(params, jnp.asarray(rows)[None], CONFIG, StepConfig())
+    _, gradient, _ = mean_gradient(params, jnp.asarray(rows)[None], CONFIG, OPTIMIZER, StepConfig())
     norm = optax.tree.norm(gradient)
     gradient = jax.tree.map(lambda g: g / jnp.maximum(1, norm), gradient)
     before = state_of(open_source(full), OPTIMIZER).opt_state[1]

@@ -82,8 +82,8 @@ def _extract_or_explain(archive: Path, stream: Any, into: Path) -> None:
         # gzip complains of damage with an OSError too, but one without the system's number.
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(
-                f"{archive} could not be unpacked into {into} ({error.strerror}): free some space "
-                "there or choose another folder"
+                f"{archive} could not be unpacked ({error.strerror}): free some space on its "
+                "disk, or move it to a larger one"
             ) from None
         raise UserError(
             f"{archive} is damaged ({type(error).__name__}: {str(error)[:100]!r}): download or "
@@ -138,6 +138,6 @@ def _expect_space(archive: Path, member: tarfile.TarInfo, into: Path) -> None:
     free = shutil.disk_usage(into).free
     if free <= member.size:
         raise UserError(
-            f"{archive} needs {member.size:,} bytes for {member.name[:100]!r}, and the disk "
-            f"of {into} has {free:,} free: free some space or choose another folder"
+            f"{archive} needs {member.size:,} bytes for {member.name[:100]!r}, and its disk has "
+            f"{free:,} free: free some space there, or move it to a larger one"
         )

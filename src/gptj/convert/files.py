@@ -25,6 +25,9 @@ BLOCK = 4096
 DIRECT_READS = 1 << 18
 """Bytes from which on a read may go past the system's cache."""
 
+CLOUD = ("gs://", "gcs://", "s3://", "s3a://")
+"""How URLs begin that the extra `cloud` has the packages for."""
+
 HUGE_PAGE = 2 << 20
 """Bytes; the disk fills memory in whole pages of this size at twice the speed."""
 
@@ -47,9 +50,12 @@ class File:
     """A file of `size` bytes that can be read in parts, from several threads."""
 
     path: str
+    """What messages call it."""
     size: int
     remote: Any = None
     """The fsspec file system that holds it, or None for this machine's own."""
+    held_at: str = ""
+    """Where it lies there, if not at `path`."""
 
     def read(
         self, start: int = 0, stop: int | None = None, scratch: Scratch | None = None
@@ -67,9 +73,8 @@ class File:
             )
         if self.remote is not None:
             with _reaching(self.path):
-                part = (
-                    self.remote.cat_file(self.path, start=start, end=stop) if stop > start else b""
-                )
+                where = self.held_at or self.path
+                part = self.remote.cat_file(where, start=start, end=stop) if stop > start else b""
             if len(part) != stop - start:
                 raise UserError(f"{self.path} became shorter while it was read: try again")
             return np.frombuffer(part, np.uint8).copy()  # writable, as the reader's own
@@ -103,7 +108,7 @@ class File:
     @cached_property
     def _descriptor(self) -> int:
         # Kept open, since what the system reads ahead of a file it forgets when that is closed.
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = os.open(self.held_at or self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
@@ -118,7 +123,7 @@ class File:
         if self.size * 8 < memory or not hasattr(os, "O_DIRECT"):
             return None
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+            descriptor = os.open(self.held_at or self.path, os.O_RDONLY | os.O_DIRECT)
         except OSError:  # a file system in memory has no such thing
             return None
         weakref.finalize(self, os.close, descriptor)
@@ -137,25 +142,27 @@ class File:
 
 
 class Folder:
-    """A folder on disk or behind a URL, and the files in it by relative name."""
+    """A folder on disk or behind a URL, and the files in it by relative name.
 
-    def __init__(self, place: str | os.PathLike[str]) -> None:
+    `place` is what messages call it; with `unpacked`, an archive's name or a folder in it, whose
+    files lie in the folder of that name.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], unpacked: Path | None = None) -> None:
         self.place = str(place)
+        self._unpacked = unpacked
         self._remote: Any = None
-        self._root = self.place
-        if is_url(self.place):
-            import fsspec
-
-            try:
-                self._remote, self._root = fsspec.core.url_to_fs(self.place)
-            except (ImportError, ValueError) as error:
-                raise UserError(
-                    f"{self.place} cannot be opened ({_reason(error)}): check the address, and "
-                    "that the package for its kind of storage is installed"
-                ) from error
+        self._root = str(unpacked or place)
+        if unpacked is None and is_url(self.place):
+            self._remote, self._root = _opened(self.place)
 
     def __str__(self) -> str:
         return self.place
+
+    @property
+    def on_disk(self) -> Path:
+        """Where it lies, if on this machine."""
+        return Path(self._root)
 
     def __contains__(self, name: str) -> bool:
         return self._size(self._within(name)) is not None
@@ -166,19 +173,22 @@ class Folder:
         Raises:
           UserError: it is not there, or the name points out of the folder.
         """
-        path = self._within(name)
-        size = self._size(path)
+        held_at, path = self._within(name), f"{self.place.rstrip('/')}/{name}"
+        size = self._size(held_at)
         if size is None:
             raise UserError(f"{path} is missing: download or copy the whole of {self.place}")
-        return File(path, size, self._remote)
+        return File(path, size, self._remote, held_at)
 
     def folder(self, name: str) -> Folder:
         """The folder called `name` in this one."""
-        return Folder(f"{self.place.rstrip('/')}/{name}")
+        inner = self._unpacked and self._unpacked / name
+        return Folder(f"{self.place.rstrip('/')}/{name}", inner)
 
     @property
     def parent(self) -> Folder:
         """The folder this one lies in."""
+        if self._unpacked is not None:
+            return Folder(Path(self.place).parent, self._unpacked.parent)
         if self._remote is None:
             return Folder(Path(self.place).absolute().parent)
         above = self.place.rstrip("/").rpartition("/")[0]
@@ -224,6 +234,19 @@ def _aligned(size: int, to: int) -> UInt8[np.ndarray, " bytes"]:
 def is_url(place: str) -> bool:
     """Whether `place` is a URL rather than a path."""
     return "://" in place
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """The file system that a URL leads to, and the path in it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        remedy = "pip install 'gptj[cloud]'" if url.startswith(CLOUD) else "install that package"
+        raise UserError(f"{url} cannot be opened ({_reason(error)}): {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{url} cannot be opened ({_reason(error)}): check the address") from error
 
 
 @contextlib.contextmanager

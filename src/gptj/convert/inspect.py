@@ -142,7 +142,10 @@ def _tokenizer(tokenizer: object) -> str:
 
 
 def fingerprint(source: Source) -> tuple[str, int]:
-    """A hash of the weights' names, types and bits, whatever the kind; and how many are NaN."""
+    """A hash of the weights' names, types and bits, whatever the kind; and how many are NaN.
+
+    An output tied to the embedding counts as the tensor of its own that other kinds store.
+    """
     digest, nans = hashlib.sha256(), 0
     for name in sorted(source.weights):
         array = source.weights[name].read()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ from gptj.convert.source import Source
 from gptj.convert.tensor import Readers, Tensor, count_nans
 from gptj.model import Params, Weight, weights
 from gptj.sharding import spec
+
+AHEAD = 2
+"""Tensors that are read while another one is on its way to the devices."""
 
 ALIGNMENT = 64
 """Bytes; memory so aligned is used by XLA on a CPU as it is."""
@@ -42,8 +45,10 @@ def load_tree(
 ) -> Params[Array]:
     """Tensors by our names as one tree on the mesh: the weights, or moments of their shapes.
 
-    Beside the tree itself at most two tensors are in host memory: one on its way to the devices,
-    and the next one, already being read.
+    What else is in host memory does not grow with the model. On one CPU device it is the strips
+    that `Readers` hold, or as many whole tensors where a file has no strips (an original's
+    checkpoint, or a `.bin`), the first kind twice: in shards, and joined. For other devices and
+    meshes it is whole tensors: those on their way there, and `AHEAD` more that are being read.
     """
     table = weights(config)
     names_of: dict[int, list[str]] = {}
@@ -82,14 +87,25 @@ def _leaf(
     if sharding is None and next(iter(jnp.zeros(()).devices())).platform == "cpu":
         host = aligned(weight.shape, dtype)
         places = host if stacked else [host]
-        counts = [t.read_into(place, readers) for t, place in zip(tensors, places, strict=True)]
+        counts = [_begin(t, place, readers) for t, place in zip(tensors, places, strict=True)]
         return lambda: (jax.device_put(host), [count() for count in counts])
-    leaf = _put_leaf(weight, tensors, dtype, sharding)
+    leaf = _put_leaf(weight, tensors, dtype, sharding, readers)
     return lambda: leaf
 
 
+def _begin(tensor: Tensor, place: Shaped[np.ndarray, "..."], readers: Readers) -> Callable[[], int]:
+    """Begin to read a tensor to its place: in strips, or if it has none whole, beside others."""
+    if tensor.matrix is not None:
+        return tensor.read_into(place, readers)
+    return readers.submit(lambda: tensor.read_into(place, readers)()).result
+
+
 def _put_leaf(
-    weight: Weight, tensors: Sequence[Tensor], dtype: np.dtype[Any], sharding: PartitionSpec | None
+    weight: Weight,
+    tensors: Sequence[Tensor],
+    dtype: np.dtype[Any],
+    sharding: PartitionSpec | None,
+    readers: Readers,
 ) -> Leaf:
     """A leaf on its devices, each of its tensors put there and forgotten."""
     if weight.axes[0] != "layers":
@@ -97,7 +113,7 @@ def _put_leaf(
         return _cast(_put(array, sharding), dtype), [count_nans(array)]
     whole, nans = _empty(weight.shape, dtype, sharding), []
     own = None if sharding is None else PartitionSpec(*sharding[1:])
-    for layer, array in enumerate(_read_ahead(tensors)):
+    for layer, array in enumerate(_read_ahead(tensors, readers)):
         nans.append(count_nans(array))
         whole = _set_layer(whole, _put(array, own), layer)
     return whole, nans
@@ -115,15 +131,14 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, 
     return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
-def _read_ahead(tensors: Sequence[Tensor]) -> Iterator[Shaped[np.ndarray, "..."]]:
-    """Each tensor's array in turn, the next one read meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(tensors[0].read)
-        for tensor in tensors[1:]:
-            array = coming.result()
-            coming = pool.submit(tensor.read)
-            yield array
-        yield coming.result()
+def _read_ahead(tensors: Sequence[Tensor], readers: Readers) -> Iterator[Shaped[np.ndarray, "..."]]:
+    """Each tensor's array in turn, the next ones read meanwhile."""
+    coming = deque(readers.submit(tensor.read) for tensor in tensors[:AHEAD])
+    for tensor in tensors[AHEAD:]:
+        yield coming.popleft().result()
+        coming.append(readers.submit(tensor.read))
+    while coming:
+        yield coming.popleft().result()
 
 
 def _put(array: Shaped[np.ndarray, "..."], layout: PartitionSpec | None) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gptj.convert import zipped
 from gptj.convert.files import File
-from gptj.convert.tensor import BFLOAT16, Tensor, contiguous, stored_at
+from gptj.convert.tensor import BFLOAT16, Tensor, contiguous
 from gptj.errors import UserError
 
 LONGEST_HEADER = 1 << 12
@@ -23,7 +23,8 @@ def arrays(file: File) -> list[Tensor]:
     Two bytes without a type (`V2`) are a bfloat16: NumPy knows no name for it.
 
     Raises:
-      UserError: the file is damaged, or an array is not what its entry's size says.
+      UserError: the file is damaged, or an array is not what its entry's size says. Reading an
+        array raises it if the array's bytes do not have the checksum the file gives them.
     """
     found = zipped.entries(file)
     expected = [f"arr_{number}.npy" for number in range(len(found))]
@@ -38,8 +39,8 @@ def arrays(file: File) -> list[Tensor]:
 
 def _array(name: str, entry: zipped.Entry) -> Tensor:
     file, what = entry.file, f"{entry.file.path}: {name}"
-    head = file.read(entry.start, entry.start + min(entry.size, LONGEST_HEADER)).tobytes()
-    stream = io.BytesIO(head)
+    head = file.read(entry.start, entry.start + min(entry.size, LONGEST_HEADER))
+    stream = io.BytesIO(head.tobytes())
     try:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
@@ -56,11 +57,12 @@ def _array(name: str, entry: zipped.Entry) -> Tensor:
             f"{what} is of type {dtype}{order}, which the original never wrote: it is not of "
             "such a checkpoint"
         )
-    tensor = stored_at(file, entry.start + stream.tell(), shape, dtype)
-    if tensor.bytes != entry.size - stream.tell():
+    header = head[: stream.tell()]
+    tensor = zipped.array(entry, shape, dtype, header)
+    if tensor.bytes != entry.size - len(header):
         raise UserError(
             f"{what} of shape {shape} needs {tensor.bytes} bytes, the file has "
-            f"{entry.size - stream.tell()}: it is damaged or not to be trusted"
+            f"{entry.size - len(header)}: it is damaged or not to be trusted"
         )
     return tensor
 

@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _located(place: str) -> Folder:
         return _inner(Folder(place))
     path = Path(place)
     if path.is_file() and archive.is_archive(path.name):
-        return _inner(Folder(_unpacked(path)))
+        return _inner(Folder(path, _unpacked(path)))
     if not path.exists() and place.count("/") == 1 and is_hub_id(place):
         return Folder(download(place, "model", HUB_FILES))
     if not path.is_dir():
@@ -142,7 +142,7 @@ def is_run(folder: Folder) -> bool:
 
 
 def _saved(folder: Folder) -> list[Path]:
-    return checkpoint.complete(Path(str(folder)) / checkpoint.FOLDER)
+    return checkpoint.complete(checkpoint.of_run(folder.on_disk))
 
 
 def _run(folder: Folder) -> Source:
@@ -151,7 +151,8 @@ def _run(folder: Folder) -> Source:
 
     def restore(dtype: np.dtype[Any]) -> Params[Array]:
         like = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract(config))
-        params: Params[Array] = checkpoint.restore(newest, {"params": like})["params"]
+        saved = checkpoint.restore(newest, {"params": like}, asdict(config))
+        params: Params[Array] = saved["params"]
         return params
 
     @functools.cache
@@ -163,6 +164,6 @@ def _run(folder: Folder) -> Source:
 
     lazy = from_params(config, abstract(config), None).weights
     weights = {n: replace(t, read=functools.partial(read, n)) for n, t in lazy.items()}
-    tokenizer = lambda: Tokenizer.load(Path(str(folder)) / own.TOKENIZER)  # noqa: E731
+    tokenizer = lambda: Tokenizer.load(folder.on_disk / own.TOKENIZER)  # noqa: E731
     step = checkpoint.step_of(newest)
     return Source("run", str(folder), config, weights, tokenizer, step, None, restore)

@@ -53,7 +53,9 @@ STORAGES = {
 def tensors(file: File) -> dict[str, Tensor]:
     """The tensors of a state dict that `torch.save` wrote, by name and in its order, not read yet.
 
-    Reads the archive's directory and the pickle. A tensor's own bytes are read when it is.
+    Reads the archive's directory and the pickle. A tensor's own bytes are read when it is, and
+    their checksum compared, unless the tensor is only a part of its storage: the checksum is of
+    the whole, which would have to be read for it.
 
     Raises:
       UserError: the file is damaged, cut short or in the format from before PyTorch 1.6; it would
@@ -247,16 +249,19 @@ def _tensor(file: File, entries: dict[str, Entry], root: str, name: str, view: _
             f"the data of {short(name)} should be {storage.count} numbers of "
             f"{storage.dtype.itemsize} bytes, and has {entry.size} bytes",
         )
-    reach = _reach(file, name, view)
+    reach, size = _reach(file, name, view), storage.dtype.itemsize
+    is_whole, no_head = 0 < reach == storage.count, np.empty(0, np.uint8)
+    if is_whole and view.strides == (*view.shape[1:], 1):
+        return zipped.array(entry, view.shape, storage.dtype, no_head)
+    whole = zipped.array(entry, (storage.count,), storage.dtype, no_head)
 
     def read() -> Shaped[np.ndarray, "..."]:
-        size = storage.dtype.itemsize
         if not reach:
             return np.empty(view.shape, storage.dtype)
         start = entry.start + view.offset * size
-        stored = file.read(start, start + reach * size).view(storage.dtype)
+        part = whole.read() if is_whole else file.read(start, start + reach * size)
         strides = [stride * size for stride in view.strides]
-        return np.lib.stride_tricks.as_strided(stored, view.shape, strides)
+        return np.lib.stride_tricks.as_strided(part.view(storage.dtype), view.shape, strides)
 
     return Tensor(view.shape, storage.dtype, read)
 

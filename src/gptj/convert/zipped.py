@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import threading
 import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from gptj.convert.files import File
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from gptj.convert.files import File, Scratch
+from gptj.convert.tensor import Matrix, Tensor
 from gptj.errors import UserError
 
 LOCAL_HEADER = 30
 """Bytes of an entry's own header; its name, an extra field and its data follow."""
+
+Bytes = UInt8[np.ndarray, " bytes"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,78 @@ class Entry:
         if self.size > most:
             damaged(self.file, f"{short(self.name)} has {self.size} bytes, and {most} are plenty")
         content = self.file.read(self.start, self.start + self.size).tobytes()
-        # torch.serialization.set_crc32_options(False) leaves the sums out.
-        if self.crc and zlib.crc32(content) != self.crc:
-            damaged(self.file, f"the checksum of {short(self.name)} does not match")
+        self.compare(zlib.crc32(content))
         return content
+
+    def compare(self, found: int) -> None:
+        """Refuse the entry if its bytes have another checksum than it says."""
+        # torch.serialization.set_crc32_options(False) leaves the sums out.
+        if self.crc and found != self.crc:
+            damaged(self.file, f"the checksum of {short(self.name)} does not match")
+
+
+def array(entry: Entry, shape: tuple[int, ...], dtype: np.dtype[Any], head: Bytes) -> Tensor:
+    """The array in row-major order that is all of the entry after `head`.
+
+    It is refused when it is read, if it does not have its checksum. Read in parts, by several
+    threads in whatever order, it is refused with the last part.
+    """
+    sums, lock = {-1: (len(head), zlib.crc32(head.data))}, threading.Lock()
+
+    def part(begin: int, end: int, scratch: Scratch | None = None) -> Bytes:
+        return entry.file.read(entry.start + begin, entry.start + end, scratch)
+
+    def read() -> Shaped[np.ndarray, "..."]:
+        stored = part(len(head), entry.size)
+        entry.compare(zlib.crc32(stored.data, zlib.crc32(head.data)))
+        return stored.view(dtype).reshape(shape)
+
+    def rows(begin: int, end: int, scratch: Scratch) -> Shaped[np.ndarray, "rows columns"]:
+        width = shape[1] * dtype.itemsize
+        stored = part(len(head) + begin * width, len(head) + end * width, scratch)
+        found = len(stored), zlib.crc32(stored.data)
+        with lock:
+            sums[begin] = found
+            known = [sums[at] for at in sorted(sums)]
+        if sum(size for size, _ in known) == entry.size:
+            entry.compare(functools.reduce(_joined, known)[1])
+        return stored.view(dtype).reshape(end - begin, shape[1])
+
+    return Tensor(shape, dtype, read, Matrix(shape, rows) if len(shape) == 2 else None)
+
+
+Part = tuple[int, int]
+"""The size of a part of a file, and its CRC-32."""
+
+CRC_POLYNOMIAL = 0xEDB88320
+"""The one of CRC-32; the highest bit is the lowest power, as in all that follows."""
+
+
+def _joined(first: Part, second: Part) -> Part:
+    """Two parts as one.
+
+    A CRC is a polynomial over the integers modulo 2, modulo another polynomial: the first part's
+    is multiplied by x to the power of the bits that follow it, and the second part's added.
+    """
+    return first[0] + second[0], _times(_shift(second[0]), first[1]) ^ second[1]
+
+
+@functools.cache
+def _shift(size: int) -> int:
+    """The polynomial x to the power of as many bits as `size` bytes have."""
+    power, square = 1 << 31, 1 << 23
+    while size:
+        power = _times(power, square) if size & 1 else power
+        square, size = _times(square, square), size >> 1
+    return power
+
+
+def _times(a: int, b: int) -> int:
+    product = 0
+    for bit in range(31, -1, -1):
+        product ^= b * (a >> bit & 1)
+        b = b >> 1 ^ CRC_POLYNOMIAL * (b & 1)
+    return product
 
 
 class _Stream(io.RawIOBase):

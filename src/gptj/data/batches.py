@@ -51,18 +51,22 @@ class TrainBatches:
             rows[epochs == epoch] = permute(within[epochs == epoch], self.n_rows, key)
         return rows
 
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The tokens of these rows, of any shape; a dim of seq + 1 is added."""
+        starts = ids[..., None] * self._seq
+        return np.asarray(self._store.tokens[starts + np.arange(self._seq + 1)], np.int32)
+
     def batch(self, step: int) -> NDArray[np.int32]:
         """The tokens of batch number `step`; shape (batch, seq + 1)."""
-        starts = self.row_ids(step)[:, None] * self._seq
-        return np.asarray(self._store.tokens[starts + np.arange(self._seq + 1)], np.int32)
+        return self.rows(self.row_ids(step))
 
 
 class EvalBatches:
     """The store in order, no token scored more than once, all batches of one shape.
 
-    Gives (tokens, weights) of shapes (batch, seq + 1) and (batch, seq): `weights` is 1 where the
-    target tokens[:, 1:] is the store's, 0 where the last batch is padded. Before the first token
-    stands one end-of-text, as before the first token of every other document.
+    Iterating gives (tokens, weights) of shapes (batch, seq + 1) and (batch, seq): `weights` is 1
+    where the target tokens[:, 1:] is the store's, 0 where the last batch is padded. Before the
+    first token stands one end-of-text, as before the first token of every other document.
     """
 
     def __init__(self, store: TokenStore, seq: int, batch: int, limit: int | None = None) -> None:
@@ -86,17 +90,28 @@ class EvalBatches:
         return len(self._chosen)
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        for number in range(len(self)):
+            yield self.rows(number, slice(None)), self.weights(number, slice(None))
+
+    def rows(self, number: int, part: slice) -> NDArray[np.int32]:
+        """The tokens of some of the rows of a batch; no others are read."""
+        first, past, _ = part.indices(self._batch)
+        start = (int(self._chosen[number]) * self._batch + first) * self._seq
+        size = (past - first) * self._seq
+        targets = self._store.tokens[start : start + size]
+        stream = np.full(size + 1, self._store.tokenizer.eos_id, np.int32)
+        stream[1 : len(targets) + 1] = targets
+        if 0 < start <= len(self._store):
+            stream[0] = self._store.tokens[start - 1]
+        windows = np.arange(past - first)[:, None] * self._seq + np.arange(self._seq + 1)
+        return stream[windows]
+
+    def weights(self, number: int, part: slice) -> NDArray[np.float32]:
+        """The weights of some of the rows of a batch."""
         size = self._batch * self._seq
-        windows = np.arange(self._batch)[:, None] * self._seq + np.arange(self._seq + 1)
-        end = self._store.tokenizer.eos_id
-        for start in self._chosen * size:
-            targets = self._store.tokens[start : start + size]
-            stream = np.full(size + 1, end, np.int32)
-            stream[1 : len(targets) + 1] = targets
-            if start:
-                stream[0] = self._store.tokens[start - 1]
-            weights = (np.arange(size) < len(targets)).astype(np.float32)
-            yield stream[windows], weights.reshape(self._batch, self._seq)
+        positions = int(self._chosen[number]) * size + np.arange(size)
+        weights = (positions < len(self._store)).astype(np.float32)
+        return weights.reshape(self._batch, self._seq)[part]
 
 
 def permute(positions: NDArray[np.int64], n: int, key: bytes) -> NDArray[np.int64]:

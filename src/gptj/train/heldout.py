@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
 
 from gptj.config import ModelConfig
 from gptj.data.batches import EvalBatches
 from gptj.data.store import TokenStore
 from gptj.model import Params, losses
-from gptj.sharding import place
+from gptj.sharding import Part, place, place_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,15 @@ def held_out(
       batches: read only so many batches; all when not given.
     """
     nats, tokens = 0.0, 0.0
-    for rows, weights in EvalBatches(store, seq, batch, limit=batches):
-        split = place(rows, "batch", None), place(weights, "batch", None)
+    data = EvalBatches(store, seq, batch, limit=batches)
+    for number in range(len(data)):
+        weights = data.weights(number, slice(None))
+
+        def read(part: Part, number: int = number) -> NDArray[np.int32]:
+            return data.rows(number, part[0])
+
+        rows = place_parts((batch, seq + 1), read, "batch", None)
+        split = rows, place(weights, "batch", None)
         nats += float(eval_step(params, *split, model=model, dtype=dtype))
         tokens += float(np.sum(weights))
     whole = tokens == len(store)

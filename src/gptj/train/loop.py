@@ -9,99 +9,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
+import numpy as np
 from rich.console import Console
 
-from gptj import checkpoint
-from gptj.config import ModelConfig, resolve
-from gptj.convert.open import open_source
-from gptj.convert.source import Source
-from gptj.data.batches import TrainBatches
-from gptj.data.store import TokenStore
+from gptj import checkpoint, hosts
+from gptj.config import ModelConfig
 from gptj.errors import UserError
-from gptj.model import count_parameters, flops_per_token
-from gptj.sharding import check_batch, check_mesh, place
+from gptj.tokenizer import Tokenizer
 from gptj.train import run as runs
+from gptj.train.config import TrainConfig
+from gptj.train.feed import Feed
 from gptj.train.heldout import HeldOut, held_out
-from gptj.train.metrics import MetricsLog, Row
-from gptj.train.optimizer import OptimizerConfig
-from gptj.train.progress import ProgressDisplay, describe, human
+from gptj.train.meter import Meter
+from gptj.train.progress import ProgressDisplay, describe
+from gptj.train.record import Event, Record, surroundings
+from gptj.train.rows import Skip, read_skips
+from gptj.train.setup import Setup
 from gptj.train.signals import StopOnSignal
-from gptj.train.start import check_tokenizer, state_of
-from gptj.train.state import TrainState, abstract_state, new_state
-from gptj.train.step import StepConfig, StepMetrics, train_step
+from gptj.train.sinks import Row
+from gptj.train.state import TrainState
+from gptj.train.step import StepMetrics, train_step
 
-ModelChoice = Annotated[
-    ModelConfig | str,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PRESET|FILE",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, ModelConfig | str),
-        str_from_instance=lambda value: [value if isinstance(value, str) else "the recipe's"],
-    ),
-]
-"""A model's shape, or on a command line the name of one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Train a GPT-J on a folder of prepared text."""
-
-    data: Path
-    """Folder written by `gptj prepare`: its `train` part is learnt, its `heldout` part measured."""
-    out: Path
-    """Folder of the run: checkpoints, metrics, tokenizer. Where it holds this run already, the
-    run goes on from its last checkpoint."""
-    model: ModelChoice = "demo"
-    """A preset's name, or a JSON file with a model's shape. A preset's vocabulary is fitted to
-    the data's tokenizer."""
-    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None
-    """A model of any kind to start from, instead of random weights of `model`'s shape: a run, a
-    Hugging Face folder or Hub id, the original's shards. The original's with its optimizer's
-    state goes on where it stopped, and `steps` counts from its beginning. Of a run only the
-    weights are taken: to go on with a run, repeat its own command."""
-    steps: int = 1000
-    """Updates in all."""
-    seq: int | None = None
-    """Tokens in a row. Default: the model's context."""
-    batch: int = 16
-    """Rows in a step."""
-    accumulate: int = 1
-    """Parts a step's batch is computed in, one after the other, to save memory."""
-    seed: int = 0
-    """Decides the first weights and the order of the data."""
-    eval_every: int = 250
-    """Steps between evaluations on the held-out text; the last step always evaluates, on all."""
-    eval_batches: int | None = 20
-    """Batches of held-out rows an evaluation reads before the last one, which reads all."""
-    save_every: int = 250
-    """Steps between checkpoints; the last step always saves."""
-    keep: int = 3
-    """Newest checkpoints kept."""
-    log_every: int = 10
-    """Steps between lines of progress where the output is not a terminal."""
-    optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig] = OptimizerConfig()
-    compute: tyro.conf.OmitArgPrefixes[StepConfig] = StepConfig()
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "batch", "accumulate", "eval_every", "save_every", "keep", "log_every")
-        for name in (*counts, "seq", "eval_batches"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed={self.seed} must be from 0 to 4294967295")
-        if self.batch % self.accumulate:
-            raise UserError(
-                f"batch={self.batch} rows cannot be computed in accumulate={self.accumulate} "
-                "equal parts: choose a divisor of the batch"
-            )
+WORST = 8
+"""Rows of a skipped step that the log names, those of the highest loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,216 +57,270 @@ class TrainResult:
 
 Evaluate = Callable[..., HeldOut]
 
+WriteOn = Callable[[Any, ModelConfig, Tokenizer, Sequence[str]], list[str]]
+"""Weights, their shape, a tokenizer and prompts to the text that follows each prompt."""
+
 
 def train(
-    config: TrainConfig, *, evaluate: Evaluate = held_out, console: Console | None = None
+    config: TrainConfig,
+    *,
+    evaluate: Evaluate = held_out,
+    write_on: WriteOn | None = None,
+    console: Console | None = None,
 ) -> TrainResult:
     """Train as `config` says, on the mesh that is set or on one device.
 
     Raises:
-      UserError: what `config` names does not exist or does not fit together.
+      UserError: what `config` names does not exist or does not fit together, or the run diverged.
       gptj.checkpoint.CheckpointError: a checkpoint could not be written or read.
     """
-    trainer = Trainer(config, evaluate)
-    checkpoints = config.out / runs.CHECKPOINTS
-    with runs.exclusive(config.out), checkpoint.Saver(checkpoints, config.keep) as saver:
-        state = trainer.starting_state()
+    assert write_on or not config.prompts, "prompts need `write_on`"
+    if not hosts.is_leader():
+        console = Console(quiet=True)
+    setup = Setup(config)
+    keep = checkpoint.KeepPolicy(config.keep, config.keep_every, config.keep_best)
+    with (
+        runs.exclusive(config.out),
+        checkpoint.Saver(checkpoint.of_run(config.out), keep) as saver,
+    ):
+        state = setup.starting_state()
         start = int(state.step)
         with (
             ProgressDisplay(config.steps, start, config.log_every, console) as display,
             StopOnSignal(display.say) as stop,
-            contextlib.closing(MetricsLog(config.out, start)) as log,
+            contextlib.closing(Record(config.out, start, config.log_to)) as record,
+            contextlib.closing(Loop(setup, saver, display, record, stop)) as loop,
         ):
-            trainer.introduce(display, start)
-            return trainer.run(state, saver, display, log, stop)
+            loop.evaluate, loop.write_on = evaluate, write_on
+            return loop.run(state)
 
 
-class Trainer:
-    """What a run needs beside its state: data, programs and a clock."""
+class Loop:
+    """A run under way."""
 
-    def __init__(self, config: TrainConfig, evaluate: Evaluate) -> None:
-        self.config, self.evaluate = config, evaluate
-        if not (config.data / "train").is_dir():
-            raise UserError(
-                f"{config.data} holds no prepared data: make it with "
-                f"`gptj prepare TEXT --out {config.data}`"
-            )
-        self.store = TokenStore.open(config.data / "train")
-        heldout = config.data / "heldout"
-        self.heldout = TokenStore.open(heldout) if heldout.exists() else None
-        self.source: Source | None = None
-        self.model = resolve(self.shape(), self.store.tokenizer.vocab_size)
-        if self.source is not None:
-            check_tokenizer(self.source, self.store.tokenizer)
-        self.seq = self.model.context if config.seq is None else config.seq
-        if self.seq > self.model.context:
-            raise UserError(
-                f"seq={self.seq} is longer than the model's context of {self.model.context} "
-                "tokens: lower seq, or raise the model's context"
-            )
-        check_mesh(self.model)
-        check_batch(config.batch // config.accumulate)
-        self.batches = TrainBatches(self.store, self.seq, config.batch, config.seed)
-        self.optimizer = config.optimizer.for_run(config.steps)
-        runs.begin(config.out, self.model, self.store.tokenizer, self.course())
+    evaluate: Evaluate
+    write_on: WriteOn | None
 
-    def shape(self) -> ModelConfig | str:
-        """The model asked for. What it starts from is opened only until the run has its own."""
-        config = self.config
-        if config.from_ is None:
-            return config.model
-        if config.model != TrainConfig.model:
-            raise UserError(f"the model's shape is that of from={config.from_}: leave out model")
-        if checkpoint.complete(config.out / runs.CHECKPOINTS):
-            return ModelConfig.load(config.out / runs.MODEL)
-        self.source = open_source(config.from_)
-        return self.source.config
-
-    def course(self) -> dict[str, Any]:
-        """All that decides which weights the run ends with."""
-        config = self.config
-        return {
-            "data": self.store.fingerprint,
-            "from": config.from_,
-            "seq": self.seq,
-            "batch": config.batch,
-            "accumulate": config.accumulate,
-            "seed": config.seed,
-            "optimizer": dataclasses.asdict(self.optimizer),
-            "compute": dataclasses.asdict(config.compute),
-        }
-
-    def starting_state(self) -> TrainState:
-        """The state of the newest checkpoint, or a new one."""
-        saved = checkpoint.complete(self.config.out / runs.CHECKPOINTS)
-        if not saved and self.source is not None:
-            return state_of(self.source, self.optimizer)
-        if not saved:
-            return new_state(jax.random.key(self.config.seed), self.model, self.optimizer)
-        like = abstract_state(self.model, self.optimizer)
-        state: TrainState = checkpoint.restore(saved[-1], like)
-        return state
-
-    def introduce(self, display: ProgressDisplay, start: int) -> None:
-        """Say what is about to happen."""
-        tokens = self.config.batch * self.seq
-        mesh = dict(jax.sharding.get_abstract_mesh().shape) or "one device"
-        display.say(
-            f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
-            f"({mesh}); {human(len(self.store))} tokens of text, {human(tokens)} a step; "
-            f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
-            + (f", from {self.config.from_}" if self.config.from_ else "")
-        )
-
-    def run(
+    def __init__(
         self,
-        state: TrainState,
+        setup: Setup,
         saver: checkpoint.Saver,
         display: ProgressDisplay,
-        log: MetricsLog,
+        record: Record,
         stop: StopOnSignal,
-    ) -> TrainResult:
-        """Step from `state` to the last step or the first signal."""
-        config, clock, last, scored = self.config, StepClock(), None, None
-        step = int(state.step)
-        while step < config.steps and not stop.requested:
-            state, metrics = self.step(state, step)
-            step += 1
-            last = self.row(step, metrics, clock)
-            self.check_finite(last)
-            final = step == config.steps
-            if final or (step % config.eval_every == 0 and not stop.requested):
-                scored = self.score(state, None if final else config.eval_batches)
-                last |= scored.row() if scored else {}
-                clock.pause()
-            log.write(last)
-            display.show(last)
-            if final or step % config.save_every == 0:
-                saver.save(step, state)
-                clock.pause()
-        if step < config.steps:
-            if last is not None:
-                saver.save(step, state)
-            saved = ", saved" if step else ""
-            display.say(f"stopped at step {step}{saved}; the same command goes on from there")
-            scored = None
-        elif last is None:
-            scored = self.score(state, None)
-            found = describe(scored.row()) if scored else ""
-            display.say(f"nothing to do: the run is at step {step} of {config.steps}  {found}")
-        loss = None if last is None else last["loss"]
-        rate = clock.rate(config.batch * self.seq)
-        return TrainResult(config.out, step, state.params, loss, scored, rate)
+    ) -> None:
+        self.setup, self.config = setup, setup.config
+        self.saver, self.display, self.record, self.stop = saver, display, record, stop
+        config, out = setup.config, setup.config.out
+        self.feed = Feed(setup.batches, config.batch, config.accumulate, setup.seq, read_skips(out))
+        self.meter = self.new_meter()
+        self.read, self.streak = 0, 0
+        """The last step whose metrics were read, and updates skipped in a row up to it."""
+        self.tracing = False
 
-    def step(self, state: TrainState, step: int) -> tuple[TrainState, StepMetrics]:
-        """Update number `step`, counted from 0, dispatched to the devices."""
-        config = self.config
-        rows = self.batches.batch(step).reshape(config.accumulate, -1, self.seq + 1)
-        return train_step(
-            state,
-            place(rows, None, "batch", None),
-            model=self.model,
-            optimizer=self.optimizer,
-            config=config.compute,
+    def new_meter(self) -> Meter:
+        """A meter that goes on after the record's last row."""
+        setup, config = self.setup, self.config
+        return Meter(
+            setup.model,
+            config.compute,
+            setup.seq,
+            config.batch,
+            config.accumulate,
+            self.record.last,
+            self.record.lost,
         )
 
-    def row(self, step: int, metrics: StepMetrics, clock: StepClock) -> Row:
-        """The step's metrics, once it has run."""
-        row = {"step": step, **{k: float(v) for k, v in dataclasses.asdict(metrics).items()}}
-        seconds = clock.lap()
-        if seconds is not None:
-            tokens = self.config.batch * self.seq
-            row["step_seconds"] = seconds
-            row["tokens_per_second"] = tokens / seconds
-            row["flops_per_second"] = tokens * flops_per_token(self.model, self.seq) / seconds
-        return row
+    def close(self) -> None:
+        """End the thread that reads."""
+        self.feed.close()
 
-    def check_finite(self, row: Row) -> None:
-        """Stop a run that has diverged before its weights replace a good checkpoint's."""
-        if not math.isfinite(row["loss"] + row["grad_norm"]):
-            saved = checkpoint.complete(self.config.out / runs.CHECKPOINTS)
-            raise UserError(
-                f"the loss is {row['loss']} and the gradient's norm {row['grad_norm']} at step "
-                f"{int(row['step'])}: train in another folder with a lower lr or a longer warm-up; "
-                f"the last good checkpoint is {saved[-1] if saved else 'none yet'}"
+    def run(self, state: TrainState) -> TrainResult:
+        """Step from `state` to the last step or the first signal."""
+        config, step = self.config, int(state.step)
+        self.introduce(step)
+        first = step
+        unread: tuple[int, StepMetrics] | None = None  # of the step that the devices are at
+        row: Row | None = None
+        scored: HeldOut | None = None
+        stopping = hosts.agree(self.stop.requested)
+        while step < config.steps and not stopping:
+            state, metrics = self.step(state, step, compiles=step == first)
+            step += 1
+            if unread:
+                row = self.log(self.row(*unread))
+            unread = step, metrics
+            stopping = hosts.agree(self.stop.requested)
+            if self.streak < config.rewind_after and (stopping or self.due(step)):
+                row, unread = self.row(*unread), None
+                scored = self.score(state, step) if self.evaluates(step, stopping) else None
+                row = self.log({**row, **(scored.row() if scored else {})})
+                if stopping or step == config.steps or not self.streak:
+                    self.save(state, step, scored, stopping)
+            if self.streak >= config.rewind_after:
+                state, unread = self.rewind(step), None
+                step = first = int(state.step)
+        self.trace(None)
+        return self.end(state, step, row, scored)
+
+    def step(
+        self, state: TrainState, step: int, *, compiles: bool
+    ) -> tuple[TrainState, StepMetrics]:
+        """Update number `step`, counted from 0, dispatched to the devices."""
+        self.trace(step)
+        with self.meter.watch.on("data"):
+            rows = self.feed.rows(step)
+        setup = self.setup
+        with self.meter.watch.on("compile" if compiles else "step"):
+            return train_step(
+                state,
+                rows,
+                model=setup.model,
+                optimizer=setup.optimizer,
+                config=self.config.compute,
             )
 
-    def score(self, state: TrainState, batches: int | None) -> HeldOut | None:
-        """Evaluate on `batches` batches of held-out rows; `None` where nothing was held out."""
-        if self.heldout is None:
-            return None
-        rows = self.config.batch // self.config.accumulate
-        return self.evaluate(
-            state.params,
-            self.heldout,
-            self.model,
-            seq=self.seq,
-            batch=rows,
-            dtype=self.config.compute.dtype,
-            batches=batches,
-        )
+    def row(self, step: int, metrics: StepMetrics) -> Row:
+        """The metrics of the step that made the updates `step`, once it has run."""
+        row = self.meter.row(step, metrics)
+        self.read, self.streak = step, int(metrics.streak)
+        if self.streak:
+            losses = np.nan_to_num(np.asarray(metrics.row_losses).reshape(-1), nan=math.inf)
+            worst = self.feed.ids(step - 1).reshape(-1)[np.argsort(-losses)][:WORST].tolist()
+            text = (
+                f"step {step} skipped: loss {row['loss']:.4g}, gradient norm "
+                f"{row['grad_norm']:.4g}; rows of the highest loss {', '.join(map(str, worst))} "
+                f"(gptj show-rows {self.config.out} {step})"
+            )
+            self.display.say(text)
+            more = {"loss": str(row["loss"]), "grad_norm": str(row["grad_norm"])}
+            self.record.tell("skip", step, text, rows=worst, **more)
+        return row
 
+    def log(self, row: Row) -> Row:
+        """Write the row down and show it."""
+        self.record.write(row)
+        self.display.show(row)
+        return row
 
-class StepClock:
-    """Times steps, leaving out the first, which compiles, and whatever `pause` is called after."""
+    def due(self, step: int) -> bool:
+        """Whether something other than a step comes after `step` updates."""
+        config = self.config
+        return step == config.steps or not step % config.eval_every or not step % config.save_every
 
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._laps: list[float] = []
+    def evaluates(self, step: int, stopping: bool) -> bool:
+        """Whether the state after `step` updates is scored: always at the end."""
+        at_end = step == self.config.steps
+        return at_end or (step % self.config.eval_every == 0 and not stopping)
 
-    def lap(self) -> float | None:
-        """Seconds since the last lap, if nothing but a step happened in between."""
-        now = time.perf_counter()
-        seconds = None if self._since is None else now - self._since
-        if seconds is not None:
-            self._laps.append(seconds)
-        self._since = now
-        return seconds
+    def score(self, state: TrainState, step: int) -> HeldOut | None:
+        """Evaluate on held-out rows, after the last step on all, and write on from the prompts."""
+        setup, config = self.setup, self.config
+        with self.meter.watch.on("evaluate"):
+            if config.prompts and self.write_on:
+                texts = self.write_on(
+                    state.params, setup.model, setup.store.tokenizer, config.prompts
+                )
+                for prompt, text in zip(config.prompts, texts, strict=True):
+                    self.record.sample(step, prompt, text)
+            scored = (
+                None
+                if setup.heldout is None
+                else self.evaluate(
+                    state.params,
+                    setup.heldout,
+                    setup.model,
+                    seq=setup.seq,
+                    batch=config.batch // config.accumulate,
+                    dtype=config.compute.dtype,
+                    batches=None if step == config.steps else config.eval_batches,
+                )
+            )
+        self.meter.laps.pause()
+        return scored
 
-    def pause(self) -> None:
-        """Something other than a step took time: the next lap starts now."""
-        self._since = time.perf_counter() if self._since is not None else None
+    def save(self, state: TrainState, step: int, scored: HeldOut | None, stopping: bool) -> None:
+        """Begin to save, if now is the time."""
+        config = self.config
+        final = step == config.steps
+        if not (final or stopping or step % config.save_every == 0):
+            return
+        # The last score is of all of the text, not to be compared with one of a part.
+        like_others = scored is not None and (not final or config.eval_batches is None)
+        score = {checkpoint.SCORE: scored.loss} if scored and like_others else {}
+        with self.meter.watch.on("checkpoint"):
+            notes = {"model": dataclasses.asdict(self.setup.model), **score}
+            self.saver.save(step, state, notes)
+        self.meter.laps.pause()
 
-    def rate(self, amount: float) -> float | None:
-        """`amount` a lap, as an amount a second over all laps."""
-        return amount * len(self._laps) / sum(self._laps) if self._laps else None
+    def rewind(self, step: int) -> TrainState:
+        """The last good state, the data since then passed over.
+
+        The state that the first skipped update started from gave no good step, so it is not good.
+
+        Raises:
+          UserError: there is none, or the run went back to it before.
+        """
+        config, since = self.config, self.read - self.streak
+        with self.meter.watch.on("checkpoint"):
+            self.saver.wait()
+        saved = map(checkpoint.step_of, checkpoint.complete(checkpoint.of_run(config.out)))
+        skipped = f"the last {self.streak} updates up to step {self.read} were skipped as spikes"
+        good = hosts.told(max((step for step in saved if step < since), default=None))
+        again = any(skip.step == good for skip in self.feed.skips)
+        if good is None or again:
+            why = f"step {good}, where it went back to already" if again else "no earlier step"
+            text = (
+                f"{skipped}, and there is {why} to go back to: train in another folder with a "
+                f"lower lr or a longer warm-up; `gptj show-rows {config.out} {self.read}` prints "
+                "the rows"
+            )
+            self.record.tell("stop", self.read, text)
+            raise UserError(text)
+        text = f"{skipped}: going back to step {good} and passing over the data since"
+        self.display.say(text)
+        self.saver.forget(after=good)
+        self.feed.skips.append(Skip(good, step - good))
+        self.feed.forget()
+        self.record.tell("rewind", self.read, text)
+        self.record.rewind(good, self.feed.skips)
+        self.meter, self.streak = self.new_meter(), 0
+        return self.setup.state_at(good)
+
+    def trace(self, step: int | None) -> None:
+        """Begin or end the profile before update number `step`; end it at the end."""
+        traced = self.config.traced()
+        if step == traced.start and traced:
+            jax.profiler.start_trace(str(self.config.out / "profile"))
+            self.tracing = True
+        elif self.tracing and (step is None or step not in traced):
+            jax.profiler.stop_trace()
+            self.tracing = False
+
+    def introduce(self, start: int) -> None:
+        """Say and record what is about to happen."""
+        text = self.setup.introduction(start)
+        self.display.say(text)
+        event: Event = "resume" if start else "start"
+        self.record.tell(event, start, text, steps=self.config.steps, **surroundings())
+
+    def end(
+        self, state: TrainState, step: int, row: Row | None, scored: HeldOut | None
+    ) -> TrainResult:
+        """Say and return how the run stands."""
+        config = self.config
+        if step < config.steps:
+            saved = ", saved" if step else ""
+            text = f"stopped at step {step}{saved}; the same command goes on from there"
+            self.display.say(text)
+            self.record.tell("stop", step, text)
+            scored = None
+        elif row is None:
+            scored = self.score(state, step)
+            found = describe(scored.row()) if scored else ""
+            self.display.say(f"nothing to do: the run is at step {step} of {config.steps}  {found}")
+        else:
+            self.record.tell("end", step, f"reached the last step, {step}")
+        loss = None if row is None else row["loss"]
+        rate = self.meter.laps.rate(config.batch * self.setup.seq)
+        return TrainResult(config.out, step, state.params, loss, scored, rate)

@@ -1,22 +1,16 @@
-"""Where a run's numbers go: `metrics.jsonl`, which is the record, and TensorBoard."""
+"""A run's record of numbers, `metrics.jsonl`, which is also passed on to what draws curves."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptj.errors import UserError
+from gptj.train.sinks import Row, Sink, open_sink
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-
-_FLUSH_SECONDS = 10.0
-
-Row = dict[str, float]
-"""Numbers by name, among them `step`: the updates done when they were measured."""
+METRICS = "metrics.jsonl"
 
 
 def read_metrics(run: Path) -> list[Row]:
@@ -27,12 +21,23 @@ def read_metrics(run: Path) -> list[Row]:
     """
     path = run / METRICS
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    rows = [_row(line) for line in lines]
+    rows = _rows_at_once(lines) or [_row(line) for line in lines]
     if rows and rows[-1] is None:
         rows.pop()  # its step was not saved, and runs again
     if None in rows:
         raise UserError(f"{path}:{rows.index(None) + 1} is not a row of numbers: delete that line")
     return [row for row in rows if row]
+
+
+def _rows_at_once(lines: list[bytes]) -> list[Row | None] | None:
+    """All rows, several times faster than one by one; `None` where one of them is damaged."""
+    try:
+        rows = json.loads(b"[%s]" % b",".join(lines))
+        kinds = {kind for row in rows for kind in map(type, row.values())}
+    except (ValueError, AttributeError):
+        return None
+    whole = len(rows) == len(lines) and kinds <= {int, float}
+    return rows if whole and all("step" in row for row in rows) else None
 
 
 def _row(line: bytes) -> Row | None:
@@ -54,50 +59,33 @@ class MetricsLog:
       UserError: the disk is full, or the folder cannot be written; so does `write`.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        # Slow to import, and only training writes. Not its SummaryWriter: that one writes in a
-        # thread, which a full disk ends, and training would then wait for it forever.
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-
-        kept = [row for row in read_metrics(run) if row["step"] <= step]
-        self._run, self._flushed = run, time.monotonic()
+    def __init__(self, run: Path, step: int, sinks: Sequence[Sink] = ()) -> None:
+        rows = read_metrics(run)
+        kept = [row for row in rows if row["step"] <= step]
+        self.last: Row = kept[-1] if kept else {}
+        """The row to go on after; empty at the beginning."""
+        self.lost = seconds(rows[-1]) - seconds(self.last) if len(rows) > len(kept) else 0.0
+        """Seconds that the dropped rows took."""
+        self._run = run
         with self._translated():
             unfinished = run / f"{METRICS}.tmp"
             unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
             unfinished.replace(run / METRICS)
-            (run / TENSORBOARD).mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-            self._board = RecordWriter(str(run / TENSORBOARD / name))
             self._file = (run / METRICS).open("a", buffering=1)
-            version = Event(wall_time=time.time(), file_version="brain.Event:2")
-            begin = SessionLog(status=SessionLog.START)  # hides what it showed past N before
-            for event in (version, Event(step=step + 1, session_log=begin)):
-                self._board.write(event.SerializeToString())
+            self._sinks = [open_sink(name, run, step) for name in sinks]
 
     def write(self, row: Row) -> None:
-        """Add one row to both."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name != "step"
-        ]
-        event = Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values))
+        """Add one row."""
         with self._translated():
             self._file.write(json.dumps(row) + "\n")
-            self._board.write(event.SerializeToString())
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._board.flush()
-                self._flushed = time.monotonic()
+            for sink in self._sinks:
+                sink.write(row)
 
     def close(self) -> None:
-        """Flush and close both."""
-        for file in (self._file, self._board):
+        """Flush and close."""
+        for close in (self._file.close, *(sink.close for sink in self._sinks)):
             with contextlib.suppress(OSError):  # a full disk, of which `write` told
-                file.close()
+                close()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -108,3 +96,9 @@ class MetricsLog:
                 f"the metrics of {self._run} could not be written ({error.strerror}): free some "
                 "space and run the same command again; it goes on from the last checkpoint"
             ) from error
+
+
+def seconds(row: Row) -> float:
+    """All the time that a run had taken by a row, but for what it had lost by then."""
+    parts = (v for k, v in row.items() if k.startswith("seconds_") and k != "seconds_lost")
+    return sum(parts)

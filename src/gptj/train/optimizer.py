@@ -201,8 +201,7 @@ def _auto(inner: optax.GradientTransformation) -> optax.GradientTransformation:
         if jax.sharding.get_abstract_mesh().empty:
             return inner.update(updates, state, params)
         layout = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
-        automatic: Any = jax.sharding.auto_axes(inner.update, out_sharding=layout)
-        return automatic(updates, state, params)
+        return jax.sharding.auto_axes(inner.update, out_sharding=layout)(updates, state, params)
 
     return optax.GradientTransformation(inner.init, update)
 
@@ -211,8 +210,10 @@ def _stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTr
     """`inner` computing in float32 on a state that is kept in `dtype`."""
 
     def cast(state: Any, to: Any) -> Any:
-        floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
-        return jax.tree.map(lambda x: x.astype(to) if floats(x) else x, state)
+        def leaf(x: Array) -> Array:
+            return x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return jax.tree.map(leaf, state)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         updates, state = inner.update(updates, cast(state, jnp.float32), params)

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
-from gptj.train.metrics import Row
+from gptj.train.sinks import Row
 
 
 def human(value: float) -> str:
     """A large number in four characters or so: 12345.6 -> '12.3k'."""
     for unit in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000:
+        if abs(value) < 999.5:  # what is above is 1000 in three digits
             return f"{value:.3g}{unit}"
         value /= 1000
     return f"{value:.3g}P"

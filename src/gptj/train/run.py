@@ -3,8 +3,13 @@
 RUN/model.json        the model's shape
 RUN/tokenizer.json    its tokenizer
 RUN/run.json          what decides the run's course: data, batch, optimizer, seed, ...
+RUN/data.json         where the data were when it was last started
 RUN/metrics.jsonl     a row of numbers a step
+RUN/events.jsonl      what happened: starts, stops, skipped steps
+RUN/samples.jsonl     what the model wrote at evaluations, if asked to
+RUN/skips.json        batches passed over after going back to a checkpoint, if any
 RUN/checkpoints/N/    the state after step N
+RUN/checkpoints.json  where the checkpoints are instead, if they are elsewhere
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ from typing import Any
 from gptj import checkpoint
 from gptj.config import ModelConfig
 from gptj.errors import UserError
+from gptj.hosts import barrier, is_leader
 from gptj.tokenizer import Tokenizer
 
-MODEL, TOKENIZER, COURSE = "model.json", "tokenizer.json", "run.json"
-CHECKPOINTS = checkpoint.FOLDER
+MODEL, TOKENIZER, COURSE, DATA = "model.json", "tokenizer.json", "run.json", "data.json"
 LOCK = "lock"
 
 
@@ -31,9 +36,14 @@ LOCK = "lock"
 def exclusive(run: Path) -> Iterator[None]:
     """Hold the run's folder, so that no second process trains in it at the same time.
 
+    Of many hosts host 0 holds it for all.
+
     Raises:
       UserError: another process holds it.
     """
+    if not is_leader():
+        yield
+        return
     with (run / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go if we die
@@ -46,31 +56,72 @@ def exclusive(run: Path) -> Iterator[None]:
         yield
 
 
-def begin(run: Path, model: ModelConfig, tokenizer: Tokenizer, course: dict[str, Any]) -> None:
+def begin(
+    run: Path,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    course: dict[str, Any],
+    data: Path,
+    checkpoints: str | None = None,
+    *,
+    allow_data_change: bool = False,
+) -> None:
     """Make the run's folder, or find that it is this very run's.
 
     Until its first checkpoint a run has nothing to lose, and may be started anew in any way.
 
     Args:
       course: everything that decides the weights a run ends with, as JSON values.
+      data: where the data lie now, for those who want to look at them.
+      checkpoints: the folder or URL they go to, if not the run's folder.
+      allow_data_change: go on although the course's `data` is another, and note it.
 
     Raises:
       UserError: the folder cannot be written, or holds something else, or a run on another
         course; says which key.
     """
     course = json.loads(json.dumps({"model": dataclasses.asdict(model), **course}))
+    if is_leader():
+        _begin(run, model, tokenizer, course, data, checkpoints, allow_data_change)
+    barrier("the run has begun")
+    if not (run / COURSE).is_file():
+        raise UserError(
+            f"{run} on this host is not the folder that host 0 began the run in: choose a folder "
+            "that all hosts share"
+        )
+
+
+def _begin(
+    run: Path,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    course: dict[str, Any],
+    data: Path,
+    checkpoints: str | None,
+    allow_data_change: bool,
+) -> None:
     known = (run / COURSE).is_file()
-    if known and checkpoint.complete(run / CHECKPOINTS):
-        _check_same(run, course)
-        return
-    if not known and run.is_dir() and {path.name for path in run.iterdir()} - {LOCK}:
+    goes_on = known and checkpoint.complete(checkpoint.of_run(run))
+    if goes_on:
+        _check_same(run, course, allow_data_change)
+        _check_place(run, checkpoints)
+    elif not known and run.is_dir() and {path.name for path in run.iterdir()} - {LOCK}:
         raise UserError(f"{run} is not empty and holds no run: choose another folder for the run")
+    texts = {
+        run / COURSE: json.dumps(course, indent=2) + "\n",  # first: it marks the folder as a run
+        run / DATA: json.dumps({"path": str(data.absolute())}) + "\n",
+    }
+    if goes_on and all(path.is_file() and path.read_text() == t for path, t in texts.items()):
+        return
     try:
         run.mkdir(parents=True, exist_ok=True)
         with exclusive(run):
-            (run / COURSE).write_text(json.dumps(course, indent=2) + "\n")  # marks it as a run
-            model.save(run / MODEL)
-            tokenizer.save(run / TOKENIZER)
+            for path, text in texts.items():
+                _write(path, text)
+            if not goes_on:
+                _note_place(run, checkpoints)
+                model.save(run / MODEL)
+                tokenizer.save(run / TOKENIZER)
     except OSError as error:
         raise UserError(
             f"the run's folder {run} cannot be written ({error.strerror}): free space, or choose "
@@ -78,7 +129,42 @@ def begin(run: Path, model: ModelConfig, tokenizer: Tokenizer, course: dict[str,
         ) from error
 
 
-def _check_same(run: Path, course: dict[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # a folder with nothing else in it can begin again
+        raise
+
+
+def _note_place(run: Path, checkpoints: str | None) -> None:
+    """Remember where a new run's checkpoints go; what it was told before stands.
+
+    Raises:
+      UserError: it cannot be reached, or there are some of another run.
+    """
+    if checkpoints is None:
+        return
+    if checkpoint.complete(checkpoint.at(checkpoints)):
+        raise UserError(f"checkpoints={checkpoints} holds another run's: choose another place")
+    place = json.dumps({"folder": str(checkpoint.at(checkpoints))})
+    _write(run / checkpoint.ELSEWHERE, place + "\n")
+
+
+def _check_place(run: Path, checkpoints: str | None) -> None:
+    """Refuse another place for the checkpoints than where the run has them."""
+    has = checkpoint.of_run(run)
+    if checkpoints is not None and checkpoint.at(checkpoints) != checkpoint.at(has):
+        raise UserError(
+            f"{run} has its checkpoints at {has}, not at checkpoints={checkpoints}: leave that "
+            "out to go on with the run, or choose another folder for a new one"
+        )
+
+
+def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> None:
     try:
         before, after = _flat(json.loads((run / COURSE).read_text())), _flat(course)
     except (ValueError, AttributeError) as error:
@@ -87,6 +173,14 @@ def _check_same(run: Path, course: dict[str, Any]) -> None:
             "one; the checkpoints are still good to sample from"
         ) from error
     for key in [*before, *after]:
+        if key == "data" and before.get(key) != after[key]:
+            if allow_data_change:
+                continue
+            raise UserError(
+                f"the data are not those that {run} was started with (fingerprint "
+                f"{after[key][:12]}, then {str(before.get(key))[:12]}): use those, or "
+                "--allow-data-change to go on with these"
+            )
         if before.get(key) != after.get(key):
             why = " (it follows from steps unless given)" if key.endswith("anneal_steps") else ""
             raise UserError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 WINDOW = 128
@@ -31,10 +33,15 @@ class Recent:
     """Updates skipped in a row, up to now."""
 
 
+@jax.jit
 def no_recent() -> Recent:
     """Before the first step."""
-    nothing = jnp.zeros(WINDOW, jnp.float32)
-    return Recent(nothing, nothing, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def zeros(*shape: int, dtype: DTypeLike = jnp.int32) -> Array:
+        return jnp.zeros(shape, dtype)  # one of its own for each, to be donated
+
+    window = functools.partial(zeros, WINDOW, dtype=jnp.float32)
+    return Recent(window(), window(), zeros(), zeros())
 
 
 def is_calm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from gptj.config import ModelConfig
 from gptj.cross_entropy import ZLoss
 from gptj.errors import UserError
 from gptj.model import Params, Remat, losses
+from gptj.sharding import reshard
 from gptj.train.optimizer import (
     ORIGINAL,
     OptimizerConfig,
@@ -77,6 +78,8 @@ class StepMetrics(Means):
     """The learning rate of this update."""
     streak: Int[Array, ""]
     """0 where the update was made; of a spike, which makes none, how many in a row it is."""
+    row_losses: Float[Array, "accumulate batch"]
+    """Each row's own loss."""
 
 
 @functools.partial(
@@ -95,7 +98,7 @@ def train_step(
     A spike leaves the weights and the optimizer as they were. It counts as a step all the same,
     so that the next one reads other rows.
     """
-    means, gradient = mean_gradient(state.params, tokens, model, optimizer, config)
+    means, gradient, row_losses = mean_gradient(state.params, tokens, model, optimizer, config)
     norm = global_norm(gradient, optimizer, model)
     calm = is_calm(state.recent, means.loss, norm, _sigma(optimizer, config))
     updates, opt_state = make_optimizer(optimizer, model).update(
@@ -110,6 +113,7 @@ def train_step(
         grad_norm=norm,
         lr=current_lr(optimizer, state.opt_state),
         streak=recent.streak,
+        row_losses=row_losses,
     )
     return TrainState(state.step + 1, params, opt_state, recent), metrics
 
@@ -126,28 +130,33 @@ def mean_gradient(
     model: ModelConfig,
     optimizer: OptimizerConfig,
     config: StepConfig,
-) -> tuple[Means, Params[Array]]:
-    """What the microbatches measure, and the loss's mean gradient over all, summed in float32."""
+) -> tuple[Means, Params[Array], Float[Array, "accumulate batch"]]:
+    """What the microbatches measure, the loss's mean gradient, and each row's loss.
+
+    Gradients are summed in float32.
+    """
     share = 1 / tokens.shape[0]
     objective = functools.partial(
         _original_loss if optimizer.kind == ORIGINAL else _loss, model=model, config=config
     )
 
-    def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Means, Params[Array]]:
+    def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Any, Float[Array, " batch"]]:
         (loss, nll), gradient = jax.value_and_grad(objective, has_aux=True)(params, rows)
         mean, norm = jnp.mean(nll), global_norm(gradient, optimizer, model)
         means = Means(mean, jnp.mean(nll[:, -1]), loss - mean, norm, norm**2)
-        return jax.tree.map(lambda x: x * share, (means, gradient))
+        shares = jax.tree.map(lambda x: x * share, (means, gradient))
+        return shares, reshard(jnp.mean(nll, axis=-1), None)
 
-    def accumulate(
-        total: tuple[Means, Params[Array]], rows: Int[Array, "batch length+1"]
-    ) -> tuple[tuple[Means, Params[Array]], None]:
-        return jax.tree.map(jnp.add, total, microbatch(rows)), None
+    def accumulate(total: Any, rows: Int[Array, "batch length+1"]) -> tuple[Any, Array]:
+        shares, row_losses = microbatch(rows)
+        return jax.tree.map(jnp.add, total, shares), row_losses
 
     if tokens.shape[0] == 1:
-        return microbatch(tokens[0])
+        total, row_losses = microbatch(tokens[0])
+        return *total, row_losses[None]
     zero = Means(*[jnp.zeros(())] * 5), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(accumulate, zero, tokens)[0]
+    total, row_losses = jax.lax.scan(accumulate, zero, tokens)
+    return *total, row_losses
 
 
 def _loss(

@@ -1,0 +1,30 @@
+"""`gptj prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gptj.cli.flags import parse
+from gptj.data.prepare import PrepareConfig, PrepareReport, SplitReport, prepare
+
+
+def run_prepare(args: Sequence[str]) -> None:
+    """Run `gptj prepare`."""
+    example = "gptj prepare books/ notes.md --tokenizer train:8192 --out data/mine"
+    show_prepared(prepare(parse(PrepareConfig, "prepare", args, example)))
+
+
+def show_prepared(report: PrepareReport) -> None:
+    """Say what `gptj.prepare` wrote."""
+
+    def line(name: str, part: SplitReport) -> None:
+        print(
+            f"  {name:9} {part.documents:,} documents, {part.bytes:,} bytes, {part.tokens:,} "
+            f"tokens ({part.bytes_per_token:.2f} bytes each)  {part.path}"
+        )
+
+    skipped = f", {report.skipped_files} others skipped" if report.skipped_files else ""
+    print(f"{report.files} files{skipped}; vocabulary of {report.vocab_size:,} tokens")
+    line("train", report.train)
+    if report.held_out:
+        line("held out", report.held_out)

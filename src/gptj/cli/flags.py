@@ -1,0 +1,84 @@
+"""Flags to records, for every verb alike."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from gptj.errors import UserError
+from gptj.sharding import make_mesh
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How the devices are arranged; their product must not exceed the devices there are."""
+
+    data: int = 1
+    """Copies of the model that split the batch."""
+    fsdp: int = 1
+    """Parts the stored weights are split in; these devices split the batch as well."""
+    tensor: int = 1
+    """Parts that heads, feed-forward and vocabulary are split in."""
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Set the mesh, unless it is of one device: then none is needed."""
+        import jax
+
+        if self == MeshShape() and jax.process_count() == 1:
+            yield
+        else:
+            with jax.set_mesh(make_mesh(self.data, self.fsdp, self.tensor)):
+                yield
+
+
+def _join_docstring_lines() -> None:
+    """Have tyro wrap a field's docstring as one paragraph; it keeps an indented one's line ends.
+
+    There is no public way to say so. Where tyro has changed inside, help is ragged and no more.
+    """
+    parse = getattr(tyro._docstrings, "parse_docstring_from_object", None)
+    if parse is None or getattr(parse, "joins_lines", False):
+        return
+
+    def joined(described: object) -> dict[str, str]:
+        return {name: " ".join(text.split()) for name, text in parse(described).items()}
+
+    joined.joins_lines = True  # type: ignore[attr-defined]
+    tyro._docstrings.parse_docstring_from_object = joined  # type: ignore[assignment]
+
+
+def parse(
+    kind: type[Options], verb: str, args: Sequence[str], example: str, default: Any = None
+) -> Options:
+    """Flags to a record of `kind`. A `UserError` in a record's own checks passes through."""
+    _join_docstring_lines()
+    paragraphs = (kind.__doc__ or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=f"gptj {verb}",
+                description=f"{text}\n\nExample: {example}",
+                args=args,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                use_underscores=False,
+            )
+    except SystemExit as stop:
+        # tyro frames the errors of records and exits; ours says all there is to say.
+        cause: BaseException | None = stop
+        while cause := cause.__context__ if cause else None:
+            if isinstance(cause, UserError):
+                raise cause from None
+        sys.stderr.write(said.getvalue())
+        raise

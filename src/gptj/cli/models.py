@@ -1,0 +1,121 @@
+"""The verbs about a model: `gptj generate`, `convert`, `inspect` and `diff`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+
+from gptj.api import load
+from gptj.cli.flags import MeshShape, parse
+from gptj.convert.convert import ConvertConfig, convert
+from gptj.convert.inspect import describe, diff
+from gptj.convert.open import config_named, open_source
+from gptj.engine.sampling import SamplingParams
+from gptj.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateCommand:
+    """Write on from a prompt, token by token, to the terminal."""
+
+    model: tyro.conf.Positional[str]
+    """A model of any kind: a run, a saved or converted model, a Hugging Face folder or Hub id, or
+    the original's shards."""
+    prompt: str
+    """The text to go on from; `-` reads it from standard input."""
+    sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What to store and compute in. Default: what the weights are stored in."""
+    tokenizer: str | None = None
+    """A tokenizer, as `gptj prepare` takes it, where none lies with the model."""
+    mesh: MeshShape = MeshShape()
+
+
+def run_generate(args: Sequence[str]) -> None:
+    """Run `gptj generate`."""
+    example = "gptj generate runs/mine --prompt 'Once upon' --temperature 0.8 --max-tokens 200"
+    command = parse(GenerateCommand, "generate", args, example)
+    prompt = _stdin() if command.prompt == "-" else command.prompt
+    unseen = [prompt]  # shown with the first piece, so that a refused prompt is not
+
+    def show(_: int, piece: str) -> None:
+        print(*unseen, piece, sep="", end="", flush=True)
+        unseen.clear()
+
+    with command.mesh.use():
+        model = load(command.model, dtype=command.dtype, tokenizer=command.tokenizer)
+        model.generate(prompt, on_text=show, **dataclasses.asdict(command.sampling))
+    print(*unseen, sep="")
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the prompt on standard input is not UTF-8 text ({error.reason} at byte "
+            f"{error.start}): convert it (iconv -t UTF-8)"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectCommand:
+    """Say what a model is: its kind, shape, weights by part, step, optimizer, tokenizer, hash."""
+
+    model: tyro.conf.Positional[str]
+    """A model of any kind: a folder, an archive, a URL, or a Hub id."""
+    config: str | None = None
+    """The shape, for an original checkpoint without a config.json: a JSON file or a preset."""
+    hash: bool = True
+    """Read all weights, to hash them and count those that are not numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffCommand:
+    """Say whether two models of any kinds hold the same weights, and how far apart they are if not.
+
+    Exits with 0 where the bits are the same, with 1 where they are not.
+    """
+
+    a: tyro.conf.Positional[str]
+    """A model of any kind."""
+    b: tyro.conf.Positional[str]
+    """Another."""
+    config_a: str | None = None
+    """The first one's shape, for an original checkpoint without a config.json."""
+    config_b: str | None = None
+    """The second one's shape, likewise."""
+
+
+def run_convert(args: Sequence[str]) -> None:
+    """Run `gptj convert`."""
+    example = "gptj convert step_383500_slim/ gpt-j-6b/ --to huggingface --dtype bfloat16"
+    done = convert(parse(ConvertConfig, "convert", args, example))
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"wrote {done.out}")
+
+
+def run_inspect(args: Sequence[str]) -> None:
+    """Run `gptj inspect`."""
+    command = parse(InspectCommand, "inspect", args, "gptj inspect EleutherAI/gpt-j-6b --no-hash")
+    source = open_source(command.model, config=config_named(command.config))
+    for line in describe(source, command.hash):
+        print(line, flush=True)
+
+
+def run_diff(args: Sequence[str]) -> int:
+    """Run `gptj diff`."""
+    command = parse(DiffCommand, "diff", args, "gptj diff step_383500_slim/ gpt-j-6b/")
+    a = open_source(command.a, config=config_named(command.config_a))
+    b = open_source(command.b, config=config_named(command.config_b))
+    found = diff(a, b)
+    if isinstance(found, str):
+        print(found)
+        return 1
+    print(found.sentence())
+    return 0 if found.same_bits else 1

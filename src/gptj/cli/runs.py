@@ -1,0 +1,138 @@
+"""The verbs about a run: `gptj train`, `plot`, `report`, `show-rows` and `verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from gptj.api import train
+from gptj.checkpoint import verified
+from gptj.cli.flags import MeshShape, parse
+from gptj.errors import UserError
+from gptj.hosts import HostsConfig, joined
+from gptj.plot import PlotConfig, plot
+from gptj.report import ReportConfig, report
+from gptj.train.config import TrainConfig
+from gptj.train.rows import rows_of
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train a GPT-J on a folder of prepared text; run again to go on where a run stopped.
+
+    Ctrl-C or SIGTERM saves and stops; the same command resumes, and the weights it ends with are
+    bit for bit those of a run that was never stopped. `gptj train RECIPE.py [FLAGS]` starts from
+    what the file's function `recipe()` returns; a flag wins over the recipe, a recipe over the
+    defaults.
+    """
+
+    train: tyro.conf.OmitArgPrefixes[TrainConfig]
+    mesh: MeshShape = MeshShape()
+    hosts: HostsConfig = HostsConfig()
+
+
+def run_train(args: Sequence[str]) -> None:
+    """Run `gptj train`."""
+    default = None
+    if args and args[0].endswith(".py"):
+        default, args = TrainCommand(load_recipe(Path(args[0]))), args[1:]
+    example = "gptj train --data data/mine --model demo --steps 2000 --out runs/mine"
+    command = parse(TrainCommand, "train", args, example, default)
+    with joined(command.hosts), command.mesh.use():
+        train(command.train)
+
+
+def load_recipe(path: Path) -> TrainConfig:
+    """What the function `recipe` of the Python file at `path` returns.
+
+    Raises:
+      UserError: there is no such file, or no such function in it, or it fails, or it returns
+        something else.
+    """
+    if not path.is_file():
+        raise UserError(f"no recipe {path}: give a Python file with a function recipe()")
+    spec = importlib.util.spec_from_file_location("gptj_recipe", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gptj_recipe"] = module  # where dataclasses defined in the file look themselves up
+    try:
+        spec.loader.exec_module(module)
+        recipe = getattr(module, "recipe", None)
+        config = recipe() if callable(recipe) else None
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the recipe {path} fails, --debug shows where: {reason}") from error
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{path} must define a function recipe() that returns a gptj.TrainConfig")
+    return config
+
+
+def run_plot(args: Sequence[str]) -> None:
+    """Run `gptj plot`."""
+    config = parse(PlotConfig, "plot", args, "gptj plot runs/mine runs/other --out curves.png")
+    plot(config)
+    print(f"wrote {config.out}")
+
+
+def run_report(args: Sequence[str]) -> None:
+    """Run `gptj report`."""
+    config = parse(ReportConfig, "report", args, "gptj report runs/mine")
+    print(f"wrote {report(config.run, config.out)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowRowsCommand:
+    """Print the text that one step of a run trained on, row by row, and where each row came from.
+
+    The rows a step trained on follow from the run's seed and data alone; nothing was stored.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a `gptj train` run."""
+    step: tyro.conf.Positional[int]
+    """The step, as the metrics and the log count: the first is 1."""
+    data: Path | None = None
+    """Folder of the run's prepared data. Default: where it was when the run trained."""
+    row: int | None = None
+    """Print this row of the step alone, by its id."""
+
+
+def run_show_rows(args: Sequence[str]) -> None:
+    """Run `gptj show-rows`."""
+    command = parse(ShowRowsCommand, "show-rows", args, "gptj show-rows runs/mine 1200")
+    for row in rows_of(command.run, command.step, command.data, command.row):
+        print(row)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyCommand:
+    """Read every file of a run's checkpoints and compare it with the hash that was written.
+
+    Exits with 0 where all are whole, with 2 where one is not.
+    """
+
+    places: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of runs, or of single checkpoints, or their URLs."""
+    quiet: bool = False
+    """Print only what is damaged."""
+
+
+def run_verify(args: Sequence[str]) -> int:
+    """Run `gptj verify`."""
+    command = parse(VerifyCommand, "verify", args, "gptj verify runs/mine")
+    if not command.places:
+        raise UserError("no checkpoint to verify: give the folder of a run, or of a checkpoint")
+    damaged = 0
+    for found in (found for place in command.places for found in verified(place)):
+        damaged += found.problem is not None
+        if found.problem or not command.quiet:
+            size = f"{found.bytes / 1e6:,.1f} MB"
+            print(f"{found.path}  {size:>12}  {found.problem or 'whole'}", flush=True)
+    return 2 if damaged else 0

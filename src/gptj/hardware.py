@@ -1,0 +1,57 @@
+"""How fast the devices can multiply: what a rate of floating-point operations is a share of."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,  # one core; a chip has two
+    "TPU v3": 61.5e12,  # one core
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+"""Dense bfloat16 products of one device a second (V100, T4: float16), from the makers' data
+sheets, by what JAX calls the device: the longest name found in it counts."""
+
+
+def peak_flops() -> float:
+    """Floating-point operations a second that all devices could make at best.
+
+    The makers' figure for bfloat16, whatever is computed in, as is usual for such shares; where
+    none is known (a CPU), what a large product in float32 reaches now, all devices being one.
+    """
+    devices = jax.devices()
+    names = [name for name in PEAK_FLOPS if name.lower() in devices[0].device_kind.lower()]
+    if names:
+        return PEAK_FLOPS[max(names, key=len)] * len(devices)
+    processes = jax.process_count() if devices[0].platform == "cpu" else len(devices)
+    return measured_flops() * processes
+
+
+def measured_flops(size: int = 1024, seconds: float = 0.1) -> float:
+    """The best rate of float32 products of `size` x `size` matrices on one device."""
+    with jax.default_device(jax.local_devices()[0]):
+        square = jnp.ones((size, size), jnp.float32)
+        product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+        product(square).block_until_ready()
+        best, end = float("inf"), time.perf_counter() + seconds
+        while (begin := time.perf_counter()) < end:
+            product(square).block_until_ready()
+            best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best

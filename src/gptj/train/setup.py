@@ -1,0 +1,149 @@
+"""What a run needs before its first step: data, model, optimizer, all found to fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from gptj import checkpoint, hosts
+from gptj.config import ModelConfig, resolve
+from gptj.convert.open import open_source
+from gptj.convert.source import Source
+from gptj.data.batches import TrainBatches
+from gptj.data.store import TokenStore
+from gptj.errors import UserError
+from gptj.model import count_parameters
+from gptj.sharding import check_batch, check_mesh
+from gptj.train import run as runs
+from gptj.train.config import TrainConfig
+from gptj.train.progress import human
+from gptj.train.start import check_tokenizer, state_of
+from gptj.train.state import TrainState, abstract_state, new_state
+
+
+class Setup:
+    """A run made ready.
+
+    Raises:
+      UserError: what `config` names does not exist or does not fit together.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        if not (config.data / "train").is_dir():
+            raise UserError(
+                f"{config.data} holds no prepared data: make it with "
+                f"`gptj prepare TEXT --out {config.data}`"
+            )
+        self.store = TokenStore.open(config.data / "train")
+        heldout = config.data / "heldout"
+        self.heldout = TokenStore.open(heldout) if heldout.exists() else None
+        self.source: Source | None = None
+        self.model = resolve(self._shape(), self.store.tokenizer.vocab_size)
+        if self.source is not None:
+            check_tokenizer(self.source, self.store.tokenizer)
+        self.seq = self.model.context if config.seq is None else config.seq
+        self._check()
+        self.batches = TrainBatches(self.store, self.seq, config.batch, config.seed)
+        self.optimizer = config.optimizer.for_run(config.steps)
+        hosts.same_everywhere(self._command())
+        runs.begin(
+            config.out,
+            self.model,
+            self.store.tokenizer,
+            self.course(),
+            config.data,
+            config.checkpoints,
+            allow_data_change=config.allow_data_change,
+        )
+
+    def _shape(self) -> ModelConfig | str:
+        """The model asked for. What it starts from is opened only until the run has its own."""
+        config = self.config
+        if config.from_ is None:
+            return config.model
+        if config.model != TrainConfig.model:
+            raise UserError(f"the model's shape is that of from={config.from_}: leave out model")
+        if hosts.told(bool(checkpoint.complete(checkpoint.of_run(config.out)))):
+            return ModelConfig.load(config.out / runs.MODEL)
+        self.source = open_source(config.from_)
+        return self.source.config
+
+    def _check(self) -> None:
+        config = self.config
+        if self.seq > self.model.context:
+            raise UserError(
+                f"seq={self.seq} is longer than the model's context of {self.model.context} "
+                "tokens: lower seq, or raise the model's context"
+            )
+        if config.keep_best and self.heldout is None:
+            raise UserError(
+                f"keep_best={config.keep_best} needs held-out text, and {config.data} has none: "
+                "prepare it with some, or leave keep_best out"
+            )
+        if config.prompts and jax.process_count() > 1:
+            raise UserError(
+                f"prompts cannot be written on from by {jax.process_count()} hosts yet: leave "
+                "them out, and use `gptj generate` on the run's checkpoints"
+            )
+        check_mesh(self.model)
+        check_batch(config.batch // config.accumulate)
+
+    def course(self) -> dict[str, Any]:
+        """All that decides which weights the run ends with."""
+        config = self.config
+        return {
+            "data": self.store.fingerprint,
+            "from": config.from_,
+            "seq": self.seq,
+            "batch": config.batch,
+            "accumulate": config.accumulate,
+            "seed": config.seed,
+            "rewind_after": config.rewind_after,
+            "optimizer": dataclasses.asdict(self.optimizer),
+            "compute": dataclasses.asdict(config.compute),
+        }
+
+    def _command(self) -> dict[str, Any]:
+        """All that every host must do alike."""
+        names = ("steps", "eval_every", "eval_batches", "save_every", "keep", "keep_every")
+        asked = {name: getattr(self.config, name) for name in (*names, "keep_best", "profile")}
+        return {
+            "model": dataclasses.asdict(self.model),
+            **self.course(),
+            **asked,
+            "mesh": dict(jax.sharding.get_abstract_mesh().shape),
+            "heldout": self.heldout.fingerprint if self.heldout else None,
+            "out": self.config.out.name,
+            "checkpoints": self.config.checkpoints,
+        }
+
+    def starting_state(self) -> TrainState:
+        """The state of the newest checkpoint, or a new one."""
+        saved = checkpoint.complete(checkpoint.of_run(self.config.out))
+        newest = hosts.told(checkpoint.step_of(saved[-1]) if saved else None)
+        if newest is not None:
+            return self.state_at(newest)
+        if self.source is not None:
+            return state_of(self.source, self.optimizer)
+        return new_state(jax.random.key(self.config.seed), self.model, self.optimizer)
+
+    def state_at(self, step: int) -> TrainState:
+        """The state of the checkpoint made after `step` updates."""
+        path = checkpoint.path_of(checkpoint.of_run(self.config.out), step)
+        like = abstract_state(self.model, self.optimizer)
+        state: TrainState = checkpoint.restore(path, like, dataclasses.asdict(self.model))
+        return state
+
+    def introduction(self, start: int) -> str:
+        """What is about to happen, in a sentence."""
+        tokens = self.config.batch * self.seq
+        mesh = dict(jax.sharding.get_abstract_mesh().shape) or "one device"
+        return (
+            f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
+            f"({mesh}); {human(len(self.store))} tokens of text, {human(tokens)} a step; "
+            f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
+            + (f", from {self.config.from_}" if self.config.from_ else "")
+        )

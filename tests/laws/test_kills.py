@@ -1,0 +1,44 @@
+"""The law: whatever a `kill -9` cuts, the run goes on from a complete checkpoint, to the same end.
+
+A few kills here; `benchmarks/kills.py` does fifty, with the same code.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+
+
+@pytest.fixture(scope="module")
+def kills():
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location("gptj_kills", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_killed_in_the_middle_of_saves(kills, tmp_path):
+    arena, run, whole = kills.Arena(tmp_path, steps=24), tmp_path / "run", tmp_path / "whole"
+    assert arena.finish(whole) == 0
+    lives = kills.kill_often(arena, run, kills=3, seed=1, moments=("writing", "written"))
+    assert all(life.resumed == life.newest_before for life in lives)
+    assert arena.finish(run) == lives[-1].newest
+    kills.compare(run, whole)
+
+
+def test_a_broken_promise_is_noticed(kills, own_run, tmp_path):
+    life = kills.Life("any", 0.0, 12, 8, 12, False, False)
+    with pytest.raises(SystemExit, match="went on from 8, not 12"):
+        kills.check(own_run, life)
+    life = kills.Life("any", 0.0, 16, 16, 12, False, False)
+    with pytest.raises(SystemExit, match="checkpoint 16 is lost"):
+        kills.check(own_run, life)
+    (own_run / "checkpoints/00000008/_METADATA").write_text("")
+    life = kills.Life("any", 0.0, 12, 12, 12, False, False)
+    with pytest.raises(ValueError, match="_METADATA has 0 of"):
+        kills.check(own_run, life)
