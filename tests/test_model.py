@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ class TestLoss:
 
 
 class TestRematerialisation:
-    @pytest.mark.parametrize("remat", ["dots", "block"])
+    @pytest.mark.parametrize("remat", ["dots", "block", "offload"])
     def test_it_changes_no_gradient(self, params, remat):
         expected = jax.grad(model.loss)(params, TOKENS, CONFIG)
         ours = jax.grad(model.loss)(params, TOKENS, CONFIG, remat=remat)
@@ -156,8 +157,19 @@ class TestRematerialisation:
         assert temporary("block") < 0.5 * temporary("none")
 
     def test_an_unknown_policy_is_named(self, params):
-        with pytest.raises(UserError, match=r"remat='all' is not one of none, dots, block"):
+        with pytest.raises(
+            UserError, match=r"remat='all' is not one of none, dots, block, offload"
+        ):
             model.loss(params, TOKENS, CONFIG, remat="all")
+
+    def test_offloading_wants_memory_to_offload_to(self, params, monkeypatch):
+        memory = SimpleNamespace(kind="device")
+        device = SimpleNamespace(addressable_memories=lambda: [memory])
+        monkeypatch.setattr(model.jax, "devices", lambda: [device])
+        with pytest.raises(
+            UserError, match=r"offload needs devices with pinned_host .* device: use"
+        ):
+            model.loss(params, TOKENS, CONFIG, remat="offload")
 
 
 class TestAttention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import jax
@@ -44,6 +45,7 @@ def peak_flops() -> float:
     return measured_flops() * processes
 
 
+@functools.cache
 def measured_flops(size: int = 1024, seconds: float = 0.1) -> float:
     """The best rate of float32 products of `size` x `size` matrices on one device."""
     with jax.default_device(jax.local_devices()[0]):

@@ -329,6 +329,9 @@ def test_rows_past_the_tokenizer_are_padding(rows, tmp_path):
     assert (ours.config.vocab_size, ours.config.padded_vocab_size) == (257, rows)
     assert ours.generate("ab", max_tokens=4, temperature=0)[0] is not None
     assert ours.logits(np.array([[1, 2]])).shape[-1] == 257
+    (tmp_path / "theirs" / "tokenizer.json").write_text("{")
+    with pytest.raises(gptj.UserError, match=str(tmp_path / "theirs")):
+        gptj.load(tmp_path / "theirs")
 
 
 GPT2 = Path(__file__).parents[2] / "../shared/data/gpt2_bpe"

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptj import convert
 from gptj.convert import pickled
 from gptj.convert.files import File
 from gptj.convert.pickled import tensors
-from gptj.convert.tensor import BFLOAT16
+from gptj.convert.tensor import BFLOAT16, Readers, Tensor
 from gptj.errors import UserError
 
 
@@ -101,6 +102,13 @@ def read_or_refuse(path: Path) -> None:
     """Any other error, and any warning, is a bug."""
     with contextlib.suppress(UserError):
         assert all(type(name) is str for name in read_all(path))
+
+
+def read_in_strips(found: Tensor, dtype: type) -> np.ndarray:
+    out = np.empty(found.shape, dtype)
+    with Readers() as readers:
+        assert found.read_into(out, readers)() == 0
+    return out
 
 
 class TestByHand:
@@ -363,6 +371,24 @@ class TestDamage:
             message = f"{path} is damaged or not what its name says (the checksum of 'any/data/0'"
             assert str(caught.value).startswith(message)
             assert found["part"].read().shape == (3,)  # the sum is of more than is read
+
+    def test_a_storages_checksum_when_it_is_read_in_strips(self, path, monkeypatch):
+        monkeypatch.setattr(convert.tensor, "STRIP_BYTES", 1)  # strips of 64 rows: four of them
+        stored = np.arange(200 * 6, dtype=np.float32).reshape(200, 6)
+        code = program(w=tensor(0, (200, 6), (6, 1), storage(count=stored.size)))
+        content = write(path, code, [("0", stored.tobytes())]).read_bytes()
+        found = tensors(opened(path))["w"]
+        for dtype in (np.float32, np.float64, np.float32):  # whatever was read before
+            for _ in range(3):
+                np.testing.assert_array_equal(read_in_strips(found, dtype), stored)
+        start = content.index(stored.tobytes())
+        for at in range(start, start + stored.nbytes, 97):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << at % 8
+            path.write_bytes(damaged)
+            for reader in (read_in_strips, lambda it, _: it.read()):
+                with pytest.raises(UserError, match="checksum of 'any/data/0' does not match"):
+                    reader(tensors(opened(path))["w"], np.float32)
 
     def test_a_compressed_entry(self, path):
         write(path, program(w=tensor()), compression=zipfile.ZIP_DEFLATED)

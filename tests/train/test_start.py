@@ -67,6 +67,22 @@ def test_moments_counters_and_step_arrive_leaf_by_leaf(full):
                 np.testing.assert_array_equal(ours, source.optimizer[prefix + name].read())
 
 
+def test_moments_may_be_kept_in_bfloat16(full):
+    narrow = dataclasses.replace(OPTIMIZER, moments="bfloat16", b2=0.95)
+    adam = state_of(open_source(full), narrow).opt_state[1]
+    exact = state_of(open_source(full), OPTIMIZER).opt_state[1]
+    for ours, theirs in ((adam.mu, exact.mu), (adam.nu, exact.nu)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), ours, theirs
+        )
+
+
+@pytest.mark.parametrize("kind", ["lion", "muon", "adafactor"])
+def test_another_optimizer_cannot_go_on_from_adams_moments(full, kind):
+    with pytest.raises(gptj.UserError, match=f"Adam's moments, which optimizer={kind} cannot"):
+        state_of(open_source(full), OptimizerConfig(kind).for_run(1000))
+
+
 def config(data, out, start, steps) -> TrainConfig:
     return TrainConfig(
         data, out, from_=str(start), steps=steps, seq=16, batch=4, optimizer=OPTIMIZER

@@ -45,10 +45,10 @@ def load_tree(
 ) -> Params[Array]:
     """Tensors by our names as one tree on the mesh: the weights, or moments of their shapes.
 
-    What else is in host memory does not grow with the model. On one CPU device it is the strips
-    that `Readers` hold, or as many whole tensors where a file has no strips (an original's
-    checkpoint, or a `.bin`), the first kind twice: in shards, and joined. For other devices and
-    meshes it is whole tensors: those on their way there, and `AHEAD` more that are being read.
+    What else is in host memory does not grow with the layers. On one CPU device it is the strips
+    that `Readers` hold, or of an original's checkpoint, which has none, as many whole tensors, in
+    shards and joined. For other devices and meshes it is whole tensors: those on their way there,
+    and `AHEAD` more that are being read.
     """
     table = weights(config)
     names_of: dict[int, list[str]] = {}

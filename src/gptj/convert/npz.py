@@ -57,7 +57,7 @@ def _array(name: str, entry: zipped.Entry) -> Tensor:
             f"{what} is of type {dtype}{order}, which the original never wrote: it is not of "
             "such a checkpoint"
         )
-    header = head[: stream.tell()]
+    header = head[: stream.tell()].copy()  # of a few bytes, where `head` has thousands
     tensor = zipped.array(entry, shape, dtype, header)
     if tensor.bytes != entry.size - len(header):
         raise UserError(

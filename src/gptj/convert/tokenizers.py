@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.convert.files import Folder
+from gptj.errors import UserError
 from gptj.tokenizer import END_OF_TEXT, Tokenizer
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
@@ -24,7 +25,10 @@ def load_tokenizer(folder: Folder) -> Tokenizer | None:
     with tempfile.TemporaryDirectory() as copy:  # the folder may be behind a URL
         for name in there:
             (Path(copy) / name).write_bytes(folder.file(name).read().tobytes())
-        return Tokenizer.load(Path(copy))
+        try:
+            return Tokenizer.load(Path(copy))
+        except UserError as error:
+            raise UserError(str(error).replace(copy, folder.place)) from error
 
 
 def token_count(tokenizer: Tokenizer | None) -> int | None:

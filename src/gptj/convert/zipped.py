@@ -24,6 +24,9 @@ LOCAL_HEADER = 30
 
 Bytes = UInt8[np.ndarray, " bytes"]
 
+Part = tuple[int, int]
+"""The size of a part of an entry, and its CRC-32."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -66,7 +69,8 @@ def array(entry: Entry, shape: tuple[int, ...], dtype: np.dtype[Any], head: Byte
     It is refused when it is read, if it does not have its checksum. Read in parts, by several
     threads in whatever order, it is refused with the last part.
     """
-    sums, lock = {-1: (len(head), zlib.crc32(head.data))}, threading.Lock()
+    first, lock = (len(head), zlib.crc32(head.data)), threading.Lock()
+    sums: dict[int, Part] = {}
 
     def part(begin: int, end: int, scratch: Scratch | None = None) -> Bytes:
         return entry.file.read(entry.start + begin, entry.start + end, scratch)
@@ -82,16 +86,15 @@ def array(entry: Entry, shape: tuple[int, ...], dtype: np.dtype[Any], head: Byte
         found = len(stored), zlib.crc32(stored.data)
         with lock:
             sums[begin] = found
-            known = [sums[at] for at in sorted(sums)]
-        if sum(size for size, _ in known) == entry.size:
-            entry.compare(functools.reduce(_joined, known)[1])
+            parts = [first, *(sums[at] for at in sorted(sums))]
+            if complete := sum(size for size, _ in parts) == entry.size:
+                sums.clear()  # for the next reading
+        if complete:
+            entry.compare(functools.reduce(_joined, parts)[1])
         return stored.view(dtype).reshape(end - begin, shape[1])
 
     return Tensor(shape, dtype, read, Matrix(shape, rows) if len(shape) == 2 else None)
 
-
-Part = tuple[int, int]
-"""The size of a part of a file, and its CRC-32."""
 
 CRC_POLYNOMIAL = 0xEDB88320
 """The one of CRC-32; the highest bit is the lowest power, as in all that follows."""

@@ -16,9 +16,12 @@ from gptj.errors import UserError
 from gptj.model import Params, abstract
 from gptj.sharding import place
 from gptj.tokenizer import Tokenizer
-from gptj.train.optimizer import OptimizerConfig, make_optimizer
+from gptj.train.optimizer import ORIGINAL, OptimizerConfig, make_optimizer
 from gptj.train.spikes import no_recent
 from gptj.train.state import TrainState, state_from
+
+ADAM = ("adamw", ORIGINAL)
+"""The optimizers that the original's state is of."""
 
 PROBE = "The naïve café's 3rd  résumé:\n\tx += 42; 你好, привет! <|endoftext|>"
 """A text that two tokenizers will not cut alike by accident."""
@@ -28,7 +31,15 @@ def state_of(source: Source, optimizer: OptimizerConfig) -> TrainState:
     """The state to train `source` on from: where it stopped, if it has its optimizer's state.
 
     Without one, the moments are empty and the step is 0.
+
+    Raises:
+      UserError: the state is Adam's and `optimizer` is not.
     """
+    if source.optimizer is not None and optimizer.kind not in ADAM:
+        raise UserError(
+            f"{source.place} comes with Adam's moments, which optimizer={optimizer.kind} cannot go "
+            f"on from: use one of {', '.join(ADAM)}, or leave them behind (gptj convert)"
+        )
     params = load_params(source, jnp.float32)
     if source.optimizer is None:
         return state_from(params, source.config, optimizer)
@@ -39,13 +50,15 @@ def state_of(source: Source, optimizer: OptimizerConfig) -> TrainState:
 def _moments(source: Source, saved: dict[str, Any], optimizer: OptimizerConfig) -> optax.OptState:
     """Adam's moments and both counters, in the tree of our optimizer."""
 
-    def tree(prefix: str) -> Params[Array]:
+    def tree(prefix: str, like: Params[Any]) -> Params[Array]:
         own = {name: saved[prefix + name] for name in source.weights}
-        return load_tree(source.config, own, jnp.float32, source.place)
+        whole = load_tree(source.config, own, jnp.float32, source.place)
+        return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), whole, like)
 
     def filled(part: Any) -> Any:
         if isinstance(part, optax.ScaleByAdamState):
-            return optax.ScaleByAdamState(place(saved[COUNT].read()), tree(MU), tree(NU))
+            count = place(saved[COUNT].read())
+            return optax.ScaleByAdamState(count, tree(MU, part.mu), tree(NU, part.nu))
         if isinstance(part, optax.ScaleByScheduleState):
             return optax.ScaleByScheduleState(place(saved[SCHEDULE_COUNT].read()))
         return part
