@@ -87,8 +87,8 @@ class TrainConfig:
     log_to: tuple[Sink, ...] = ("tensorboard",)
     """What draws the curves, beside the run's own `metrics.jsonl`."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="START:STOP")] = None
-    """Trace the updates from START up to but not STOP, counted from 0, to RUN/profile, which
-    xprof opens."""
+    """Trace the steps from START up to but not STOP, as the metrics count them, to RUN/profile,
+    which xprof opens."""
     optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig] = OptimizerConfig()
     compute: tyro.conf.OmitArgPrefixes[StepConfig] = StepConfig()
 
@@ -118,7 +118,7 @@ class TrainConfig:
             )
 
     def traced(self) -> range:
-        """The updates that `profile` asks to trace."""
+        """The steps that `profile` asks to trace; the first of a run is 1."""
         start, _, stop = (self.profile or "0:0").partition(":")
         if not (start.isdecimal() and stop.isdecimal()) or (self.profile and start == stop):
             raise UserError(f"profile={self.profile} is not START:STOP, as in 10:13")

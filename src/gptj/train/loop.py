@@ -160,14 +160,14 @@ class Loop:
             if self.streak >= config.rewind_after:
                 state, unread = self.rewind(step), None
                 step = first = int(state.step)
-        self.trace(None)
+        self.trace(state, None)
         return self.end(state, step, row, scored)
 
     def step(
         self, state: TrainState, step: int, *, compiles: bool
     ) -> tuple[TrainState, StepMetrics]:
         """Update number `step`, counted from 0, dispatched to the devices."""
-        self.trace(step)
+        self.trace(state, step + 1)
         with self.meter.watch.on("data"):
             rows = self.feed.rows(step)
         setup = self.setup
@@ -287,13 +287,14 @@ class Loop:
         self.meter, self.streak = self.new_meter(), 0
         return self.setup.state_at(good)
 
-    def trace(self, step: int | None) -> None:
-        """Begin or end the profile before update number `step`; end it at the end."""
-        traced = self.config.traced()
-        if step == traced.start and traced:
+    def trace(self, state: TrainState, step: int | None) -> None:
+        """Begin or end the profile before step number `step`; there is none after the last."""
+        due = step in self.config.traced()
+        if due and not self.tracing:
             jax.profiler.start_trace(str(self.config.out / "profile"))
             self.tracing = True
-        elif self.tracing and (step is None or step not in traced):
+        elif self.tracing and not due:
+            jax.block_until_ready(state.step)  # the last one may be under way
             jax.profiler.stop_trace()
             self.tracing = False
 

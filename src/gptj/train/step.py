@@ -36,7 +36,7 @@ class StepConfig:
     gptj-2021, what the weights are rounded to; its layers compute in float32."""
     remat: Remat = "none"
     """What the backward pass recomputes to save memory: `none`, all but matrix products (`dots`),
-    or whole layers (`block`)."""
+    or whole layers (`block`), whose inputs `offload` keeps in the host's memory meanwhile."""
     z_loss: float = 1e-4
     """Coefficient of the squared log-normaliser added to the loss, which keeps long runs steady."""
     spike_sigma: float | None = None
