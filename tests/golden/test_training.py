@@ -26,7 +26,7 @@ CASES = sorted(path.parent for path in GOLDEN.glob("*/train.npz"))
 if not CASES:
     pytest.skip(f"no golden data in {GOLDEN} (name its folder in GPTJ_GOLDEN)", True)
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda path: path.name)
+CLOSE = 2e-5
 
 
 def described(case):
@@ -35,6 +35,14 @@ def described(case):
 
 def is_float32(case):
     return described(case)["precision"] == "f32"
+
+
+def each(cases):
+    return pytest.mark.parametrize("case", list(cases), ids=lambda path: path.name)
+
+
+each_case, each_float32 = each(CASES), each(filter(is_float32, CASES))
+each_bfloat16 = each(case for case in CASES if not is_float32(case))
 
 
 def optimizer_of(case, **changes):
@@ -78,10 +86,10 @@ def followed(case):
 @each_case
 def test_the_losses_are_the_originals(case):
     ours, theirs = followed(case)[0], np.load(case / "train.npz")
-    close = 2e-5 if is_float32(case) else 3e-3
+    close = CLOSE if is_float32(case) else 3e-3
     np.testing.assert_allclose(ours.loss + ours.z_loss, theirs["loss"], rtol=0, atol=close)
     # In bfloat16 the original itself spreads five times as far at the one position.
-    last_close = 2e-5 if is_float32(case) else 1e-2
+    last_close = CLOSE if is_float32(case) else 1e-2
     last = ours.last_loss + ours.z_loss
     np.testing.assert_allclose(last, theirs["last_loss"], rtol=0, atol=last_close)
 
@@ -104,35 +112,47 @@ def test_the_learning_rates_are_the_originals(case):
     np.testing.assert_allclose(ours, theirs[: len(ours)], rtol=1e-6)
 
 
-@each_case
+@each_float32
 def test_the_final_weights_are_the_originals(case):
-    final = case / ("final_full" if is_float32(case) else "final_slim")
-    if not final.is_dir():
-        pytest.skip(f"{case.name} has no {final.name}")
-    # A slim checkpoint is rounded to bfloat16, and Adam makes whole updates (1e-3 at the peak) of
-    # gradients that are nothing but bfloat16's rounding.
-    close = {"rtol": 0, "atol": 2e-5} if is_float32(case) else {"rtol": 2**-8, "atol": 1e-3}
-    theirs = load_params(open_source(final), jnp.float32)
-    compare = functools.partial(np.testing.assert_allclose, **close)
+    if not (case / "final_full").is_dir():
+        pytest.skip(f"{case.name} has no final_full")
+    theirs = load_params(open_source(case / "final_full"), jnp.float32)
+    compare = functools.partial(np.testing.assert_allclose, rtol=0, atol=CLOSE)
     jax.tree.map(compare, followed(case)[1].params, theirs)
 
 
-@pytest.mark.parametrize("case", [path for path in CASES if is_float32(path)], ids=lambda p: p.name)
-def test_a_mesh_follows_the_same_curve(case):
-    heads = beginning(case).config.heads
-    tokens = np.load(case / "train.npz")["tokens"]
-    with jax.set_mesh(make_mesh(data=tokens.shape[2], tensor=min(4, heads))):
-        ours, _ = follow(case, optimizer_of(case), rows=tokens.shape[2])
-    np.testing.assert_allclose(
-        ours.loss + ours.z_loss, np.load(case / "train.npz")["loss"], rtol=0, atol=2e-5
-    )
+@each_bfloat16
+def test_the_final_weights_went_where_the_originals_went(case):
+    """Adam makes whole updates of rounded gradients, so single weights differ, and most do not."""
+    if not (case / "final_slim").is_dir():
+        pytest.skip(f"{case.name} has no final_slim")
+    initial = load_params(beginning(case), jnp.float32)
+    theirs = load_params(open_source(case / "final_slim"), jnp.float32)  # rounded to bfloat16
+
+    def check(ours, theirs, initial):
+        norm = np.linalg.norm
+        assert norm(ours - theirs) <= 0.05 * norm(theirs - initial) + 2**-8 * norm(theirs)
+
+    jax.tree.map(check, followed(case)[1].params, theirs, initial)
 
 
-@pytest.mark.parametrize("case", [path for path in CASES if is_float32(path)], ids=lambda p: p.name)
-def test_one_copy_of_the_biases_would_not_follow_it(case):
-    if described(case)["model"]["cores_per_replica"] == 1:
-        pytest.skip("the original kept one copy here")
+needs_mp4 = pytest.mark.skipif(GOLDEN / "mp4_f32" not in CASES, reason="needs the case mp4_f32")
+
+
+@needs_mp4
+def test_a_mesh_follows_the_same_curve():
+    case = GOLDEN / "mp4_f32"
+    recorded = np.load(case / "train.npz")
+    with jax.set_mesh(make_mesh(data=2, tensor=4)):
+        ours, _ = follow(case, optimizer_of(case), rows=recorded["tokens"].shape[2])
+    np.testing.assert_allclose(ours.loss + ours.z_loss, recorded["loss"], rtol=0, atol=CLOSE)
+
+
+@needs_mp4
+def test_one_copy_of_the_biases_would_not_follow_it():
+    """The recording's README has what this wrong reading costs: 0.05 and 45 percent."""
+    case = GOLDEN / "mp4_f32"
     ours, _ = follow(case, optimizer_of(case, original_shards=1))
     theirs = np.load(case / "train.npz")
-    assert np.abs(ours.loss + ours.z_loss - theirs["loss"]).max() > 1e-3
-    assert np.abs(ours.grad_norm_micro / theirs["grad_norm_micro"] - 1).max() > 1e-2
+    assert np.abs(ours.loss + ours.z_loss - theirs["loss"]).max() > 0.04
+    assert np.abs(ours.grad_norm_micro / theirs["grad_norm_micro"] - 1).max() > 0.3
