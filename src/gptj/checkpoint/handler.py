@@ -82,7 +82,7 @@ def _unraisable(failure: Any) -> None:
         _before[-1](failure)
 
 
-_LEFT_BEHIND = "Event loop is closed|coroutine 'async_serialize"
+_LEFT_BEHIND = r"Event loop is closed|coroutine '[^']*(serialize|cancellable|CheckpointHandler)"
 """A failed write closes Orbax's event loop while the writes beside it still need it."""
 
 _before: list[Callable[[Any], object]] = []

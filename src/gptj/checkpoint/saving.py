@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from gptj import hosts
@@ -44,7 +45,7 @@ class Saver:
         self._target = self.folder
         self._handler = Handler()
         self._writer = ocp.AsyncCheckpointer(self._handler)
-        self._is_first = hosts.is_leader()
+        self._is_first = jax.process_index() == 0
         self._scores: dict[int, float | None] = {}
         self._remove_unfinished()
         found = complete(self.folder)
