@@ -101,12 +101,14 @@ def train_step(
     means, gradient, row_losses = mean_gradient(state.params, tokens, model, optimizer, config)
     norm = global_norm(gradient, optimizer, model)
     calm = is_calm(state.recent, means.loss, norm, _sigma(optimizer, config))
-    updates, opt_state = make_optimizer(optimizer, model).update(
-        gradient, state.opt_state, state.params
-    )
-    made = optax.apply_updates(state.params, updates), opt_state
-    before = state.params, state.opt_state
-    params, opt_state = jax.tree.map(lambda new, old: jnp.where(calm, new, old), made, before)
+
+    def update() -> tuple[Params[Array], optax.OptState]:
+        optax_update = make_optimizer(optimizer, model).update
+        updates, opt_state = optax_update(gradient, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    # A branch, not a selection: that would read and write the whole state once more.
+    params, opt_state = jax.lax.cond(calm, update, lambda: (state.params, state.opt_state))
     recent = remember(state.recent, means.loss, norm, calm)
     metrics = StepMetrics(
         **vars(means),
