@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "gptj"
 # From the ground up: a room imports only from itself and from the rows before its own.
 LEVELS = [
     {"errors"},
-    {"circle", "config", "hardware", "hub"},
+    {"circle", "config", "hardware", "hub", "kernels"},
     {"hosts", "sharding", "tokenizer"},
     {"data", "matrices"},
     {"attention", "cross_entropy"},
@@ -27,6 +27,7 @@ LEVELS = [
     {"convert"},
     {"train", "engine"},
     {"api", "evaluate", "plan", "plot", "report", "serve"},
+    {"bench"},
     {"surface"},
 ]
 SURFACE = {"__init__", "__main__", "cli"}

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
-from gptj.cli import data, models, runs
+from gptj.cli import bench, data, models, runs
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.prepare import PrepareConfig
@@ -28,7 +28,7 @@ from gptj.train.metrics import read_metrics
 
 VERBS = (
     *("prepare", "train", "generate", "plot", "report", "show-rows", "verify"),
-    *("convert", "inspect", "diff"),
+    *("convert", "inspect", "diff", "bench"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 
@@ -98,6 +98,7 @@ class TestHelp:
                 "describe": lambda *_: [],
                 "diff": lambda *_: Difference(True, 0, "", 0, 0),
             },
+            bench: dict.fromkeys(("serve", "report"), hear),
             runs: dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
         }
         for module, names in stands_in.items():

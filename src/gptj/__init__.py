@@ -10,7 +10,8 @@ from gptj.api import Model, load, train
 from gptj.config import PRESETS, ModelConfig, preset
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
-from gptj.engine.sampling import SamplingParams
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Completion, Request, SamplingParams
 from gptj.errors import UserError
 from gptj.model import Params, count_parameters, forward, init, loss
 from gptj.sharding import make_mesh
@@ -22,11 +23,15 @@ from gptj.train.step import StepConfig
 
 __all__ = [
     "PRESETS",
+    "Completion",
+    "Engine",
+    "EngineConfig",
     "Model",
     "ModelConfig",
     "OptimizerConfig",
     "Params",
     "PrepareConfig",
+    "Request",
     "SamplingParams",
     "StepConfig",
     "TokenStore",

@@ -15,13 +15,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 from rich.console import Console
 
+from gptj.attention import KEYS
 from gptj.config import ModelConfig
 from gptj.convert.convert import write
 from gptj.convert.load import load_params
 from gptj.convert.open import open_source
 from gptj.convert.source import from_params
-from gptj.engine import engine
-from gptj.engine.sampling import SamplingParams
+from gptj.engine.beam import BeamParams, beam_search
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Completion, Delta, Request, SamplingParams
+from gptj.engine.sampling import row_seeds
 from gptj.errors import UserError
 from gptj.model import Params, forward
 from gptj.sharding import batch_ways, check_mesh, place, reshard
@@ -32,6 +35,9 @@ from gptj.train.loop import TrainResult
 
 SAMPLE_TOKENS = 64
 """Length of the samples that a run writes down as it trains."""
+
+SLOTS = 8
+"""Completions that a model's own engine draws at once, when there are several."""
 
 DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 
@@ -44,6 +50,7 @@ class Model:
     params: Params[Array]
     tokenizer: Tokenizer | None
     """`None` where the files held none: text then needs `load(..., tokenizer=...)`."""
+    _engines: list[Engine] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -90,9 +97,13 @@ class Model:
         """The text that follows each prompt.
 
         Args:
-          prompts: one prompt or several, written on together.
-          on_text: called with a prompt's index and the next piece of its text as they come.
-          **sampling: fields of `SamplingParams`: temperature, top_p, top_k, max_tokens, seed, stop.
+          prompts: one prompt or several, written on together. The first draws with `seed` and the
+            others with seeds derived from it and their number.
+          on_text: called with the index of a text and its next piece as they come.
+          **sampling: fields of `SamplingParams`: temperature, top_p, max_tokens, seed, stop, ...
+
+        Returns:
+          One text a prompt; with `n`, that many in a row.
 
         Raises:
           UserError: a sampling field does not exist or is out of range, or a prompt is too long.
@@ -101,10 +112,45 @@ class Model:
         if unknown := sorted(set(sampling) - set(known)):
             raise UserError(f"no sampling field {', '.join(unknown)}: there are {', '.join(known)}")
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        completions = engine.generate(
-            self.params, self.config, self._text(), prompts, SamplingParams(**sampling), on_text
-        )
-        return [completion.text for completion in completions]
+        asked = SamplingParams(**sampling)
+        ids = self._text().encode_batch(prompts)
+        seeds = row_seeds(asked.seed, len(ids)).tolist()
+        requests = [
+            Request(tokens, dataclasses.replace(asked, seed=seed))
+            for tokens, seed in zip(ids, seeds, strict=True)
+        ]
+
+        def show(delta: Delta) -> None:
+            if on_text and delta.text:
+                on_text(delta.request * asked.n + delta.choice, delta.text)
+
+        completions = self._run(requests, show)
+        return [completion.text for choices in completions for completion in choices]
+
+    def search(self, prompts: str | Sequence[str], **options: Any) -> list[str]:
+        """The likeliest texts after each prompt, by beam search; nothing is drawn at random.
+
+        Args:
+          prompts: one prompt or several, searched one after the other.
+          **options: fields of `gptj.engine.beam.BeamParams`: beams, max_tokens, length_penalty,
+            early_stopping, n.
+
+        Returns:
+          For each prompt its `n` best, best first, in a row.
+
+        Raises:
+          UserError: a field does not exist or is out of range, or a prompt is too long.
+        """
+        known = [field.name for field in dataclasses.fields(BeamParams)]
+        if unknown := sorted(set(options) - set(known)):
+            raise UserError(f"no search field {', '.join(unknown)}: there are {', '.join(known)}")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        eos, beam = self._text().eos_id, BeamParams(**options)
+        found = [
+            beam_search(self.params, self.config, ids or [eos], beam, eos)
+            for ids in self._text().encode_batch(prompts)
+        ]
+        return [self._text().decode(each.tokens) for ends in found for each in ends]
 
     def score(self, texts: str | Sequence[str]) -> list[Float32[np.ndarray, " tokens"]]:
         """For each text, each of its tokens' log-probability (nats) given those before it.
@@ -115,7 +161,41 @@ class Model:
           UserError: a text has more tokens than the model's context.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        return engine.score(self.params, self.config, self._text(), texts)
+        eos, only = self._text().eos_id, SamplingParams(max_tokens=0, prompt_logprobs=0)
+        tokens, context = self._text().encode_batch(texts), self.config.context
+        for number, ids in enumerate(tokens):
+            if len(ids) > context:
+                raise UserError(
+                    f"text {number} has {len(ids)} tokens and the model's context is {context}: "
+                    f"shorten the text to at most {context}, or score it in parts"
+                )
+        completions = self._run([Request([eos, *ids], only) for ids in tokens], what="text")
+        scores = [choices[0].prompt_logprobs or [] for choices in completions]
+        return [np.array([each.logprob for each in found], np.float32) for found in scores]
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        on_delta: Callable[[Delta], None] | None = None,
+        what: str = "prompt",
+    ) -> list[list[Completion]]:
+        """Answer requests on an engine that has room for them, kept for those to come."""
+        if not requests:
+            return []
+        context = self.config.context
+        slots = SLOTS if sum(request.sampling.drawn for request in requests) > 1 else 1
+        slots = -(-slots // batch_ways()) * batch_ways()
+        needed = max(
+            context
+            if request.sampling.overflow == "slide"
+            else min(len(request.prompt) + request.sampling.max_tokens, context)
+            for request in requests
+        )
+        fits = [e for e in self._engines if e.options.slots == slots and e.positions >= needed]
+        if not fits:
+            options = EngineConfig(slots, min(-(-needed // KEYS) * KEYS, context))
+            self._engines[:] = fits = [Engine(self.params, self.config, self.tokenizer, options)]
+        return fits[0].run(requests, on_delta, what)
 
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gptj import kernels
 from gptj.matrices import sum_last
 from gptj.sharding import spec
+
+KEYS = 256
+"""Cached keys that attention reads at a time."""
+
+KeysValues = tuple[
+    Float[Array, "batch heads keys d_head"],
+    Float[Array, "batch heads keys d_head"],
+]
 
 
 def rotary(
@@ -58,15 +68,50 @@ def causal_attention(
 
 def cached_attention(
     query: Float[Array, "batch length heads d_head"],
-    key: Float[Array, "batch keys heads d_head"],
-    value: Float[Array, "batch keys heads d_head"],
-    start: Int[Array, " batch"],
+    last_seen: Int[Array, "batch length"],
+    read: Callable[[Int[Array, ""]], KeysValues],
+    whole: KeysValues | None = None,
 ) -> Float[Array, "batch length heads d_head"]:
-    """Query `i` of row `b` attends to keys `0 .. start[b] + i` of a cache; otherwise the same."""
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    last_seen = start[:, None, None, None] + jnp.arange(query.shape[2])[:, None]
-    visible = jnp.arange(key.shape[2]) <= last_seen
-    return _mix(query, key, value, visible).transpose(0, 2, 1, 3)
+    """Each query attends to the keys `0 .. last_seen` of its row of a cache; otherwise the same.
+
+    The cache is read 256 keys at a time up to the longest row's last. Keys that a row does not see
+    leave its running sums as they are, bit for bit: how long the others are, or the cache, does not
+    change it. The running softmax is "Online normalizer calculation" (arXiv:1805.02867).
+
+    Args:
+      read: gives the `i`-th 256 keys and values of every row.
+      whole: all of them, where the rows of the cache are those of the query.
+    """
+    batch, length, heads, d_head = query.shape
+    if whole and length == 1 and d_head % kernels.LANES == 0 and kernels.in_use():
+        mixed = kernels.attention(query[:, 0], *whole, last_seen[:, 0])
+        return mixed[:, None].astype(query.dtype)
+    query = query.transpose(0, 2, 1, 3) * d_head**-0.5
+    split = ("batch", "heads", None, None)
+    dot = functools.partial(
+        jnp.einsum, preferred_element_type=jnp.float32, out_sharding=spec(*split)
+    )
+    never = float(jnp.finfo(jnp.float32).min)
+
+    def add(index: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        largest, total, mixed = so_far
+        key, value = read(index)
+        visible = index * KEYS + jnp.arange(KEYS) <= last_seen[:, None, :, None]
+        scores = jnp.where(visible, dot("bhqd,bhkd->bhqk", query, key), never)
+        new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+        exp, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
+        total = total * shrink + sum_last(exp, *split[:3])
+        mixed = mixed * shrink + dot("bhqk,bhkd->bhqd", exp.astype(value.dtype), value)
+        return new, total, mixed
+
+    def start(value: float, size: int) -> Array:
+        shape = (batch, heads, length, size)
+        return jnp.full(shape, value, jnp.float32, out_sharding=spec(*split))
+
+    blocks = jnp.max(last_seen) // KEYS + 1
+    begin = (start(never, 1), start(0, 1), start(0, d_head))
+    _, total, mixed = jax.lax.fori_loop(0, blocks, add, begin)
+    return (mixed / total).astype(query.dtype).transpose(0, 2, 1, 3)
 
 
 def _mix(

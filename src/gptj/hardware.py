@@ -1,4 +1,4 @@
-"""How fast the devices can multiply: what a rate of floating-point operations is a share of."""
+"""How fast the devices can multiply and read: what a measured rate is a share of."""
 
 from __future__ import annotations
 
@@ -57,3 +57,17 @@ def measured_flops(size: int = 1024, seconds: float = 0.1) -> float:
             product(square).block_until_ready()
             best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best
+
+
+@functools.cache
+def measured_bandwidth(size: int = 1 << 29, seconds: float = 0.5) -> float:
+    """Bytes a second at which one device reads `size` bytes of its memory, at best."""
+    with jax.default_device(jax.local_devices()[0]):
+        rows = jnp.ones((1024, size // 4096), jnp.float32)
+        largest = jax.jit(lambda x: jnp.max(x, axis=-1))
+        largest(rows).block_until_ready()
+        best, end = float("inf"), time.perf_counter() + seconds
+        while (begin := time.perf_counter()) < end:
+            largest(rows).block_until_ready()
+            best = min(best, time.perf_counter() - begin)
+    return rows.nbytes / best

@@ -7,11 +7,14 @@ faster at this model's shapes. They ask for full precision, so that they are sum
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gptj import kernels
 from gptj.sharding import BATCH_AXES, reshard, spec
 
 
@@ -21,8 +24,9 @@ def einsum(
     weight: Float[Array, "..."],
     *axes: str | None,
     unreduced: tuple[str, ...] = (),
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
-    """The product of activations and a weight, summed in float32, in the activations' dtype.
+    """The product of activations and a weight, summed in float32; in the activations' dtype.
 
     Give it the tokens of all rows as one dim: the weight's gradient then contracts one dim, which
     needs no copy of the activations.
@@ -30,14 +34,25 @@ def einsum(
     `axes` are the logical axes of the result. A sum over a split dim stays `unreduced` over that
     mesh axis where the caller says so, to be added to others like it before they travel.
     """
-    product = jnp.einsum(
-        subscripts,
-        x,
-        weight,
-        preferred_element_type=jnp.float32,
-        out_sharding=spec(*axes, unreduced=unreduced),
-    )
-    return product.astype(x.dtype)
+    if kernels.in_use() and x.shape[0] <= kernels.MOST_ROWS:
+        product = _few_rows(x, weight)
+    else:
+        product = jnp.einsum(
+            subscripts,
+            x,
+            weight,
+            preferred_element_type=jnp.float32,
+            out_sharding=spec(*axes, unreduced=unreduced),
+        )
+    return product.astype(dtype or x.dtype)
+
+
+def _few_rows(x: Float[Array, "rows ..."], weight: Float[Array, "..."]) -> Float[Array, "rows ..."]:
+    """The same, natively: all dims of `x` but the first are the first of `weight`."""
+    rows, split = x.shape[0], x.ndim - 1
+    inner = math.prod(weight.shape[:split])
+    product = kernels.product(x.reshape(rows, inner), weight.reshape(inner, -1))
+    return product.reshape(rows, *weight.shape[split:])
 
 
 def gather(

@@ -65,7 +65,8 @@ class Params(Generic[Leaf]):
     """All weights of a model."""
 
     embedding: Leaf
-    blocks: Block[Leaf]
+    blocks: Block[Leaf] | tuple[Block[Leaf], ...]
+    """All layers stacked, as training scans them; or each for itself, as the engine wants them."""
     norm_scale: Leaf
     norm_offset: Leaf
     output: Leaf
@@ -282,7 +283,12 @@ def hidden_states(
         x = checkpoint_name(x, LAYER_INPUT)
         return block(x, stored, config, positions), None
 
-    x, _ = jax.lax.scan(rematerialised(layer, remat), embed(params, tokens, dtype), params.blocks)
+    layer, x = rematerialised(layer, remat), embed(params, tokens, dtype)
+    if isinstance(params.blocks, tuple):
+        for stored in params.blocks:
+            x, _ = layer(x, stored)
+    else:
+        x, _ = jax.lax.scan(layer, x, params.blocks)
     return final_norm(params, x, config)
 
 
@@ -326,14 +332,10 @@ def logits(
 ) -> Float[Array, "batch length vocab"]:
     """The output projection, in float32. Columns past `config.vocab_size` mean nothing."""
     output = gather(params.output, ("embed", "vocab"), hidden.dtype)
-    product = jnp.einsum(
-        "bte,ev->btv",
-        hidden,
-        output,
-        preferred_element_type=jnp.float32,
-        out_sharding=spec("batch", None, "vocab"),
-    )
-    return product + params.output_bias.astype(jnp.float32)
+    rows = hidden.reshape(-1, config.d_model)
+    product = einsum("re,ev->rv", rows, output, "batch", "vocab", dtype=jnp.float32)
+    product += params.output_bias.astype(jnp.float32)
+    return reshape(product, (*hidden.shape[:2], product.shape[1]), "batch", None, "vocab")
 
 
 def forward(

@@ -17,8 +17,8 @@ from gptj.convert import huggingface, safetensors
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
-from gptj.engine import engine
-from gptj.engine.sampling import SamplingParams
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Request, SamplingParams
 from gptj.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is not installed (`make test` installs it)")
@@ -359,9 +359,8 @@ def test_gpt_js_own_tokenizer_has_143_tokens_that_mean_nothing(tmp_path):
     for temperature in (0.0, 1.0):
         # The ids, not the text: a decoder leaves such tokens out of it, so none would be seen.
         sampling = SamplingParams(max_tokens=8, temperature=temperature)
-        [made] = engine.generate(
-            ours.params, ours.config, ours.tokenizer, ["Hello world"], sampling
-        )
+        engine = Engine(ours.params, ours.config, ours.tokenizer, EngineConfig(1))
+        [[made]] = engine.run([Request("Hello world", sampling)])
         assert made.tokens
         assert max(made.tokens) < size
     text = "2<|endoftext|><|extratoken_7|>"  # text is text, unless asked

@@ -1,4 +1,4 @@
-"""The engine: what a completion holds, where it ends, how it streams, and what texts score."""
+"""The engine: what a completion holds, where it ends, how it streams, who joins and leaves when."""
 
 import contextlib
 import dataclasses
@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 
 from gptj import model
 from gptj.config import ModelConfig
-from gptj.engine import engine, programs
+from gptj.engine import programs
 from gptj.engine.cache import new_cache
-from gptj.engine.engine import Completion, UntilStop, generate, score
-from gptj.engine.sampling import SamplingParams, row_seeds
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Completion, Request, SamplingParams
+from gptj.engine.text import UntilStop
 from gptj.errors import UserError
 from gptj.sharding import make_mesh
 from gptj.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(2, 32, 4, 8, 128, 257, 384, 64)
 BYTES = Tokenizer.bytes()
+SMALL = EngineConfig(slots=4, chunk=16, burst=3)
 
 jitted_forward = jax.jit(model.forward, static_argnums=2)
 
@@ -32,21 +34,27 @@ def params():
 
 
 @pytest.fixture
-def write(params, monkeypatch):
-    """`generate` with a model that writes given texts, a byte at a time, whatever it reads."""
+def engine(params) -> Engine:
+    return Engine(params, CONFIG, BYTES, SMALL)
 
-    def run(*texts: str | bytes, on_text=None, prompts=None, **sampling) -> list[Completion]:
+
+@pytest.fixture
+def write(engine, monkeypatch):
+    """The engine with a model that writes given texts, a byte at a time, whatever it reads."""
+
+    def run(*texts: str | bytes, on_delta=None, prompts=None, **sampling) -> list[Completion]:
         texts = [text.encode() if isinstance(text, str) else text for text in texts]
-        script = [[*text, BYTES.eos_id] for text in texts]
-        step = iter(range(1000))
+        script = [iter([*text, BYTES.eos_id]) for text in texts]
 
-        def decode(params, cache, tokens, positions, *draw, config):
-            n = next(step)
-            return np.array([row[n] if n < len(row) else 33 for row in script]), cache
+        def decode(params, cache, slots, steps, burst, config):
+            tokens = np.full((burst, SMALL.slots), -1)
+            for row in tokens[:steps]:
+                row[: len(script)] = [next(text, -1) for text in script]
+            return tokens, None, cache, slots
 
-        monkeypatch.setattr(engine, "decode", decode)
-        prompts = prompts or ["p"] * len(texts)
-        return generate(params, CONFIG, BYTES, prompts, SamplingParams(**sampling), on_text)
+        monkeypatch.setattr(programs, "decode", decode)
+        asked = [Request(p, SamplingParams(**sampling)) for p in prompts or ["p"] * len(texts)]
+        return [choices[0] for choices in engine.run(asked, on_delta)]
 
     return run
 
@@ -95,21 +103,21 @@ class TestStreaming:
     def stream(self, write, *texts, **sampling):
         pieces = [[] for _ in texts]
         completions = write(
-            *texts, on_text=lambda row, piece: pieces[row].append(piece), **sampling
+            *texts, on_delta=lambda delta: pieces[delta.request].append(delta.text), **sampling
         )
         assert ["".join(row) for row in pieces] == [each.text for each in completions]
-        assert all(map(all, pieces)), "an empty piece"
-        return pieces
+        return [[piece for piece in row if piece] for row in pieces]
 
     def test_characters_come_whole_and_at_once(self, write):
-        assert self.stream(write, "aé🙂", "b") == [["a", "é", "🙂"], ["b"]]
+        (pieces,) = self.stream(write, "aé🙂🙂")
+        assert pieces == ["aé", "🙂", "🙂"]
 
     def test_text_that_may_become_a_stop_string_waits(self, write):
         pieces = self.stream(write, "a E EN END b", stop=("END",))
-        assert pieces == [["a", " ", "E ", "EN "]]
+        assert pieces == [["a ", "E ", "EN "]]
 
     def test_what_waited_comes_at_the_end(self, write):
-        assert self.stream(write, "a EN", stop=("END",)) == [["a", " ", "EN"]]
+        assert self.stream(write, "abc EN", stop=("END",)) == [["abc", " ", "EN"]]
 
     def test_half_a_character_at_the_end_is_shown_as_such(self, write):
         assert self.stream(write, "é🙂", max_tokens=4) == [["é", "\ufffd"]]
@@ -146,43 +154,142 @@ class TestStreaming:
 class TestTheModelsText:
     PROMPTS = ("", "one", "another, longer", "x" * 63)
 
-    def test_the_same_seed_gives_the_same_text_alone_and_in_a_batch(self, params):
-        sampling = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=20, seed=3)
-        together = generate(params, CONFIG, BYTES, self.PROMPTS, sampling)
-        seeds = row_seeds(3, len(self.PROMPTS)).tolist()
-        for seed, prompt, completion in zip(seeds, self.PROMPTS, together, strict=True):
-            own = dataclasses.replace(sampling, seed=seed)
-            assert generate(params, CONFIG, BYTES, [prompt], own) == [completion]
+    def test_the_text_is_the_tokens_decoded(self, engine):
+        for (completion,) in engine.run([Request(p) for p in self.PROMPTS]):
+            assert completion.text == BYTES.decode(completion.tokens)
 
-    def test_rows_with_one_prompt_differ(self, params):
-        texts = generate(params, CONFIG, BYTES, ["a"] * 4, SamplingParams(max_tokens=20))
-        assert len({each.text for each in texts}) == 4
-
-    def test_an_empty_prompt_is_the_end_of_text(self, params):
+    def test_an_empty_prompt_is_the_end_of_text(self, engine, params):
         greedy = SamplingParams(temperature=0, max_tokens=1)
-        (completion,) = generate(params, CONFIG, BYTES, [""], greedy)
+        ((completion,),) = engine.run([Request("", greedy)])
         logits = jitted_forward(params, jnp.array([[BYTES.eos_id]]), CONFIG)
         assert completion.tokens == [int(logits[0, 0, :257].argmax())]
 
-    def test_the_text_is_the_tokens_decoded(self, params):
-        for completion in generate(params, CONFIG, BYTES, self.PROMPTS, SamplingParams()):
-            assert completion.text == BYTES.decode(completion.tokens)
+    def test_no_prompts_no_completions(self, engine):
+        assert engine.run([]) == []
 
-    def test_no_prompts_no_completions(self, params):
-        assert generate(params, CONFIG, BYTES, [], SamplingParams()) == []
+    def test_more_prompts_than_slots(self, engine):
+        prompts = [f"prompt {n}" for n in range(11)]
+        found = engine.run([Request(p, SamplingParams(max_tokens=9, seed=5)) for p in prompts])
+        for prompt, choices in zip(prompts, found, strict=True):
+            again = engine.run([Request(prompt, SamplingParams(max_tokens=9, seed=5))])
+            assert again == [choices]
 
-    def test_it_computes_in_the_dtype_of_the_weights(self, params, monkeypatch):
-        dtypes = []
+    def test_token_ids_for_a_prompt_and_no_tokenizer(self, params, engine):
+        bare = Engine(params, CONFIG, None, SMALL)
+        sampling = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+        ((by_id,),) = bare.run([Request([104, 105], sampling)])
+        ((by_text,),) = engine.run([Request("hi", sampling)])
+        assert (by_id.text, by_id.tokens) == ("", by_text.tokens)
 
-        def spy(config, batch, dtype, context):
-            dtypes.append(dtype)
-            return new_cache(config, batch, dtype, context)
 
-        monkeypatch.setattr(engine, "new_cache", spy)
-        half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-        (completion,) = generate(half, CONFIG, BYTES, ["a"], SamplingParams(max_tokens=3))
-        assert dtypes == [jnp.bfloat16]
-        assert len(completion.tokens) == 3
+class TestSeveralCompletions:
+    def test_each_choice_draws_for_itself_and_the_first_as_if_alone(self, engine):
+        sampling = SamplingParams(n=3, max_tokens=12, seed=1)
+        (choices,) = engine.run([Request("once", sampling)])
+        assert len({each.text for each in choices}) == 3
+        ((alone,),) = engine.run([Request("once", dataclasses.replace(sampling, n=1))])
+        assert alone == choices[0]
+
+    def test_the_best_are_those_of_the_highest_mean_log_probability(self, engine):
+        sampling = SamplingParams(n=5, max_tokens=6, logprobs=0, ignore_eos=True)
+        (all_five,) = engine.run([Request("once", sampling)])
+        mean = lambda c: np.mean([each.logprob for each in c.logprobs])  # noqa: E731
+        deltas = []
+        best_two = dataclasses.replace(sampling, n=2, best_of=5)
+        (found,) = engine.run([Request("once", best_two)], deltas.append)
+        assert found == sorted(all_five, key=mean, reverse=True)[:2]
+        assert [(d.choice, d.text) for d in deltas] == [(n, c.text) for n, c in enumerate(found)]
+
+
+class TestLogProbabilities:
+    TEXT = "some text to score, of three chunks or so"
+
+    def expected(self, params, ids):
+        logits = np.asarray(jitted_forward(params, jnp.array([ids]), CONFIG)[0], np.float64)
+        logits = logits[:, :257]
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    def test_of_a_prompt(self, params, engine):
+        ids = BYTES.encode(self.TEXT)
+        only = SamplingParams(max_tokens=0, prompt_logprobs=3)
+        ((completion,),) = engine.run([Request(self.TEXT, only)])
+        assert (completion.text, completion.finish_reason) == ("", "length")
+        expected = self.expected(params, ids)
+        assert [each.token for each in completion.prompt_logprobs] == ids[1:]
+        for row, each in zip(expected, completion.prompt_logprobs, strict=False):
+            assert each.logprob == pytest.approx(row[each.token], abs=1e-4)
+            assert [token for token, _ in each.top] == np.argsort(-row)[:3].tolist()
+            np.testing.assert_allclose([v for _, v in each.top], -np.sort(-row)[:3], atol=1e-4)
+
+    def test_of_a_completion(self, params, engine):
+        sampling = SamplingParams(max_tokens=9, logprobs=2, ignore_eos=True, logit_bias={65: 3.0})
+        ((completion,),) = engine.run([Request(self.TEXT, sampling)])
+        ids = BYTES.encode(self.TEXT)
+        expected = self.expected(params, ids + completion.tokens)[len(ids) - 1 :]
+        for row, token, each in zip(expected, completion.tokens, completion.logprobs, strict=False):
+            assert each.token == token
+            assert each.logprob == pytest.approx(row[token], abs=1e-4)
+            assert each.top[0][0] == row.argmax()
+
+    def test_a_context_is_read_once_for_many_continuations(self, params, engine):
+        context, only = "c" * 33, SamplingParams(max_tokens=0, prompt_logprobs=0)
+        asked = [Request(context + end, only, score_from=33) for end in ("one", "two", "six")]
+        found = [choices[0].prompt_logprobs for choices in engine.run(asked)]
+        assert [len(each) for each in found] == [3, 3, 3]
+        again = engine.run(asked[1:2])[0][0].prompt_logprobs
+        assert again == found[1]
+        assert engine._prefix.hits >= 2
+        whole = engine.run([dataclasses.replace(asked[1], score_from=1)])[0][0].prompt_logprobs
+        assert whole[-3:] == found[1]
+
+
+class TestComingAndGoing:
+    def test_a_request_joins_while_another_draws(self, engine):
+        long = SamplingParams(max_tokens=40, ignore_eos=True)
+        first = engine.submit(Request("first", long))
+        seen = [delta.request for _ in range(5) for delta in engine.step()]
+        assert first in seen
+        second = engine.submit(Request("second", SamplingParams(max_tokens=2)))
+        order = []
+        while engine.busy:
+            order += [delta.request for delta in engine.step() if delta.completion]
+        assert order == [second, first]
+
+    def test_one_that_is_cancelled_says_so_and_disturbs_nobody(self, engine):
+        long = SamplingParams(max_tokens=30, ignore_eos=True, seed=3)
+        ((alone,),) = engine.run([Request("stays", long)])
+        stays = engine.submit(Request("stays", long))
+        others = [engine.submit(Request("x" * n, long)) for n in (1, 20, 33, 1, 1, 1)]
+        done = {}
+        for step in range(100):
+            if step < len(others):
+                engine.cancel(others[step])
+            for delta in engine.step():
+                if delta.completion:
+                    done[delta.request] = delta.completion
+        assert not engine.busy
+        assert done[stays] == alone
+        assert {done[n].finish_reason for n in others} == {"cancelled"}
+        engine.cancel(stays)
+        engine.cancel(12345)
+        assert engine.step() == []
+
+    def test_thousands_may_wait(self, engine):
+        one = SamplingParams(max_tokens=1)
+        numbers = [engine.submit(Request("p", one)) for _ in range(2000)]
+        for number in numbers[5:]:
+            engine.cancel(number)
+        done = []
+        while engine.busy:
+            done += [delta.request for delta in engine.step() if delta.completion]
+        assert sorted(done) == numbers
+
+    def test_a_prompt_begun_before_is_not_read_again(self, engine):
+        sampling = SamplingParams(max_tokens=4, seed=2)
+        first = engine.run([Request("p" * 40, sampling)])
+        hits = engine._prefix.hits
+        assert engine.run([Request("p" * 40, sampling)]) == first
+        assert engine._prefix.hits == hits + 2
 
 
 class TestThePrograms:
@@ -194,91 +301,81 @@ class TestThePrograms:
             params = model.init(jax.random.key(0), config)
             if where == "another device":
                 params = jax.device_put(params, jax.devices()[3])
-            before = programs.prefill._cache_size(), programs.decode._cache_size()
-            generate(params, config, BYTES, ["a", "b" * 90], SamplingParams(max_tokens=3))
-            other = SamplingParams(0, 0.5, 7, 5, 9, ("!",))
-            generate(params, config, BYTES, ["", "much longer" * 5], other)
-        after = programs.prefill._cache_size(), programs.decode._cache_size()
-        assert after == (before[0] + 1, before[1] + 1)
+            engine = Engine(params, config, BYTES, SMALL)
+            engine.warm_up()
+            before = engine.compilations()
+            engine.run([Request("a"), Request("b" * 90, SamplingParams(n=2, max_tokens=3))])
+            other = SamplingParams(0.5, 0.5, 7, 5, 9, ("!",), logprobs=2, prompt_logprobs=1)
+            number = engine.submit(Request("much longer" * 5, other))
+            engine.step()
+            engine.cancel(number)
+            engine.run([Request("", other), Request("b" * 90, other)])
+            assert engine.compilations() == before
 
     def test_a_cache_is_consumed(self, params):
-        cache, rows = new_cache(CONFIG, 2, jnp.float32, 64), np.zeros(2, np.int32)
-        programs.prefill(params, cache, rows[:, None], rows, CONFIG)
-        assert cache.keys.is_deleted()
-        assert cache.values.is_deleted()
+        cache, rows = new_cache(CONFIG, 2, jnp.float32, 64), np.zeros(1, np.int32)
+        programs.prefill(params, cache, np.zeros((1, 5), np.int32), rows, rows, np.int32(0), CONFIG)
+        assert all(x.is_deleted() for x in jax.tree.leaves(cache))
 
-    def test_a_cache_is_written_in_place(self):
+    def test_a_cache_is_written_in_place(self, params):
         config = dataclasses.replace(CONFIG, layers=16, context=1024)
-        cache, rows = new_cache(config, 2, jnp.float32, 1024), np.zeros(2, np.int32)
-        lowered = programs.prefill.lower(model.abstract(config), cache, rows[:, None], rows, config)
+        engine = Engine(model.init(jax.random.key(0), config), config, BYTES, SMALL)
+        lowered = programs.decode.lower(
+            engine.device.params, engine.device.cache, engine.device.slots, np.int32(1), 4, config
+        )
         memory = lowered.compile().memory_analysis()
-        size = cache.keys.nbytes + cache.values.nbytes
+        size = sum(x.nbytes for x in jax.tree.leaves((engine.device.cache, engine.device.slots)))
         assert memory.alias_size_in_bytes == size
-        assert memory.temp_size_in_bytes < size / 2  # a few layers' worth, not a second cache
+        assert memory.temp_size_in_bytes < size / 4  # a few layers' worth, not a second cache
 
-    def test_a_mesh_that_does_not_divide_the_rows_is_refused(self):
+    def test_a_mesh_that_does_not_divide_the_slots_is_refused(self, params):
         with jax.set_mesh(make_mesh(data=2)), pytest.raises(UserError, match="3 rows"):
-            new_cache(CONFIG, 3, jnp.float32, 64)
-
-
-class TestScore:
-    CONFIG = dataclasses.replace(CONFIG, context=150)
-    TEXTS = (
-        "short",
-        "",
-        "x" * 150,
-        "y" * 64,
-        "é",
-        *(f"text number {n}" * (n % 4 + 1) for n in range(15)),
-    )
-
-    def test_it_is_the_log_softmax_of_forward(self, params):
-        ids = [[BYTES.eos_id, *BYTES.encode(text)] for text in self.TEXTS]
-        inputs = np.array([row[:-1] + [0] * (151 - len(row)) for row in ids])
-        logits = np.asarray(jitted_forward(params, inputs, self.CONFIG), np.float64)[..., :257]
-        expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        scores = score(params, self.CONFIG, BYTES, self.TEXTS)
-        for row, found, own in zip(ids, scores, expected, strict=True):
-            assert found.dtype == np.float32
-            assert found.shape == (len(row) - 1,)
-            np.testing.assert_allclose(found, own[np.arange(len(row) - 1), row[1:]], atol=1e-4)
-
-    def test_the_company_does_not_matter(self, params):
-        together = score(params, self.CONFIG, BYTES, self.TEXTS)
-        for text, found in zip(self.TEXTS, together, strict=True):
-            np.testing.assert_allclose(
-                score(params, self.CONFIG, BYTES, [text])[0], found, atol=1e-4
-            )
-
-    def test_a_mesh_scores_the_same(self, params):
-        expected = score(params, self.CONFIG, BYTES, self.TEXTS[:3])
-        with jax.set_mesh(make_mesh(data=2, tensor=4)):
-            params = model.init(jax.random.key(0), CONFIG)
-            found = score(params, self.CONFIG, BYTES, self.TEXTS[:3])
-        for own, row in zip(found, expected, strict=True):
-            np.testing.assert_allclose(own, row, atol=1e-4)
-
-    def test_no_texts_no_scores(self, params):
-        assert score(params, CONFIG, BYTES, []) == []
+            Engine(params, CONFIG, BYTES, EngineConfig(slots=3))
 
 
 class TestMistakes:
     @pytest.mark.parametrize("tokens", [64, 100])
-    def test_a_prompt_that_leaves_no_room(self, params, tokens):
-        with pytest.raises(UserError, match=rf"prompt 1 has {tokens} .* 64: .* at most 63"):
-            generate(params, CONFIG, BYTES, ["fine", "p" * tokens], SamplingParams())
+    def test_a_prompt_that_leaves_no_room(self, engine, tokens):
+        match = rf"prompt 1 has {tokens} .* 64: .* at most 63"
+        with pytest.raises(UserError, match=match):
+            engine.run([Request("fine"), Request("p" * tokens)])
+        assert not engine.busy
 
-    def test_a_text_longer_than_the_context(self, params):
-        with pytest.raises(UserError, match=r"text 1 has 65 .* 64: .* at most 64"):
-            score(params, CONFIG, BYTES, ["fine", "t" * 65])
+    def test_a_text_longer_than_the_context(self, engine):
+        only = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        ((most,),) = engine.run([Request("t" * 65, only)])
+        assert len(most.prompt_logprobs) == 64
+        with pytest.raises(UserError, match=r"prompt has 66 .* 64: .* at most 65"):
+            engine.submit(Request("t" * 66, only))
 
-    @pytest.mark.parametrize("call", [score, lambda *to: generate(*to, SamplingParams())])
-    def test_a_string_for_a_sequence(self, params, call):
-        with pytest.raises(UserError, match="put it in a list"):
-            call(params, CONFIG, BYTES, "prompt")
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            Request([5, 257]),
+            Request([-1]),
+            Request("a", SamplingParams(stop_tokens=(300,))),
+            Request("a", SamplingParams(logit_bias={257: 1.0})),
+        ],
+        ids=lambda request: str(request)[:40],
+    )
+    def test_tokens_that_do_not_exist(self, engine, wrong):
+        with pytest.raises(UserError, match=r"has token .* and the model knows 0 to 256"):
+            engine.submit(wrong)
 
-    @pytest.mark.parametrize("call", [score, lambda *to: generate(*to, SamplingParams())])
-    def test_another_models_tokenizer(self, params, call):
-        config = CONFIG.with_vocab(200)
-        with pytest.raises(UserError, match="gives token 256 and the model knows 0 to 199"):
-            call(params, config, BYTES, ["prompt"])
+    def test_a_place_to_score_from_that_is_not_in_the_prompt(self, engine):
+        with pytest.raises(UserError, match="score_from=9 must be between 1 and the 2 tokens"):
+            engine.submit(Request("ab", SamplingParams(prompt_logprobs=0), score_from=9))
+
+    def test_what_needs_a_tokenizer(self, params):
+        bare = Engine(params, CONFIG, None, SMALL)
+        with pytest.raises(UserError, match="is text and there is no tokenizer: give token ids"):
+            bare.submit(Request("text"))
+        with pytest.raises(UserError, match="needs a tokenizer: give stop_tokens"):
+            bare.submit(Request([1], SamplingParams(stop=("a",))))
+        with pytest.raises(UserError, match="is empty: give at least one token id"):
+            bare.submit(Request([]))
+
+    @pytest.mark.parametrize("field", ["slots", "chunk", "burst", "chunks_a_step"])
+    def test_an_engine_of_nothing(self, field):
+        with pytest.raises(UserError, match=f"{field}=0 must be at least 1"):
+            EngineConfig(**{field: 0})

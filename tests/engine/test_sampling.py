@@ -1,20 +1,26 @@
 """Sampling: the distribution drawn from, whose draw it is, and what is refused."""
 
+import dataclasses
 import functools
+from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from gptj.engine.sampling import SamplingParams, row_seeds, sample
+from gptj.config import ModelConfig
+from gptj.engine import sampling
+from gptj.engine.request import SamplingParams
+from gptj.engine.sampling import row_seeds, sample
+from gptj.engine.slots import one_slot
 from gptj.errors import UserError
 from gptj.sharding import make_mesh, place
 
 DRAWS = 20_000
 VOCAB, PADDED = 10, 16
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.0, 1.9, -3.0, 0.7, 1.0, -0.2], np.float32)
+CONFIG = ModelConfig(1, 8, 2, 4, 8, VOCAB, PADDED, 8)
 
 
 def padded(logits: np.ndarray) -> np.ndarray:
@@ -22,24 +28,35 @@ def padded(logits: np.ndarray) -> np.ndarray:
     return np.concatenate([logits, np.full(PADDED - VOCAB, 1e30, np.float32)])
 
 
-@functools.partial(jax.jit, static_argnames="vocab_size")
-def jitted(logits, seed, position, temperature, top_k, top_p, vocab_size=VOCAB):
-    return sample(logits, seed, position, temperature, top_k, top_p, vocab_size)
+@functools.cache
+def compiled(candidates: int):
+    """`sample` trying its filters on so many tokens first."""
+
+    def run(logits, slots, vocab_size):
+        with mock.patch.object(sampling, "CANDIDATES", candidates):
+            return sample(logits, slots, vocab_size)
+
+    return jax.jit(run, static_argnums=2)
 
 
-def draw(logits, *, rows=DRAWS, seed=0, position=None, temperature=1.0, top_k=0, top_p=1.0):
-    """Tokens for `rows` copies of one row of logits, at consecutive positions if not told."""
-    position = np.arange(rows) if position is None else position
-    return np.asarray(
-        jitted(
-            jnp.broadcast_to(padded(logits), (rows, PADDED)),
-            jnp.full(rows, seed, jnp.uint32),
-            jnp.broadcast_to(jnp.asarray(position, jnp.int32), rows),
-            jnp.full(rows, temperature, jnp.float32),
-            jnp.full(rows, top_k, jnp.int32),
-            jnp.full(rows, top_p, jnp.float32),
-        )
+jitted = compiled(256)
+
+
+def slots(rows: int, params: SamplingParams, **values):
+    """`rows` active slots alike, but for the `values` given, at positions 0, 1, ..."""
+    one = one_slot(CONFIG, [3, 3, 5], params, eos=VOCAB - 1)
+    values = {"position": np.arange(rows, dtype=np.int32), **values}
+    alike = jax.tree.map(lambda x: np.broadcast_to(x, (rows, *np.shape(x))), one)
+    return dataclasses.replace(
+        alike, **{k: np.broadcast_to(v, getattr(alike, k).shape) for k, v in values.items()}
     )
+
+
+def draw(logits, *, rows=DRAWS, values=(), candidates=256, **params):
+    """Tokens for `rows` copies of one row of logits."""
+    many = np.broadcast_to(padded(logits), (rows, PADDED))
+    asked = slots(rows, SamplingParams(**params), **dict(values))
+    return np.asarray(compiled(candidates)(many, asked, VOCAB))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -47,7 +64,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def reference(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
+def reference(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0) -> np.ndarray:
     """The probabilities to draw with, one plain step after the other."""
     p = softmax(logits.astype(np.float64) / temperature)
     order = np.argsort(-p, kind="stable")
@@ -55,22 +72,41 @@ def reference(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
         p[order[top_k:]] = 0
         p /= p.sum()
     before = 0.0
+    kept = p.copy()
     for token in order:
-        mass = p[token]
         if before > top_p:
-            p[token] = 0
-        before += mass
+            kept[token] = 0
+        before += p[token]
+    kept[p < min_p * p.max()] = 0
+    p = kept / kept.sum()
+    if typical_p < 1:
+        surprise = -np.log(np.where(p > 0, p, 1))
+        away = np.where(p > 0, np.abs(surprise - (p * surprise).sum()), np.inf)
+        order = np.argsort(away, kind="stable")
+        before = np.cumsum(p[order]) - p[order]
+        p = np.where(away <= away[order][before < typical_p].max(), p, 0)
     return p / p.sum()
+
+
+FILTERS = [
+    {},
+    {"top_k": 4},
+    {"top_p": 0.7},
+    {"min_p": 0.2},
+    {"typical_p": 0.6},
+    {"top_k": 5, "top_p": 0.8},
+    {"top_k": 8, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.7},
+]
 
 
 class TestTheDistribution:
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-    @pytest.mark.parametrize(
-        "filters", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.8}]
-    )
-    def test_draws_follow_the_reference(self, temperature, filters):
+    @pytest.mark.parametrize("filters", FILTERS, ids=str)
+    @pytest.mark.parametrize("candidates", [3, 256])
+    def test_draws_follow_the_reference(self, temperature, filters, candidates):
         expected = reference(LOGITS, temperature, **filters)
-        counts = np.bincount(draw(LOGITS, temperature=temperature, **filters), minlength=VOCAB)
+        found = draw(LOGITS, candidates=candidates, temperature=temperature, **filters)
+        counts = np.bincount(found, minlength=VOCAB)
         assert not counts[expected == 0].any()
         possible = expected > 0
         assert chisquare(counts[possible], DRAWS * expected[possible]).pvalue > 1e-3
@@ -115,41 +151,87 @@ class TestTheDistribution:
         assert set(drawn.tolist()) == {LOGITS.argmax()}
 
 
+IDS = np.arange(VOCAB)
+SEEN = np.isin(IDS, (3, 5))
+
+
+def repeated(x, counts):
+    return np.where(SEEN | (counts > 0), np.where(x > 0, x / 2, x * 2), x)
+
+
+def without(*ids):
+    return lambda x, counts: np.where(np.isin(IDS, ids), -np.inf, x)
+
+
+ADJUSTED = [
+    ({"repetition_penalty": 2.0}, repeated),
+    ({"frequency_penalty": 0.5}, lambda x, counts: x - 0.5 * counts),
+    ({"presence_penalty": 0.5}, lambda x, counts: x - 0.5 * (counts > 0)),
+    ({"logit_bias": {1: -2.0, 8: 1.5}}, lambda x, counts: x - 2 * (IDS == 1) + 1.5 * (IDS == 8)),
+    ({"banned_tokens": (1, 5)}, without(1, 5)),
+    ({"allowed_tokens": (2, 7)}, without(0, 1, 3, 4, 5, 6, 8)),
+    ({"min_tokens": 2, "stop_tokens": (1,)}, without(1, VOCAB - 1)),
+]
+
+
+class TestWhatChangesTheLogits:
+    @pytest.mark.parametrize(("params", "expected"), ADJUSTED, ids=lambda x: str(x)[:30])
+    def test_each_as_it_says(self, params, expected):
+        counts = np.array([2, 1, 0, 0, 0, 3, 0, 0, 0, 0], np.int32)
+        drawn = np.pad(counts, (0, PADDED - VOCAB))
+        p = softmax(expected(LOGITS.astype(np.float64), counts))
+        found = np.bincount(draw(LOGITS, values={"drawn": drawn}, **params), minlength=VOCAB)
+        assert not found[p == 0].any()
+        assert chisquare(found[p > 0], DRAWS * p[p > 0]).pvalue > 1e-3
+
+    def test_penalties_come_before_the_temperature_and_bans_before_the_filters(self):
+        assert set(draw(LOGITS, top_k=1, banned_tokens=(1,)).tolist()) == {5}
+        hot = {"frequency_penalty": 1.0, "temperature": 1e-4}
+        drawn = np.pad(np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0], np.int32), (0, PADDED - VOCAB))
+        assert set(draw(LOGITS, values={"drawn": drawn}, rows=50, **hot).tolist()) == {5}
+
+
 class TestTheDraw:
-    def test_it_depends_on_the_seed_and_the_position_alone(self):
+    def test_it_depends_on_seed_choice_and_position_alone(self):
         once = draw(LOGITS, rows=64)
         assert draw(LOGITS, rows=64).tolist() == once.tolist()
-        assert draw(LOGITS, rows=8, position=np.arange(8, 16)).tolist() == once[8:16].tolist()
+        later = {"position": np.arange(8, 16)}
+        assert draw(LOGITS, rows=8, values=later).tolist() == once[8:16].tolist()
         assert (draw(LOGITS, rows=64, seed=1) != once).sum() > 20
-        assert len(set(draw(LOGITS, rows=64, position=3).tolist())) == 1
+        assert (draw(LOGITS, rows=64, values={"choice": 1}) != once).sum() > 20
+        assert len(set(draw(LOGITS, rows=64, values={"position": 3}).tolist())) == 1
 
     def test_a_row_draws_the_same_whatever_the_others_ask_for(self):
-        rng = np.random.default_rng(0)
-        n = 40
-        rows = (
-            np.stack([padded(row) for row in rng.normal(size=(n, VOCAB)).astype(np.float32)]),
-            np.arange(n, dtype=np.uint32) % 5,
-            np.arange(n, dtype=np.int32),
-            rng.choice(np.array([0.0, 0.7, 1.0, 1.5], np.float32), n),
-            rng.choice(np.array([0, 0, 3], np.int32), n),
-            rng.choice(np.array([1.0, 1.0, 0.8], np.float32), n),
-        )
-        together = np.asarray(jitted(*rows))
-        alone = [int(jitted(*(vector[i : i + 1] for vector in rows))[0]) for i in range(n)]
-        assert together.tolist() == alone
+        rng, n = np.random.default_rng(0), 40
+        logits = np.stack([padded(row) for row in rng.normal(size=(n, VOCAB)).astype(np.float32)])
+        values = {
+            "seed": np.arange(n, dtype=np.uint32) % 5,
+            "temperature": rng.choice(np.array([0.0, 0.7, 1.0, 1.5], np.float32), n),
+            "top_k": rng.choice(np.array([0, 0, 3], np.int32), n),
+            "top_p": rng.choice(np.array([1.0, 1.0, 0.8], np.float32), n),
+            "min_p": rng.choice(np.array([0.0, 0.0, 0.1], np.float32), n),
+            "typical_p": rng.choice(np.array([1.0, 1.0, 0.5], np.float32), n),
+            "presence_penalty": rng.choice(np.array([0.0, 0.5], np.float32), n),
+        }
+        rows = slots(n, SamplingParams(), **values)
+        together = np.asarray(jitted(logits, rows, VOCAB)).tolist()
+        for i in range(n):
+            # Alone among others that ask for nothing.
+            own = slots(n, SamplingParams(temperature=0), active=np.arange(n) == i)
+            own = jax.tree.map(lambda mine, all_rows: mine.copy(), own, rows)
+            jax.tree.map(lambda mine, all_rows, i=i: mine.__setitem__(i, all_rows[i]), own, rows)
+            assert int(jitted(logits, own, VOCAB)[i]) == together[i]
 
     @pytest.mark.parametrize("top_p", [1.0, 0.8])
     def test_a_mesh_draws_the_same(self, top_p):
         expected = draw(LOGITS, rows=16, top_p=top_p)
         with jax.set_mesh(make_mesh(data=2, tensor=4)):
-            drawn = jitted(
-                place(np.tile(padded(LOGITS), (16, 1)), "batch", "vocab"),
-                np.zeros(16, np.uint32),
-                np.arange(16, dtype=np.int32),
-                np.ones(16, np.float32),
-                np.zeros(16, np.int32),
-                np.full(16, top_p, np.float32),
+            logits = place(np.tile(padded(LOGITS), (16, 1)), "batch", "vocab")
+            own = jax.tree.map(
+                lambda x: place(np.ascontiguousarray(x), "batch", *[None] * (x.ndim - 1)),
+                slots(16, SamplingParams(top_p=top_p)),
             )
+            drawn = jitted(logits, own, VOCAB)
         assert np.asarray(drawn).tolist() == expected.tolist()
 
     @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
@@ -184,6 +266,20 @@ class TestParameters:
             ("stop", ("a", "")),
             ("stop", "a"),
             ("stop", (1,)),
+            ("min_p", 1.1),
+            ("typical_p", 0.0),
+            ("repetition_penalty", 0.0),
+            ("presence_penalty", float("nan")),
+            ("frequency_penalty", "much"),
+            ("min_tokens", -1),
+            ("min_tokens", 129),
+            ("n", 0),
+            ("best_of", 0),
+            ("logprobs", 21),
+            ("logprobs", -1),
+            ("stop_tokens", (-1,)),
+            ("banned_tokens", "ab"),
+            ("overflow", "wrap"),
         ],
     )
     def test_a_value_out_of_range_is_refused_by_name(self, field, value):

@@ -16,12 +16,12 @@ import pytest
 
 import gptj
 from gptj import model
-from gptj.attention import cached_attention, causal_attention
+from gptj.attention import KEYS, cached_attention, causal_attention
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
-from gptj.engine import engine
-from gptj.engine.programs import decode
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Completion, Request, SamplingParams
 
 GOLDEN = Path(os.environ.get("GPTJ_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 CASES = sorted(path.parent for path in GOLDEN.glob("*/config.json"))
@@ -106,14 +106,13 @@ def test_with_keys_past_a_contexts_length_hidden_it_is_the_originals(folder):
     ours, data = loaded(folder), recorded(folder)
     inputs, targets = data["tokens"][:, :-1].astype(np.int32), data["tokens"][:, 1:]
 
+    last_seen = np.minimum(np.arange(inputs.shape[1]), data["ctx_length"][:, None])
+
     def attend(query, key, value):
-        # Of each query, the last key that causality and the context's length both let it see.
-        last_seen = [jnp.minimum(i, data["ctx_length"]) for i in range(query.shape[1])]
-        mixed = [
-            cached_attention(query[:, i : i + 1], key, value, seen)
-            for i, seen in enumerate(last_seen)
-        ]
-        return jnp.concatenate(mixed, axis=1)
+        # As of a cache: whole blocks of keys, those past the end never seen.
+        pad = [(0, 0), (0, 0), (0, KEYS - key.shape[1]), (0, 0)]
+        key, value = (jnp.pad(x.transpose(0, 2, 1, 3), pad) for x in (key, value))
+        return cached_attention(query, jnp.asarray(last_seen, jnp.int32), lambda i: (key, value))
 
     assert (data["ctx_length"] < inputs.shape[1] - 1).any()  # something is hidden
     last = model.final_norm(ours.params, streams(ours, inputs, attend)[-1], ours.config)
@@ -123,27 +122,30 @@ def test_with_keys_past_a_contexts_length_hidden_it_is_the_originals(folder):
     np.testing.assert_array_equal(np.argmax(logits, -1) == targets, data["ctx_correct"])
 
 
-@each_evaluated
-def test_greedy_generation_is_the_originals(folder):
+def written(folder: Path, count: int, **sampling) -> list[Completion]:
+    """What our engine writes on the recorded prompts, greedily."""
     ours, data = loaded(folder), recorded(folder)
     prompts = [
         row[-int(length) :].tolist()
         for row, length in zip(data["gen_ctx"], data["gen_ctx_length"], strict=True)
     ]
-    rows = len(prompts)
-    cache = engine._read_prompts(ours.params, ours.config, prompts)
-    tokens = np.array([prompt[-1] for prompt in prompts], np.int32)
-    positions = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
-    greedy = np.zeros(rows, np.uint32), np.zeros(rows, np.float32)
-    unfiltered = np.zeros(rows, np.int32), np.ones(rows, np.float32)
-    written = []
-    for _ in range(data["gen_tokens"].shape[1]):
-        drawn, cache = decode(
-            ours.params, cache, tokens, positions, *greedy, *unfiltered, config=ours.config
-        )
-        tokens, positions = np.asarray(drawn), positions + 1
-        written.append(tokens)
-    np.testing.assert_array_equal(np.stack(written, 1), data["gen_tokens"])
+    greedy = SamplingParams(temperature=0, max_tokens=count, logprobs=0, **sampling)
+    engine = Engine(ours.params, ours.config, None, EngineConfig(slots=2, chunk=8))
+    return [choices[0] for choices in engine.run([Request(p, greedy) for p in prompts])]
+
+
+@each_evaluated
+@pytest.mark.parametrize(("name", "sampling"), [("gen", {}), ("long_gen", {"overflow": "slide"})])
+def test_greedy_generation_is_the_originals(folder, name, sampling):
+    data = recorded(folder)
+    tokens, logits = data[f"{name}_tokens"], data[f"{name}_logits"]
+    found = written(folder, tokens.shape[1], **sampling)
+    np.testing.assert_array_equal([each.tokens for each in found], tokens)
+    expected = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    last = logits.shape[1]
+    expected = np.take_along_axis(expected, tokens[:, -last:, None].astype(int), -1)[..., 0]
+    own = [[token.logprob for token in each.logprobs[-last:]] for each in found]
+    np.testing.assert_allclose(own, expected, rtol=0, atol=CLOSE)
 
 
 @each_checkpoint

@@ -10,14 +10,15 @@ import pytest
 
 from gptj import model
 from gptj.config import ModelConfig
-from gptj.engine import engine, programs
+from gptj.engine import programs
 from gptj.engine.cache import new_cache
-from gptj.engine.sampling import SamplingParams
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Request, SamplingParams
 from gptj.sharding import make_mesh, place
 from gptj.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(2, 32, 4, 8, 128, 257, 384, 160)
-CACHE_LENGTH = 192  # the context in whole chunks
+CHUNK = 64
 BYTES = Tokenizer.bytes()
 MESHES = [{}, {"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
@@ -51,13 +52,13 @@ def params(request):
 
 def prefilled(params, lengths):
     """A cache with the first `lengths` tokens of each row, and padding after them."""
-    cache = new_cache(CONFIG, len(lengths), jnp.float32, CACHE_LENGTH)
+    cache = new_cache(CONFIG, len(lengths), jnp.float32, CONFIG.context)
     junk = np.where(np.arange(CONFIG.context) < lengths[:, None], TOKENS, 99)
-    for begin in range(0, lengths.max(), programs.CHUNK):
-        chunk = junk[:, begin : begin + programs.CHUNK]
-        chunk = np.pad(chunk, [(0, 0), (0, programs.CHUNK - chunk.shape[1])])
+    for begin in range(0, lengths.max(), CHUNK):
+        chunk = junk[:, begin : begin + CHUNK]
+        chunk = np.pad(chunk, [(0, 0), (0, CHUNK - chunk.shape[1])])
         start = np.full(len(lengths), begin, np.int32)
-        cache = programs.prefill(params, cache, chunk, start, CONFIG)
+        cache = read(params, cache, chunk, start, CONFIG)[1]
     return cache
 
 
@@ -104,24 +105,18 @@ class TestOnEachMesh:
 
     def test_greedy_generation_is_the_naive_loop_over_forward(self, params):
         sampling = SamplingParams(temperature=0, max_tokens=12)
-        completions = engine.generate(params, CONFIG, BYTES, PROMPTS, sampling)
-        for prompt, completion in zip(PROMPTS, completions, strict=True):
+        engine = Engine(params, CONFIG, BYTES, EngineConfig(4, chunk=CHUNK))
+        completions = engine.run([Request(prompt, sampling) for prompt in PROMPTS])
+        for prompt, (completion,) in zip(PROMPTS, completions, strict=True):
             assert completion.tokens == naive(params, prompt, 12)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "rows"),
-    [
-        # The engine fills up the rows that do not divide the mesh.
-        ({"data": 2, "tensor": 4}, 3),
-        ({"tensor": 2}, 1),
-    ],
-    ids=str,
-)
-def test_a_mesh_writes_the_same_text_as_one_device(mesh, rows):
+@pytest.mark.parametrize("mesh", MESHES[1:], ids=str)
+def test_a_mesh_writes_the_same_text_as_one_device(mesh):
     def write():
         sampling = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=12, seed=4)
-        return engine.generate(make_params(), CONFIG, BYTES, PROMPTS[:rows], sampling)
+        engine = Engine(make_params(), CONFIG, BYTES, EngineConfig(4, chunk=CHUNK))
+        return engine.run([Request(prompt, sampling) for prompt in PROMPTS])
 
     expected = write()
     with jax.set_mesh(make_mesh(**mesh)):

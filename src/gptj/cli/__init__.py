@@ -39,6 +39,7 @@ VERBS = {
     "convert": Verb("models", "write a model as another kind"),
     "inspect": Verb("models", "say what a model on disk is"),
     "diff": Verb("models", "compare the weights of two models"),
+    "bench": Verb("bench", "measure how fast the engine answers"),
 }
 
 USAGE = f"""\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -14,7 +14,8 @@ from gptj.cli.flags import MeshShape, parse
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import describe, diff
 from gptj.convert.open import config_named, open_source
-from gptj.engine.sampling import SamplingParams
+from gptj.engine.beam import EarlyStopping
+from gptj.engine.request import SamplingParams
 from gptj.errors import UserError
 
 
@@ -27,6 +28,14 @@ class GenerateCommand:
     the original's shards."""
     prompt: str
     """The text to go on from; `-` reads it from standard input."""
+    beams: int = 1
+    """More than 1 searches for the likeliest whole text among so many beginnings (beam search),
+    and draws nothing at random."""
+    length_penalty: float = 1.0
+    """With beams: a text's score is its log-probability over its length to this power."""
+    early_stopping: EarlyStopping = "hopeless"
+    """With beams: stop when the best beginning could not win were it to end now (`hopeless`), when
+    it could not at any length (`never` too early), or once there are as many ends (`full`)."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to store and compute in. Default: what the weights are stored in."""
@@ -41,15 +50,39 @@ def run_generate(args: Sequence[str]) -> None:
     command = parse(GenerateCommand, "generate", args, example)
     prompt = _stdin() if command.prompt == "-" else command.prompt
     unseen = [prompt]  # shown with the first piece, so that a refused prompt is not
+    several = command.sampling.n > 1
 
     def show(_: int, piece: str) -> None:
-        print(*unseen, piece, sep="", end="", flush=True)
-        unseen.clear()
+        if not several:
+            print(*unseen, piece, sep="", end="", flush=True)
+            unseen.clear()
 
     with command.mesh.use():
         model = load(command.model, dtype=command.dtype, tokenizer=command.tokenizer)
-        model.generate(prompt, on_text=show, **dataclasses.asdict(command.sampling))
-    print(*unseen, sep="")
+        if command.beams > 1:
+            texts = model.search(prompt, **_beam(command))
+        else:
+            texts = model.generate(prompt, on_text=show, **vars(command.sampling))
+    if several:
+        for number, text in enumerate(texts):
+            print(f"--- {number + 1} ---", prompt + text, sep="\n")
+    else:
+        print(*unseen, *(texts if command.beams > 1 else ()), sep="")
+
+
+def _beam(command: GenerateCommand) -> dict[str, Any]:
+    """What a search looks at; what it would not is refused."""
+    drawn, taken = command.sampling, ("max_tokens", "n")
+    others = dataclasses.replace(SamplingParams(), max_tokens=drawn.max_tokens, n=drawn.n)
+    for field in dataclasses.fields(SamplingParams):
+        if getattr(drawn, field.name) != getattr(others, field.name):
+            raise UserError(f"--beams draws nothing at random: leave out {field.name}")
+    found = {name: getattr(drawn, name) for name in taken}
+    return found | {
+        "beams": command.beams,
+        "length_penalty": command.length_penalty,
+        "early_stopping": command.early_stopping,
+    }
 
 
 def _stdin() -> str:

@@ -1,254 +1,371 @@
-"""Prompts in, text out: the loop over the programs, and where a completion ends."""
+"""The engine: requests in, text out, all of them drawing together whenever they come.
+
+    engine = Engine(params, config, tokenizer)
+    engine.submit(Request("It was"))
+    while engine.busy:
+        for delta in engine.step():
+            ...
+
+A request's tokens and log-probabilities are the same bits alone and in company, in any slot, with
+its prompt read or found in the prefix cache: every program has one shape, a row of it sees no
+other, and a prompt is read in chunks that begin at the same places whoever reads them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array
 
 from gptj.config import ModelConfig
-from gptj.engine.cache import Cache, new_cache
-from gptj.engine.programs import CHUNK, decode, log_probs, prefill
-from gptj.engine.sampling import SamplingParams, row_seeds
+from gptj.engine import programs
+from gptj.engine.admission import prompt_tokens
+from gptj.engine.device import Device
+from gptj.engine.job import Job, State
+from gptj.engine.prefix import PrefixCache
+from gptj.engine.programs import LogProbs
+from gptj.engine.request import Completion, Delta, Request, SamplingParams, TokenLogprob
+from gptj.engine.scheduler import Scheduler
+from gptj.engine.slots import one_slot
+from gptj.engine.text import TextWriter
 from gptj.errors import UserError
 from gptj.model import Params
-from gptj.sharding import batch_ways, spec
+from gptj.sharding import check_batch
 from gptj.tokenizer import Tokenizer
-
-SCORED_ROWS = 8
-"""Texts that `score` reads at a time; a mesh that splits the batch further rounds it up."""
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Completion:
-    """What a model wrote after one prompt."""
+class EngineConfig:
+    """How large the engine is, and how it divides its time."""
 
-    text: str
-    tokens: list[int]
-    """The ids drawn, without the end-of-text token; of a stop string, up to the token that
-    completed it."""
-    finish_reason: FinishReason
-    """`stop`: the model ended the text or wrote a stop string; `length`: there was no more room."""
+    slots: int = 8
+    """Completions that draw at once; a mesh's data and fsdp axes split them."""
+    positions: int | None = None
+    """Tokens that a slot has room for. Default: the model's context."""
+    chunk: int = 128
+    """Tokens of a prompt that are read at a time."""
+    chunks_a_step: int = 4
+    """The most chunks that are read between two steps of those who draw."""
+    burst: int = 8
+    """Decode steps in one dispatch while nobody's prompt is being read."""
+    prefix_bytes: int = 256 << 20
+    """Memory for what prompts begin with, to be found by others; 0 keeps none. On a mesh that
+    splits the slots it is not used."""
 
+    def __post_init__(self) -> None:
+        for name in ("slots", "chunk", "chunks_a_step", "burst"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.prefix_bytes < 0:
+            raise UserError(f"prefix_bytes={self.prefix_bytes} must be at least 0")
 
-class UntilStop:
-    """Lets text through up to a stop string, holding back what may still become one.
-
-    The stop string that is complete first counts, however the text is cut into pieces.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.found = False
-        self._stops = stops
-        self._held = ""
-
-    def push(self, piece: str, last: bool = False) -> str:
-        """The text that is now sure to stay; all that is left with `last`."""
-        text = self._held + piece
-        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            self.found, self._held = True, ""
-            return text[: min(ends)[1]]
-        held = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
-        sure = len(text) - held
-        self._held = text[sure:]
-        return text[:sure]
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the chunks that are read: whole ones, halves and quarters, of 16 tokens or more."""
+        parts = [n for n in (2, 4) if self.chunk % n == 0 and self.chunk // n >= 16]
+        return (self.chunk, *(self.chunk // n for n in parts))
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
-    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+@dataclasses.dataclass
+class _Burst:
+    """What a dispatch will have drawn, and for whom."""
+
+    tokens: Array
+    found: LogProbs
+    owners: list[Job | None]
 
 
-class _Row:
-    """One completion as it grows."""
+class Engine:
+    """A model that answers requests. Not for two threads at once."""
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str], room: int, show: Callable[[str], None]
+        self,
+        params: Params[Array],
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        options: EngineConfig = EngineConfig(),
     ) -> None:
-        self.reason: FinishReason | None = None
-        self._tokens: list[int] = []
-        self._text: list[str] = []
-        self._eos, self._stream = tokenizer.eos_id, tokenizer.stream()
-        self._until, self._room, self._show = UntilStop(stops), room, show
+        """An engine on the mesh that is set, computing in the dtype of the weights.
 
-    def push(self, token: int) -> None:
-        """Take the token drawn, and decide whether it was the last."""
-        if token == self._eos:
-            return self._end("stop")
-        self._tokens.append(token)
-        self._add(self._until.push(self._stream.push(token)))
-        if self._until.found:
-            self.reason = "stop"
-        elif len(self._tokens) == self._room:
-            self._end("length")
+        Args:
+          tokenizer: none is needed for prompts of ids; then completions have no text.
 
-    def completion(self) -> Completion:
-        assert self.reason, "the completion is still growing"
-        return Completion("".join(self._text), self._tokens, self.reason)
-
-    def _end(self, reason: FinishReason) -> None:
-        self._add(self._until.push(self._stream.finish(), last=True))
-        self.reason = "stop" if self._until.found else reason
-
-    def _add(self, piece: str) -> None:
-        if piece:
-            self._text.append(piece)
-            self._show(piece)
-
-
-def generate(
-    params: Params[Array],
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    sampling: SamplingParams,
-    on_text: Callable[[int, str], None] | None = None,
-) -> list[Completion]:
-    """Complete the prompts together, computing in the dtype of the weights.
-
-    A completion ends at the end-of-text token, before a stop string, after `max_tokens`, or where
-    prompt and completion fill the model's context. An empty prompt is the start of a document:
-    the end-of-text token alone. Row 0 draws with `sampling.seed` and the others with seeds
-    derived from it and their number, so a prompt alone and the first of many agree.
-
-    Args:
-      prompts: all are in memory at once; see `gptj.engine.cache.new_cache` for how much they take.
-      on_text: called with a prompt's number and the next piece of its text; the pieces joined
-        are the completion's text.
-
-    Raises:
-      UserError: a prompt leaves no room in the model's context, or is not in its vocabulary.
-    """
-    ids = [tokens or [tokenizer.eos_id] for tokens in _encode(tokenizer, config, prompts)]
-    for number, tokens in enumerate(ids):
-        if len(tokens) >= config.context:
-            raise UserError(
-                f"prompt {number} has {len(tokens)} tokens and the model's context is "
-                f"{config.context}: shorten the prompt to at most {config.context - 1}"
-            )
-    if not ids:
-        return []
-
-    def row(number: int, tokens: list[int]) -> _Row:
-        room = min(sampling.max_tokens, config.context - len(tokens))
-        show = on_text or (lambda number, piece: None)
-        return _Row(tokenizer, sampling.stop, room, lambda piece: show(number, piece))
-
-    rows = [row(number, tokens) for number, tokens in enumerate(ids)]
-    _decode_all(params, config, ids, sampling, rows)
-    return [row.completion() for row in rows]
-
-
-def _decode_all(
-    params: Params[Array],
-    config: ModelConfig,
-    ids: list[list[int]],
-    sampling: SamplingParams,
-    rows: list[_Row],
-) -> None:
-    """Read the prompts, then draw tokens until every row has its last."""
-    # Rows that only fill up the mesh, like rows that have ended, go on unread: each position
-    # sees its own row alone, and a program with fewer rows would have to be compiled.
-    batch = _round_up(len(ids), batch_ways())
-    ids = ids + ids[:1] * (batch - len(ids))
-    cache = _read_prompts(params, config, ids)
-    draw = (
-        row_seeds(sampling.seed, batch),
-        np.full(batch, sampling.temperature, np.float32),
-        np.full(batch, sampling.top_k, np.int32),
-        np.full(batch, sampling.top_p, np.float32),
-    )
-    positions = np.array([len(tokens) - 1 for tokens in ids], np.int32)
-    tokens = np.array([row[-1] for row in ids], np.int32)
-    while not all(row.reason for row in rows):
-        drawn, cache = decode(params, cache, tokens, positions, *draw, config=config)
-        # The tokens must come here each step anyway. They go back as NumPy arrays, because JAX
-        # compiles once more for an argument that changes from the host's to the device's.
-        tokens, positions = np.asarray(drawn), positions + 1
-        for row, token in zip(rows, tokens.tolist(), strict=False):
-            if not row.reason:
-                row.push(token)
-
-
-def _read_prompts(params: Params[Array], config: ModelConfig, ids: list[list[int]]) -> Cache:
-    """A cache that holds all but the last token of each prompt; `decode` begins with that one."""
-    # Whole chunks, so that no chunk passes the end and is moved to before it.
-    context = _round_up(config.context, CHUNK)
-    cache = new_cache(config, len(ids), params.embedding.dtype, context)
-    if spec() is None:
-        # Tied to the weights' device, as the caches that the programs return are: for one that
-        # is not, they would compile once more.
-        cache = jax.device_put(cache, params.embedding.sharding)
-    longest = max(map(len, ids)) - 1
-    tokens = _padded(ids, _round_up(longest, CHUNK))
-    for begin in range(0, longest, CHUNK):
-        start = np.full(len(ids), begin, np.int32)
-        cache = prefill(params, cache, tokens[:, begin : begin + CHUNK], start, config)
-    return cache
-
-
-def score(
-    params: Params[Array], config: ModelConfig, tokenizer: Tokenizer, texts: Sequence[str]
-) -> list[Float32[np.ndarray, " tokens"]]:
-    """For each text the log-probability, in nats, of each of its tokens given those before it.
-
-    The first is given the end-of-text token, as at the start of a document. Computes in the dtype
-    of the weights, on a few texts of like length at a time.
-
-    Raises:
-      UserError: a text has more tokens than the model's context, or some not in its vocabulary.
-    """
-    ids = [[tokenizer.eos_id, *tokens] for tokens in _encode(tokenizer, config, texts)]
-    lengths = [len(tokens) - 1 for tokens in ids]
-    for number, length in enumerate(lengths):
-        if length > config.context:
-            raise UserError(
-                f"text {number} has {length} tokens and the model's context is {config.context}: "
-                f"shorten the text to at most {config.context}, or score it in parts"
-            )
-    scores = [np.zeros(0, np.float32) for _ in ids]
-    order = sorted((n for n in range(len(ids)) if lengths[n]), key=lambda n: lengths[n])
-    for begin in range(0, len(order), SCORED_ROWS):
-        group = order[begin : begin + SCORED_ROWS]
-        # Powers of two and multiples of a chunk: few shapes, each compiled once.
-        batch = _round_up(1 << (len(group) - 1).bit_length(), batch_ways())
-        tokens = _padded([ids[n] for n in group], _round_up(lengths[group[-1]], CHUNK) + 1, batch)
-        values = np.asarray(log_probs(params, tokens, config))
-        for n, row in zip(group, values, strict=False):
-            scores[n] = row[: lengths[n]].copy()
-    return scores
-
-
-def _encode(tokenizer: Tokenizer, config: ModelConfig, texts: Sequence[str]) -> list[list[int]]:
-    if isinstance(texts, str):
-        raise UserError("a single string was given for a sequence of texts: put it in a list")
-    ids = tokenizer.encode_batch(texts)
-    largest = max(itertools.chain([tokenizer.eos_id], *ids))
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"the tokenizer gives token {largest} and the model knows 0 to "
-            f"{config.vocab_size - 1}: use the tokenizer the model was trained with"
+        Raises:
+          UserError: the mesh does not divide the model or the slots.
+        """
+        self.config, self.tokenizer, self.options = config, tokenizer, options
+        check_batch(options.slots)
+        self.positions = min(options.positions or config.context, config.context)
+        self.device = Device(
+            params,
+            config,
+            slots=options.slots,
+            positions=self.positions,
+            chunk=options.chunk,
+            burst=options.burst,
         )
-    return ids
+        parts = self.device.parts
+        self._scheduler = Scheduler(options.slots, parts)
+        self._prefix = PrefixCache(options.prefix_bytes if parts == 1 else 0, options.chunk)
+        self._asked: dict[int, list[Job]] = {}
+        self._numbers, self._bursts = itertools.count(), deque[_Burst]()
+        self._ended: list[Job] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is not answered yet."""
+        return bool(self._asked)
+
+    @property
+    def drawing(self) -> list[Job]:
+        """The completions that draw now."""
+        return self._scheduler.drawing
+
+    def warm_up(self) -> None:
+        """Compile every program, so that no request waits for it: see `compilations`."""
+        only_read = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        for size in self.options.sizes:
+            length = min(size, self.positions) + 1
+            for _ in range(2):  # the second finds what the first has read
+                self.run([Request([0] * length, only_read, score_from=length)])
+        self.run([Request([0], SamplingParams(max_tokens=1))])
+        self._prefix.clear()
+
+    @staticmethod
+    def compilations() -> int:
+        """How many programs have been compiled so far in this process, by any engine."""
+        programs_run: tuple[Any, ...] = programs.ALL
+        return sum(program._cache_size() for program in programs_run)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; the number is the one its deltas carry.
+
+        Raises:
+          UserError: the prompt leaves no room in the context, or names tokens that do not exist.
+        """
+        return self._queue(self._tokens(request, "the prompt"), request)
+
+    def _queue(self, prompt: list[int], request: Request) -> int:
+        sampling = request.sampling
+        room = sampling.max_tokens
+        if sampling.overflow == "stop":
+            room = min(room, max(0, self.positions - len(prompt)))
+        number, names = next(self._numbers), self._prefix.names(prompt[:-1])
+        jobs: list[Job] = []
+        for choice in range(sampling.drawn):
+            ends, writer = sampling.ends(self._eos), TextWriter(self.tokenizer, sampling.stop)
+            leader = jobs[0] if jobs and names else None
+            job = Job(
+                number, choice, prompt, sampling, request.score_from, room, names, ends, writer,
+                leader,
+            )  # fmt: skip
+            jobs.append(job)
+        self._asked[number] = jobs
+        self._scheduler.waiting.extend(jobs)
+        return number
+
+    def cancel(self, number: int) -> None:
+        """End a request where it stands, for the reason `cancelled`; one that is over stays so."""
+        for job in self._asked.get(number, ()):
+            if not job.is_done:
+                self._let_go(job)
+                job.finish("cancelled")
+                self._ended.append(job)
+
+    def step(self) -> list[Delta]:
+        """Let requests in, read on in their prompts, draw, and hand out what was drawn before."""
+        self._admit()
+        self._read()
+        self._draw()
+        return self._collect()
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        on_delta: Callable[[Delta], None] | None = None,
+        what: str = "prompt",
+    ) -> list[list[Completion]]:
+        """Answer requests, and nothing else meanwhile: the completions of each.
+
+        Args:
+          on_delta: called with each piece as it comes, its `request` the index in `requests`.
+          what: what an error calls a prompt, before its number.
+        """
+        checked = [(self._tokens(each, f"{what} {n}"), each) for n, each in enumerate(requests)]
+        index = {self._queue(*each): n for n, each in enumerate(checked)}
+        done: list[dict[int, Completion]] = [{} for _ in index]
+        while self.busy:
+            for delta in self.step():
+                if delta.request not in index:  # cancelled before
+                    continue
+                delta = dataclasses.replace(delta, request=index[delta.request])
+                if delta.completion:
+                    done[delta.request][delta.choice] = delta.completion
+                if on_delta:
+                    on_delta(delta)
+        return [[choices[n] for n in sorted(choices)] for choices in done]
+
+    def _tokens(self, request: Request, what: str) -> list[int]:
+        return prompt_tokens(request, what, self.config, self.tokenizer, self.positions)
+
+    @property
+    def _eos(self) -> int | None:
+        return self.tokenizer.eos_id if self.tokenizer else None
+
+    def _admit(self) -> None:
+        for job in self._scheduler.admit():
+            usable = (job.score_from - 1) // self.options.chunk if job.is_scored else None
+            chunks = self._prefix.find(job.names[:usable])
+            for index, chunk in enumerate(chunks):
+                self.device.copy_in(job.slot, index * self.options.chunk, chunk)
+            job.read = len(chunks) * self.options.chunk
+            # Not active yet, but at its last position, where its steps write no harm.
+            values = one_slot(
+                self.config, job.prompt, job.sampling,
+                eos=self._eos, choice=job.choice, room=job.room, active=False,
+            )  # fmt: skip
+            self.device.put(job.slot, values)
+            if job.is_read:
+                self._has_read(job)
+
+    def _read(self) -> None:
+        """Read some chunks of prompts."""
+        for _ in range(self.options.chunks_a_step):
+            if not self._scheduler.reading:
+                return
+            self._read_chunk()
+
+    def _read_chunk(self) -> None:
+        """One chunk in each part of the mesh: of the prompt that was let in first."""
+        readers = self._scheduler.next_readers()
+        size = self._size(max(job.to_read - job.read for job in readers if job))
+        wanted = [job.sampling.prompt_logprobs for job in readers if job and job.is_scored]
+        pieces = [
+            (job.slot, job.read, job.prompt[job.read : job.read + size + 1]) if job else None
+            for job in readers
+        ]
+        found = self.device.read(pieces, size, 2 if any(wanted) else 1 if wanted else 0)
+        for part, job in enumerate(readers):
+            if job:
+                self._keep(job)
+                if job.is_scored:
+                    job.prompt_logprobs += self._scores(job, found, part, size)
+                job.read += size
+                if job.is_read:
+                    self._has_read(job)
+
+    def _size(self, left: int) -> int:
+        """How large a chunk is read where so much of a prompt is left: its end by a smaller one.
+
+        A function of the prompt alone, as the bits must be; so on a mesh that reads several prompts
+        at once there is but one size.
+        """
+        sizes = self.options.sizes if self.device.parts == 1 else self.options.sizes[:1]
+        return min((size for size in sizes if size >= left), default=self.options.chunk)
+
+    def _scores(self, job: Job, found: LogProbs, part: int, size: int) -> list[TokenLogprob]:
+        """Those of the chunk just read."""
+        mine = jax.tree.map(lambda x: np.asarray(x[part]), found)
+        targets = range(job.read + 1, min(job.read + size, job.to_read) + 1)
+        top = job.sampling.prompt_logprobs or 0
+        return [
+            _logprob(mine, at - job.read - 1, job.prompt[at], top)
+            for at in targets
+            if at >= job.score_from
+        ]
+
+    def _keep(self, job: Job) -> None:
+        """Keep the chunk just read for others whose prompts begin so."""
+        index = job.read // self.options.chunk
+        if index < len(job.names) and self._prefix.wants(job.names[index]):
+            chunk = self.device.copy_out(job.slot, job.read)
+            self._prefix.keep(job.names[: index + 1], chunk)
+
+    def _has_read(self, job: Job) -> None:
+        self._scheduler.has_read(job)
+        if job.room:
+            self.device.set_active(job.slot, True)
+        else:
+            job.finish("length")
+            self._scheduler.leave(job)
+            self._ended.append(job)
+
+    def _draw(self) -> None:
+        """Dispatch a burst of decode steps."""
+        drawing = self._scheduler.drawing
+        if not drawing:
+            return
+        steps = self.options.burst
+        if self._scheduler.reading:
+            steps = 1
+        elif self._scheduler.waiting:  # a slot that becomes free should not stand idle
+            steps = min(steps, *(max(1, job.room - len(job.tokens)) for job in drawing), steps)
+        tokens, found = self.device.draw(steps)
+        owners = [j if j and j.state is State.DRAWING else None for j in self._scheduler.slots]
+        self._bursts.append(_Burst(tokens, found, owners))
+
+    def _collect(self) -> list[Delta]:
+        """What came of the burst before the last one, which runs meanwhile."""
+        touched, self._ended = self._ended, []
+        while self._bursts and (len(self._bursts) > 1 or not self._scheduler.drawing):
+            touched += self._take(self._bursts.popleft())
+        return self._deltas(touched)
+
+    def _take(self, burst: _Burst) -> list[Job]:
+        """Give the tokens of a burst to their jobs; returns those that got any."""
+        tokens, touched = np.asarray(burst.tokens), []
+        wanted = any(job and job.wants_logprobs for job in burst.owners)
+        found = jax.tree.map(np.asarray, burst.found) if wanted else None
+        for slot, job in enumerate(burst.owners):
+            if job is None or job.is_done:
+                continue
+            for n, token in enumerate(tokens[:, slot].tolist()):
+                if token < 0 or job.is_done:
+                    break
+                own = None
+                if found and job.wants_logprobs:
+                    mine = jax.tree.map(lambda x, slot=slot: x[:, slot], found)
+                    own = _logprob(mine, n, token, job.sampling.logprobs or 0)
+                job.push(token, own)
+            touched.append(job)
+            if job.is_done:
+                self._let_go(job)
+        return touched
+
+    def _let_go(self, job: Job) -> None:
+        """Free a job's slot; its device may not know yet that it is over."""
+        if job.slot >= 0 and self._scheduler.slots[job.slot] is job:
+            self.device.set_active(job.slot, False)
+        self._scheduler.leave(job)
+
+    def _deltas(self, touched: Sequence[Job]) -> list[Delta]:
+        """What is new of these jobs; the best of a request only once all of it are done."""
+        jobs = dict.fromkeys(touched)
+        shown = (job.news() for job in jobs if job.sampling.drawn == job.sampling.n)
+        deltas = [delta for delta in shown if delta]
+        for number in dict.fromkeys(job.request for job in jobs):
+            asked = self._asked[number]
+            if all(job.is_done for job in asked):
+                del self._asked[number]
+                sampling = asked[0].sampling
+                if sampling.drawn > sampling.n:
+                    deltas += _best(asked, sampling.n)
+        return deltas
 
 
-def _padded(
-    ids: list[list[int]], length: int, batch: int | None = None
-) -> Int32[np.ndarray, "batch length"]:
-    """The first `length` tokens of each row; zeros after them and in rows past the last."""
-    tokens = np.zeros((batch or len(ids), length), np.int32)
-    for row, known in zip(tokens, ids, strict=False):
-        row[: len(known)] = known[:length]
-    return tokens
+def _best(jobs: Sequence[Job], n: int) -> list[Delta]:
+    """The likeliest `n` of a request's completions, each in one piece."""
+    ranked = sorted(jobs, key=Job.mean_logprob, reverse=True)[:n]
+    found = [job.news() for job in ranked]
+    return [dataclasses.replace(delta, choice=n) for n, delta in enumerate(found) if delta]
 
 
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+def _logprob(found: LogProbs, at: int, token: int, top: int) -> TokenLogprob:
+    ids, values = found.top_tokens[at][:top].tolist(), found.top[at][:top].tolist()
+    return TokenLogprob(token, float(found.own[at]), tuple(zip(ids, values, strict=True)))

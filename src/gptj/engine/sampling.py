@@ -1,66 +1,108 @@
-"""How the next token is chosen: temperature, then top-k, then nucleus, then one seeded draw."""
+"""How the next token is chosen, on the device: each slot a function of its own logits and values.
+
+Whatever the other slots ask for, a slot takes the same path to its token, so its draws are the
+same alone and in company, bit for bit. What no slot asks for is skipped by a branch.
+"""
 
 from __future__ import annotations
-
-import dataclasses
-import functools
-import math
-import numbers
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from gptj.errors import UserError
+from gptj import kernels
+from gptj.engine.request import MOST_ALTERNATIVES
+from gptj.engine.slots import Slots
+from gptj.matrices import sum_last
 from gptj.sharding import reshard, spec
 
-SEEDS = 1 << 32
-"""Seeds are 32 bits: JAX would drop the higher ones without a word."""
+CANDIDATES = 256
+"""Of how many likeliest tokens the filters are first tried; a slot that keeps more is sorted."""
+
+BLOCK = 128
+"""Columns whose probabilities are added up before the draw looks into one such block."""
+
+Logits = Float[Array, "slots vocab"]
+Tokens = Int[Array, " slots"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplingParams:
-    """How completions are drawn and where they end."""
+def sample(logits: Logits, slots: Slots, vocab_size: int) -> Tokens:
+    """A token a slot; columns from `vocab_size` on are never chosen.
 
-    temperature: float = 1.0
-    """Divides the logits: below 1 sharpens, above 1 flattens, 0 always takes the likeliest."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability; in (0, 1], 1 is off."""
-    top_k: int = 0
-    """Draw from this many likeliest tokens; 0 is off."""
-    max_tokens: int = 128
-    """Longest completion, in tokens."""
-    seed: int = 0
-    """The same seed gives the same text; 0 to 4294967295."""
-    stop: tuple[str, ...] = ()
-    """A completion ends before the first of these strings to appear in it."""
+    Of equal logits, the lower id counts as the likelier. The draw is by one uniform number, a pure
+    function of the slot's seed, its choice, and the position where the token will stand.
+    """
+    logits = adjusted(reshard(logits, "batch", None), slots, vocab_size)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    likeliest = _first(logits == largest)
+    by_chance = slots.temperature > 0
 
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):
-            if not isinstance(getattr(self, name), numbers.Real):
-                raise UserError(f"{name}={getattr(self, name)!r} must be a number")
-        for name in ("top_k", "max_tokens", "seed"):
-            if not isinstance(getattr(self, name), numbers.Integral):
-                raise UserError(f"{name}={getattr(self, name)!r} must be a whole number")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(
-                f"temperature={self.temperature} must be a finite number, 0 (greedy) or above"
-            )
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1 (1 is off)")
-        if not 0 <= self.top_k < 1 << 31:
-            raise UserError(f"top_k={self.top_k} must be 0 (off) or a number of tokens")
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens={self.max_tokens} must be at least 1")
-        if not 0 <= self.seed < SEEDS:
-            raise UserError(f"seed={self.seed} must be between 0 and {SEEDS - 1}")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise UserError(f"stop={self.stop!r} must be a tuple of strings, none of them empty")
+    def drawn() -> Tokens:
+        # Subtracting the maximum first keeps a tiny temperature from overflowing.
+        scaled = (logits - largest) / jnp.where(by_chance, slots.temperature, 1)[:, None]
+        weights = jnp.exp(scaled)
+        uniform = jax.vmap(_uniform)(slots.seed, slots.choice, slots.position + 1)
+        plain = _draw_in_blocks(weights, uniform)
+        some = jnp.any(slots.active & slots.filtered & by_chance)
+        kept = jax.lax.cond(
+            some, lambda: _draw_filtered(scaled, weights, uniform, slots), lambda: plain
+        )
+        return jnp.where(slots.filtered, kept, plain)
+
+    drawn_tokens = jax.lax.cond(jnp.any(slots.active & by_chance), drawn, lambda: likeliest)
+    return jnp.where(by_chance, drawn_tokens, likeliest)
+
+
+def adjusted(logits: Logits, slots: Slots, vocab_size: int) -> Logits:
+    """The logits after penalties, bias and bans; minus infinity for what cannot be drawn."""
+    early = slots.required > 0
+    some = jnp.any(slots.active & (slots.penalised | slots.biased | early))
+
+    def apply() -> Logits:
+        seen = slots.in_prompt | (slots.drawn > 0)
+        penalty = slots.repetition_penalty[:, None]
+        repeated = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        # Chosen, not multiplied by one: what is off must leave the very bits.
+        x = jnp.where(seen & (penalty != 1), repeated, logits)
+        x -= slots.frequency_penalty[:, None] * slots.drawn
+        x -= jnp.where(slots.drawn > 0, slots.presence_penalty[:, None], 0)
+        return jnp.where(slots.ends & early[:, None], -jnp.inf, x + slots.bias)
+
+    x = jax.lax.cond(some, apply, lambda: logits)
+    return jnp.where(jnp.arange(x.shape[-1]) < vocab_size, x, -jnp.inf)
+
+
+def log_probabilities(
+    logits: Float[Array, "rows vocab"],
+    tokens: Int[Array, " rows"],
+    vocab_size: int,
+    with_top: Bool[Array, ""],
+) -> tuple[Float[Array, " rows"], Float[Array, "rows top"], Int[Array, "rows top"]]:
+    """The token's log-probability in nats, and the likeliest tokens' with their ids, falling.
+
+    The latter are zeros without `with_top`.
+    """
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    total = jnp.log(sum_last(jnp.exp(logits - largest), "batch")) + largest
+    is_token = jnp.arange(logits.shape[-1]) == tokens[:, None]
+    own = jnp.max(jnp.where(is_token, logits, -jnp.inf), axis=-1)
+    most = min(MOST_ALTERNATIVES, logits.shape[-1])
+
+    def likeliest() -> tuple[Array, Array]:
+        top, ids = _top_k(logits, most)
+        return top - total, ids
+
+    def none() -> tuple[Array, Array]:
+        zeros = jnp.zeros((len(tokens), most), out_sharding=spec("batch", None))
+        return zeros, zeros.astype(jnp.int32)
+
+    return own - total[:, 0], *jax.lax.cond(with_top, likeliest, none)
 
 
 def row_seeds(seed: int, rows: int) -> UInt32[np.ndarray, " rows"]:
-    """A seed for each row of a batch: `seed` itself for row 0, others derived from it.
+    """A seed for each of several prompts: `seed` itself for the first, others derived from it.
 
     A prompt alone and the first of many thus give the same text.
     """
@@ -73,69 +115,104 @@ def row_seeds(seed: int, rows: int) -> UInt32[np.ndarray, " rows"]:
     return seeds
 
 
-def sample(
-    logits: Float[Array, "batch vocab"],
-    seed: UInt32[Array, " batch"],
-    position: Int[Array, " batch"],
-    temperature: Float[Array, " batch"],
-    top_k: Int[Array, " batch"],
-    top_p: Float[Array, " batch"],
-    vocab_size: int,
-) -> Int[Array, " batch"]:
-    """One token a row, whatever the other rows are: a function of its logits, seed and position.
+def _top_k(x: Float[Array, "rows columns"], count: int) -> tuple[Array, Array]:
+    """The largest of each row with their columns, falling; of equals the first."""
+    if kernels.in_use():
+        return kernels.top_k(x, count)
+    values, columns = jax.lax.top_k(x, count)
+    return values, columns
 
-    The temperature comes first, so that top-k and nucleus see the distribution that is drawn
-    from; the original system filtered before the temperature. Nucleus sampling
-    (arXiv:1904.09751) removes a token when those likelier than it exceed `top_p` without it; the
-    likeliest always stays. Of equal logits, the lower id counts as the likelier.
 
-    Args:
-      seed: see `row_seeds`.
-      position: where in its sequence the token will stand.
-      temperature: 0 takes the likeliest token.
-      top_k: 0 keeps all.
-      vocab_size: columns from this one on are never chosen.
-    """
-    logits = reshard(logits, "batch", None)
-    rows = (seed, position, temperature, top_k, top_p)
-    seed, position, temperature, top_k, top_p = (reshard(row, "batch") for row in rows)
-    columns = jnp.arange(logits.shape[-1])
-    # Subtracting the maximum first keeps a tiny temperature from overflowing.
-    shifted = logits - jnp.max(logits[:, :vocab_size], axis=-1, keepdims=True)
-    scaled = shifted / jnp.where(temperature > 0, temperature, 1)[:, None]
-    scaled = jnp.where(columns < vocab_size, scaled, -jnp.inf)
-    noise = jax.vmap(functools.partial(_gumbel, columns=logits.shape[-1]))(seed, position)
-    # The largest sum of logit and Gumbel noise is a draw from the softmax. The noise belongs to
-    # the column, so a row's draw is the same whether or not its batch takes the sort below.
-    scores = scaled + jnp.where(temperature[:, None] > 0, noise, 0)
-    chosen: Array = jax.lax.cond(
-        jnp.any((top_k > 0) | (top_p < 1)),
-        lambda: _best_of_kept(scaled, scores, top_k, top_p),
-        lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32),
+def _uniform(seed: Array, choice: Array, position: Array) -> Float[Array, ""]:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), choice), position)
+    return jax.random.uniform(key)
+
+
+def _first(mask: Bool[Array, "slots columns"]) -> Tokens:
+    """The first column where `mask` holds; the number of columns where it never does."""
+    # A minimum of integers is a vectorised reduction on a CPU, where an argmax is not.
+    size = mask.shape[-1]
+    return jnp.min(jnp.where(mask, jnp.arange(size), size), axis=-1).astype(jnp.int32)
+
+
+def _pick(weights: Float[Array, "slots columns"], target: Float[Array, "slots 1"]) -> Tokens:
+    """The first column with a weight at which the weights' running sum passes `target`."""
+    running = jnp.cumsum(weights, axis=-1)
+    found = _first((running > target) & (weights > 0))
+    # Rounding can leave the target above every sum: then it is the last column with a weight.
+    size = weights.shape[-1]
+    last = jnp.max(jnp.where(weights > 0, jnp.arange(size), 0), axis=-1).astype(jnp.int32)
+    return jnp.where(found < size, found, last)
+
+
+def _draw_in_blocks(weights: Logits, uniform: Float[Array, " slots"]) -> Tokens:
+    """A draw from all columns: first the block it falls in, then the column."""
+    rows, columns = weights.shape
+    padded = jnp.pad(weights, [(0, 0), (0, -columns % BLOCK)]).reshape(rows, -1, BLOCK)
+    sums = sum_last(padded, "batch", None)[..., 0]
+    target = uniform[:, None] * sum_last(sums, "batch")
+    block = _pick(sums, target)
+    before = jnp.where(jnp.arange(sums.shape[-1]) < block[:, None], sums, 0)
+    inside = jax.vmap(lambda row, at: jax.lax.dynamic_index_in_dim(row, at, 0, False))(
+        padded, block
     )
-    return chosen
+    return block * BLOCK + _pick(inside, target - sum_last(before, "batch"))
 
 
-def _gumbel(
-    seed: UInt32[Array, ""], position: Int[Array, ""], columns: int
-) -> Float[Array, " columns"]:
-    return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (columns,))
+def _draw_filtered(
+    scaled: Logits, weights: Logits, uniform: Float[Array, " slots"], slots: Slots
+) -> Tokens:
+    """A draw from what top-k, top-p, min-p and typical keep, in that order."""
+    whole = sum_last(weights, "batch")
+    few, settled = _draw_among(min(CANDIDATES, scaled.shape[-1]), scaled, whole, uniform, slots)
+    open_ones = slots.active & slots.filtered & ~settled
+
+    def sorted_whole() -> Tokens:
+        return _draw_among(scaled.shape[-1], scaled, whole, uniform, slots)[0]
+
+    many = jax.lax.cond(jnp.any(open_ones), sorted_whole, lambda: few)
+    return jnp.where(settled, few, many)
 
 
-def _best_of_kept(
-    scaled: Float[Array, "batch vocab"],
-    scores: Float[Array, "batch vocab"],
-    top_k: Int[Array, " batch"],
-    top_p: Float[Array, " batch"],
-) -> Int[Array, " batch"]:
-    """The column of the largest score among those that top-k, then nucleus, keep."""
-    columns = jax.lax.broadcasted_iota(jnp.int32, scaled.shape, 1, out_sharding=spec("batch", None))
-    # Sorting all three together spares the gathers that an argsort would need.
-    falling, scores, columns = jax.lax.sort((-scaled, scores, columns), num_keys=1)
-    rank = jnp.arange(scaled.shape[-1])
-    in_top_k = (rank < top_k[:, None]) | (top_k[:, None] == 0)
-    probability = jax.nn.softmax(jnp.where(in_top_k, -falling, -jnp.inf), axis=-1)
-    before = jnp.cumsum(probability, axis=-1) - probability
-    in_nucleus = (before <= top_p[:, None]) | (top_p[:, None] == 1)
-    chosen = jnp.argmax(jnp.where(in_top_k & in_nucleus, scores, -jnp.inf), axis=-1)
-    return jnp.max(jnp.where(rank == chosen[:, None], columns, 0), axis=-1)
+def _draw_among(
+    count: int,
+    scaled: Logits,
+    whole: Float[Array, "slots 1"],
+    uniform: Float[Array, " slots"],
+    slots: Slots,
+) -> tuple[Tokens, Bool[Array, " slots"]]:
+    """A draw from the likeliest `count` tokens, and whether the filters kept none beyond them.
+
+    Nucleus sampling (arXiv:1904.09751) removes a token when those likelier than it exceed `top_p`
+    without it; the likeliest always stays.
+    """
+    falling, ids = _top_k(scaled, count)
+    limit = jnp.where(slots.top_k > 0, slots.top_k, scaled.shape[-1])[:, None]
+    weights = jnp.where(jnp.arange(count) < limit, jnp.exp(falling), 0)
+    total = jnp.where(slots.top_k[:, None] > 0, sum_last(weights, "batch"), whole)
+    p = weights / total
+    before = jnp.cumsum(p, axis=-1) - p
+    top_p = slots.top_p[:, None]
+    keep = (weights > 0) & ((before <= top_p) | (top_p == 1))
+    keep &= p >= slots.min_p[:, None] * p[:, :1]
+    settled = jnp.where(slots.top_k > 0, slots.top_k <= count, ~keep[:, -1])
+    typical = jnp.any(slots.active & (slots.typical_p < 1))
+    keep = jax.lax.cond(typical, lambda: _keep_typical(p, keep, slots.typical_p), lambda: keep)
+    kept = jnp.where(keep, p, 0)
+    index = _pick(kept, uniform[:, None] * sum_last(kept, "batch"))
+    return jnp.max(jnp.where(jnp.arange(count) == index[:, None], ids, 0), axis=-1), settled
+
+
+def _keep_typical(
+    p: Float[Array, "slots count"], keep: Bool[Array, "slots count"], mass: Float[Array, " slots"]
+) -> Bool[Array, "slots count"]:
+    """Of the tokens kept so far, those of the likeliest surprise that together have `mass`."""
+    kept = jnp.where(keep, p, 0)
+    kept = kept / sum_last(kept, "batch")
+    surprise = jnp.where(keep, -jnp.log(jnp.where(keep, kept, 1)), 0)
+    expected = sum_last(kept * surprise, "batch")
+    away = jnp.where(keep, jnp.abs(surprise - expected), jnp.inf)
+    nearest, shares = jax.lax.sort((away, kept), num_keys=1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    farthest = jnp.max(jnp.where(before < mass[:, None], nearest, -jnp.inf), axis=-1, keepdims=True)
+    return keep & ((away <= farthest) | (mass[:, None] == 1))

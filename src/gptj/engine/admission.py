@@ -1,0 +1,69 @@
+"""What the engine refuses before it begins: each mistake in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gptj.config import ModelConfig
+from gptj.engine.request import Request
+from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+
+
+def prompt_tokens(
+    request: Request,
+    what: str,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    positions: int,
+) -> list[int]:
+    """The ids of a request's prompt; the end of text for an empty one.
+
+    Args:
+      what: what an error calls the prompt.
+      positions: how many tokens a slot has room for.
+
+    Raises:
+      UserError: the request cannot be answered.
+    """
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise UserError(f"{what} is text and there is no tokenizer: give token ids")
+        prompt = tokenizer.encode(prompt)
+    tokens = [int(token) for token in prompt]
+    if not tokens:
+        if tokenizer is None:
+            raise UserError(f"{what} is empty: give at least one token id")
+        tokens = [tokenizer.eos_id]
+    sampling = request.sampling
+    if sampling.stop and tokenizer is None:
+        raise UserError(f"stop={sampling.stop!r} needs a tokenizer: give stop_tokens")
+    slide = sampling.overflow == "slide"
+    if slide and positions < config.context:
+        raise UserError("overflow=slide needs an engine with the model's whole context")
+    if not 1 <= request.score_from <= len(tokens):
+        raise UserError(
+            f"score_from={request.score_from} must be between 1 and the {len(tokens)} tokens "
+            f"of {what}"
+        )
+    # The last token to be scored need not be read.
+    most = positions + (1 if not sampling.max_tokens else 0 if slide else -1)
+    if len(tokens) > most:
+        raise UserError(
+            f"{what} has {len(tokens)} tokens and the model's context is "
+            f"{positions}: shorten the prompt to at most {most}"
+        )
+    _check_ids(what, tokens, config)
+    for name in ("stop_tokens", "allowed_tokens", "banned_tokens", "logit_bias"):
+        _check_ids(name, list(getattr(sampling, name) or ()), config)
+    return tokens
+
+
+def _check_ids(what: str, ids: Sequence[int], config: ModelConfig) -> None:
+    if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
+        wrong = max(ids) if max(ids) >= config.vocab_size else min(ids)
+        raise UserError(
+            f"{what} has token {wrong} and the model knows 0 to {config.vocab_size - 1}: "
+            "use the tokenizer the model was trained with"
+        )

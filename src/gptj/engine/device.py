@@ -1,0 +1,147 @@
+"""The engine's half on the devices: weights, cache and slots, and the programs that change them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32
+
+from gptj.config import ModelConfig
+from gptj.engine import programs
+from gptj.engine.cache import Cache, new_cache
+from gptj.engine.programs import LogProbs
+from gptj.engine.request import SamplingParams
+from gptj.engine.slots import Slots, one_slot
+from gptj.model import Params
+from gptj.sharding import batch_ways, spec
+
+Tree = TypeVar("Tree")
+
+
+class Device:
+    """What is computed with. Nothing here waits for a result."""
+
+    def __init__(
+        self,
+        params: Params[Array],
+        config: ModelConfig,
+        *,
+        slots: int,
+        positions: int,
+        chunk: int,
+        burst: int,
+    ) -> None:
+        """An empty cache and idle slots beside the weights.
+
+        Raises:
+          UserError: the mesh that is set does not divide the model or the slots.
+        """
+        self.params, self.config = _apart(params), config
+        self.parts = batch_ways()
+        self._chunk, self._burst = chunk, burst
+        self._per_part = slots // self.parts
+        self._spare = -(-positions // chunk) * chunk
+        """Where a part of the mesh that has no prompt to read reads one of no use."""
+        room = self._spare + (chunk if self.parts > 1 else 0)
+        self.cache = _beside(params, new_cache(config, slots, params.embedding.dtype, room))
+        self.slots = _beside(params, _new_slots(config, slots))
+        counts = jax.jit(lambda: [jnp.int32(n) for n in range(burst + 1)])()
+        self._counts = _beside(params, counts)
+        """Numbers of steps, there already: a decode step uploads nothing."""
+
+    def read(
+        self, pieces: list[tuple[int, int, list[int]] | None], size: int, scored: int
+    ) -> LogProbs:
+        """Read a chunk of `size` tokens of one slot's prompt in each part of the mesh.
+
+        Args:
+          pieces: for each part the slot, where the chunk begins, and its tokens and the next.
+          scored: see `programs.prefill`.
+        """
+        tokens = np.zeros((self.parts, size + 1), np.int32)
+        start = np.full(self.parts, self._spare, np.int32)
+        slots = np.zeros(self.parts, np.int32)
+        for part, piece in enumerate(pieces):
+            if piece:
+                slot, start[part], known = piece
+                tokens[part, : len(known)] = known
+                slots[part] = slot % self._per_part
+        found, self.cache = programs.prefill(
+            self.params, self.cache, tokens, start, slots, np.int32(scored), self.config
+        )
+        return found
+
+    def draw(self, steps: int) -> tuple[Int32[Array, "burst slots"], LogProbs]:
+        """Make up to so many decode steps; see `programs.decode`."""
+        tokens, found, self.cache, self.slots = programs.decode(
+            self.params, self.cache, self.slots, self._counts[steps], self._burst, self.config
+        )
+        return tokens, found
+
+    def put(self, slot: int, values: Slots) -> None:
+        """Give a slot to a completion."""
+        self.slots = programs.set_slot(self.slots, np.int32(slot), values)
+
+    def set_active(self, slot: int, active: bool) -> None:
+        """Set a slot going, or stop it."""
+        self.slots = programs.set_active(self.slots, np.int32(slot), np.bool_(active))
+
+    def copy_out(self, slot: int, start: int) -> Cache:
+        """The keys and values of a chunk."""
+        return programs.copy_out(self.cache, np.int32(slot), np.int32(start), self._chunk)
+
+    def copy_in(self, slot: int, start: int, chunk: Cache) -> None:
+        """Put a chunk's keys and values into a slot."""
+        self.cache = programs.copy_in(self.cache, chunk, np.int32(slot), np.int32(start))
+
+    def step_bytes(self, kept: int) -> int:
+        """What a decode step reads: the weights but the embedding, and `kept` keys and values."""
+        weights = jax.tree.leaves((self.params.blocks, self.params.output))
+        slots, _, positions, _ = self.cache[0].keys.shape
+        of_token = sum(x.nbytes for x in jax.tree.leaves(self.cache)) // (slots * positions)
+        return sum(x.nbytes for x in weights) + kept * of_token
+
+
+def _new_slots(config: ModelConfig, count: int) -> Slots:
+    """Slots in which nothing goes on."""
+    idle = one_slot(config, [0], SamplingParams(), eos=0, active=False)
+
+    def spread(value: np.ndarray) -> Array:
+        x = np.broadcast_to(value, (count, *np.shape(value)))
+        axes = ("batch", *[None] * np.ndim(value))
+        return jnp.zeros(x.shape, x.dtype, out_sharding=spec(*axes)) + value
+
+    return jax.jit(lambda: jax.tree.map(spread, idle))()
+
+
+def _beside(params: Params[Array], tree: Tree) -> Tree:
+    """Tied to the weights' device, as what programs return is: else they compile once more."""
+    if spec() is not None:
+        return tree
+    placed: Tree = jax.device_put(tree, params.embedding.sharding)
+    return placed
+
+
+def _apart(params: Params[Array]) -> Params[Array]:
+    """The weights with an array for each layer, which on a CPU are views of the stacked ones.
+
+    There a program that takes a layer out of a stack copies it, and a step takes out them all.
+    """
+    device = next(iter(params.embedding.devices()))
+    if isinstance(params.blocks, tuple) or spec() is not None or device.platform != "cpu":
+        return params
+
+    def rows(stacked: Array) -> list[Array]:
+        return [jax.device_put(row, stacked.sharding) for row in np.asarray(stacked)]
+
+    stacks = jax.tree.map(rows, params.blocks)
+    is_list = lambda x: isinstance(x, list)  # noqa: E731
+    count = len(stacks.norm_scale)
+    blocks = tuple(
+        jax.tree.map(lambda row, n=n: row[n], stacks, is_leaf=is_list) for n in range(count)
+    )
+    return dataclasses.replace(params, blocks=blocks)

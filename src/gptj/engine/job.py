@@ -1,0 +1,121 @@
+"""One completion on its way through the engine, and the scores of its prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import numpy as np
+
+from gptj.engine.request import Completion, Delta, FinishReason, SamplingParams, TokenLogprob
+from gptj.engine.text import TextWriter
+
+
+class State(enum.Enum):
+    """Where a job stands."""
+
+    WAITING = enum.auto()
+    READING = enum.auto()
+    """It has a slot, and its prompt is read chunk by chunk."""
+    DRAWING = enum.auto()
+    DONE = enum.auto()
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """What the host knows of one completion."""
+
+    request: int
+    choice: int
+    prompt: list[int]
+    """At least one token. The last is read by the first decode step, the others by chunks."""
+    sampling: SamplingParams
+    score_from: int
+    room: int
+    """The most tokens it may draw; at 0 the prompt is only read, for its scores."""
+    names: list[bytes]
+    """Of the prompt's chunks in the prefix cache."""
+    ends: frozenset[int]
+    writer: TextWriter
+    leader: Job | None = None
+    """Another of the same prompt, to be read first."""
+    state: State = State.WAITING
+    slot: int = -1
+    read: int = 0
+    """Tokens of the prompt that are in the cache."""
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    completion: Completion | None = None
+    _fresh: tuple[list[str], list[int]] = dataclasses.field(default_factory=lambda: ([], []))
+
+    @property
+    def to_read(self) -> int:
+        """Tokens of the prompt that are read by chunks."""
+        return len(self.prompt) - 1
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the prompt is in the cache."""
+        return self.read >= self.to_read
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state is State.DONE
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether log-probabilities of the prompt are wanted."""
+        return self.sampling.prompt_logprobs is not None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether those of the drawn tokens are, if only to choose the best."""
+        return self.sampling.logprobs is not None or self.sampling.drawn > self.sampling.n
+
+    def push(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Take a token drawn, and decide whether it was the last."""
+        if token in self.ends:
+            return self.finish("stop")
+        pieces, tokens = self._fresh
+        tokens.append(token)
+        self.tokens.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        pieces.append(self.writer.push(token))
+        if self.writer.stopped:
+            self.finish("stop")
+        elif len(self.tokens) == self.room:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the completion; what its text held back is shown unless a stop string is found."""
+        if not self.writer.stopped:
+            self._fresh[0].append(self.writer.finish())
+            if self.writer.stopped:
+                reason = "stop"
+        self.state = State.DONE
+        self.completion = Completion(
+            "".join(self.writer.text),
+            self.tokens,
+            reason,
+            self.logprobs if self.sampling.logprobs is not None else None,
+            self.prompt_logprobs if self.is_scored else None,
+        )
+
+    def news(self) -> Delta | None:
+        """What has come since it was last asked for."""
+        pieces, tokens = self._fresh
+        self._fresh = ([], [])
+        if not tokens and not self.completion:
+            return None
+        wanted = self.sampling.logprobs is not None and tokens
+        logprobs = tuple(self.logprobs[-len(tokens) :]) if wanted else ()
+        return Delta(
+            self.request, self.choice, "".join(pieces), tuple(tokens), logprobs, self.completion
+        )
+
+    def mean_logprob(self) -> float:
+        """In nats a token; an empty completion, which is sure of its end, has 0."""
+        return float(np.mean([each.logprob for each in self.logprobs])) if self.logprobs else 0.0

@@ -1,0 +1,119 @@
+"""The law: a request's tokens and log-probabilities are the same bits alone and in any company."""
+
+import contextlib
+import functools
+
+import jax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptj import model
+from gptj.config import ModelConfig
+from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.request import Completion, Delta, Request, SamplingParams
+from gptj.sharding import make_mesh
+from gptj.tokenizer import Tokenizer
+
+CONFIG = ModelConfig(2, 32, 4, 8, 128, 257, 384, 600)
+BYTES = Tokenizer.bytes()
+
+PROMPTS = ["", "a", "x" * 15, "once upon a time " * 3, "once upon a time there was", "y" * 300]
+SAMPLINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.8, "top_p": 0.9},
+    {"top_k": 7, "seed": 5, "repetition_penalty": 1.3},
+    {"min_p": 0.02, "frequency_penalty": 0.3, "presence_penalty": 0.2, "min_tokens": 6},
+    {"typical_p": 0.9, "logit_bias": {97: 2.0}, "banned_tokens": (98, 99)},
+    {"temperature": 1.5, "n": 2, "seed": 9, "stop": ("a",)},
+    {"max_tokens": 0, "prompt_logprobs": 2},
+    {"overflow": "slide", "max_tokens": 25, "ignore_eos": True},
+]
+REQUESTS = [
+    Request(prompt, SamplingParams(**{"max_tokens": 12, "logprobs": 3, **sampling}))
+    for prompt in PROMPTS
+    for sampling in SAMPLINGS
+]
+
+
+@functools.cache
+def engine(slots: int) -> Engine:
+    params = model.init(jax.random.key(0), CONFIG)
+    return Engine(params, CONFIG, BYTES, EngineConfig(slots, chunk=32, burst=4))
+
+
+@functools.cache
+def alone(slots: int, index: int) -> list[Completion]:
+    """What a request gives when nobody else is there and nothing is known of its prompt."""
+    engine(slots)._prefix.clear()
+    return engine(slots).run([REQUESTS[index]])[0]
+
+
+def follow(slots: int, schedule: list[tuple[int, int, int | None]]) -> None:
+    """Submit and cancel requests as the schedule says, and compare each with itself alone."""
+    busy = engine(slots)
+    expected = {index: alone(slots, index) for _, index, _ in schedule}
+    under_way: dict[int, int] = {}
+    cancels: dict[int, int] = {}
+    pieces: dict[tuple[int, int], list[Delta]] = {}
+    coming, step = sorted(schedule, key=lambda event: event[0]), 0
+    while coming or busy.busy:
+        while coming and coming[0][0] <= step:
+            _, index, patience = coming.pop(0)
+            number = busy.submit(REQUESTS[index])
+            under_way[number] = index
+            if patience is not None:
+                cancels[number] = step + patience
+        for number in [n for n, at in cancels.items() if at <= step]:
+            busy.cancel(number)
+            del cancels[number]
+        for delta in busy.step():
+            pieces.setdefault((delta.request, delta.choice), []).append(delta)
+        step += 1
+    for (number, choice), deltas in pieces.items():
+        whole, own = deltas[-1].completion, expected[under_way[number]][choice]
+        assert whole is not None
+        assert "".join(delta.text for delta in deltas) == whole.text
+        assert [t for delta in deltas for t in delta.tokens] == whole.tokens
+        if whole.finish_reason == "cancelled":
+            assert own.tokens[: len(whole.tokens)] == whole.tokens
+            assert own.logprobs[: len(whole.tokens)] == whole.logprobs
+        else:
+            assert whole == own
+
+
+events = st.tuples(
+    st.integers(0, 12),
+    st.integers(0, len(REQUESTS) - 1),
+    st.one_of(st.none(), st.none(), st.integers(0, 6)),
+)
+schedules = st.lists(events, min_size=1, max_size=14)
+
+
+@given(schedule=schedules)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_in_a_random_schedule(schedule):
+    follow(8, schedule)
+
+
+@pytest.mark.slow
+@given(schedule=schedules)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_in_three_hundred_random_schedules(schedule):
+    follow(8, schedule)
+
+
+def test_among_sixty_three_others():
+    follow(64, [(n // 8, n % len(REQUESTS), None) for n in range(0, 64 * 5, 5)])
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 4}, {"data": 2, "tensor": 2}], ids=str)
+def test_on_a_mesh(mesh):
+    with jax.set_mesh(make_mesh(**mesh)) if mesh else contextlib.nullcontext():
+        params = model.init(jax.random.key(0), CONFIG)
+        spread = Engine(params, CONFIG, BYTES, EngineConfig(8, chunk=32, burst=4))
+        some = REQUESTS[::5]
+        together = spread.run(some)
+        assert [spread.run([request])[0] for request in some] == together
+    texts = lambda found: [[each.text for each in choices] for choices in found]  # noqa: E731
+    assert texts(together) == texts([alone(8, n) for n in range(0, len(REQUESTS), 5)])
