@@ -17,6 +17,7 @@ from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
+from gptj.bench import ServeBenchConfig
 from gptj.cli import bench, data, models, runs
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
@@ -105,7 +106,9 @@ class TestHelp:
             for name, function in names.items():
                 monkeypatch.setattr(module, name, function)
         assert gptj(*shlex.split(example[1])).code == 0
-        kinds = PrepareConfig | TrainConfig | PlotConfig | ConvertConfig | str | Path
+        kinds = (
+            PrepareConfig | TrainConfig | PlotConfig | ConvertConfig | ServeBenchConfig | str | Path
+        )
         assert isinstance(heard[0], kinds)
 
     def test_every_training_option_says_what_it_is(self, gptj):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptj import kernels
+from gptj import kernels, model
+from gptj.config import ModelConfig
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
 
@@ -85,6 +86,24 @@ def test_the_largest_fall_and_of_equals_the_first_comes_first(count, kind):
     expected = np.argsort(-x, axis=-1, kind="stable")[:, :count]
     np.testing.assert_array_equal(columns, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(x, expected, -1))
+
+
+def test_a_program_traced_with_them_is_not_taken_for_one_that_has_a_gradient():
+    config = ModelConfig(1, 32, 2, 8, 64, 64, 64, 16)
+    params = model.init(jax.random.key(0), config)
+    rows = jnp.ones((2, 9), jnp.int32)
+
+    @jax.jit
+    def natively(params):
+        with kernels.wanted():
+            return model.loss(params, rows, config)
+
+    found, (expected, gradient) = (
+        natively(params),
+        jax.value_and_grad(model.loss)(params, rows, config),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 def test_scores_far_apart_overflow_nothing():

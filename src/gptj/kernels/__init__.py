@@ -15,8 +15,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 
 import jax
@@ -37,22 +35,19 @@ MOST_ROWS = 64
 LANES = 16
 """Dims of a head must be a multiple of this."""
 
-_wanted: ContextVar[bool] = ContextVar("wanted", default=False)
+_wanted = jax.make_user_context(False)
+"""JAX's own kind of context: what is traced in it is not taken for what is traced outside."""
 
 
-@contextlib.contextmanager
-def wanted() -> Iterator[None]:
+def wanted() -> contextlib.AbstractContextManager[None]:
     """Where a program is traced that no gradient is taken of, and that has few rows."""
-    token = _wanted.set(True)
-    try:
-        yield
-    finally:
-        _wanted.reset(token)
+    context: contextlib.AbstractContextManager[None] = _wanted(True)
+    return context
 
 
 def in_use() -> bool:
     """Whether what is traced now may use them: on one CPU device, where they could be built."""
-    if not _wanted.get() or not jax.sharding.get_abstract_mesh().empty:
+    if not _wanted.value or not jax.sharding.get_abstract_mesh().empty:
         return False
     return jax.default_backend() == "cpu" and available()
 
