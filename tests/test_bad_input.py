@@ -243,6 +243,18 @@ class TestGenerate:
         words = ("generate", tmp_path / what, "--prompt", "x")
         refused(*words, said=(f"no model at {tmp_path / what}: give a `gptj train` run or",))
 
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("--beams", 0), "beams=0 must be at least 1"),
+            (("--length-penalty", 2.0), "length_penalty=2.0 is for a search: add --beams 4"),
+            (("--beams", 2, "--temperature", 0.5), "leave out temperature"),
+            (("--beams", 2, "--n", 3), "n=3 must be at most beams=2"),
+        ],
+    )
+    def test_a_search_and_a_draw_at_once(self, refused, tiny_run, words, said):
+        refused("generate", tiny_run, "--prompt", "x", *words, said=(said,))
+
     def test_a_run_without_a_checkpoint(self, refused, own_run):
         shutil.rmtree(own_run / "checkpoints")
         said = (f"the run {own_run} has no complete checkpoint yet", "train on")

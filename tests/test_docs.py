@@ -22,3 +22,11 @@ def test_every_link_of_the_documents_leads_somewhere():
 
 def test_the_readme_is_finished():
     assert "@@" not in (ROOT / "README.md").read_text()
+
+
+def test_the_example_of_generating_runs(tiny_run, capsys):
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.DOTALL
+    )
+    exec(block.replace("runs/demo", str(tiny_run)), {})
+    assert capsys.readouterr().out

@@ -113,6 +113,8 @@ class Model:
             raise UserError(f"no sampling field {', '.join(unknown)}: there are {', '.join(known)}")
         prompts = [prompts] if isinstance(prompts, str) else prompts
         asked = SamplingParams(**sampling)
+        if asked.logprobs is not None or asked.prompt_logprobs is not None:
+            raise UserError("generate gives texts: for logprobs use score, or a gptj.Engine")
         ids = self._text().encode_batch(prompts)
         seeds = row_seeds(asked.seed, len(ids)).tolist()
         requests = [

@@ -362,6 +362,24 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"has token .* and the model knows 0 to 256"):
             engine.submit(wrong)
 
+    @pytest.mark.parametrize("prompt", [[1.5], ["a"], [None]])
+    def test_a_prompt_of_something_else(self, engine, prompt):
+        with pytest.raises(UserError, match="must be text or whole numbers"):
+            engine.submit(Request(prompt))
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            {"allowed_tokens": (5,), "banned_tokens": (5,), "ignore_eos": True},
+            {"allowed_tokens": (256,), "min_tokens": 1},
+            {"banned_tokens": tuple(range(257))},
+        ],
+        ids=str,
+    )
+    def test_controls_that_leave_nothing_to_draw(self, engine, sampling):
+        with pytest.raises(UserError, match="leave no token to draw"):
+            engine.submit(Request("a", SamplingParams(**sampling)))
+
     def test_a_place_to_score_from_that_is_not_in_the_prompt(self, engine):
         with pytest.raises(UserError, match="score_from=9 must be between 1 and the 2 tokens"):
             engine.submit(Request("ab", SamplingParams(prompt_logprobs=0), score_from=9))
@@ -379,3 +397,8 @@ class TestMistakes:
     def test_an_engine_of_nothing(self, field):
         with pytest.raises(UserError, match=f"{field}=0 must be at least 1"):
             EngineConfig(**{field: 0})
+
+    @pytest.mark.parametrize("positions", [-5, 0, 1])
+    def test_slots_without_room(self, positions):
+        with pytest.raises(UserError, match=f"positions={positions} must be at least 2"):
+            EngineConfig(positions=positions)

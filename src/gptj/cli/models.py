@@ -14,7 +14,7 @@ from gptj.cli.flags import MeshShape, parse
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import describe, diff
 from gptj.convert.open import config_named, open_source
-from gptj.engine.beam import EarlyStopping
+from gptj.engine.beam import BeamParams, EarlyStopping
 from gptj.engine.request import SamplingParams
 from gptj.errors import UserError
 
@@ -48,6 +48,7 @@ def run_generate(args: Sequence[str]) -> None:
     """Run `gptj generate`."""
     example = "gptj generate runs/mine --prompt 'Once upon' --temperature 0.8 --max-tokens 200"
     command = parse(GenerateCommand, "generate", args, example)
+    beam = _beam(command)
     prompt = _stdin() if command.prompt == "-" else command.prompt
     unseen = [prompt]  # shown with the first piece, so that a refused prompt is not
     several = command.sampling.n > 1
@@ -59,30 +60,35 @@ def run_generate(args: Sequence[str]) -> None:
 
     with command.mesh.use():
         model = load(command.model, dtype=command.dtype, tokenizer=command.tokenizer)
-        if command.beams > 1:
-            texts = model.search(prompt, **_beam(command))
+        if beam:
+            texts = model.search(prompt, **beam)
         else:
             texts = model.generate(prompt, on_text=show, **vars(command.sampling))
     if several:
         for number, text in enumerate(texts):
             print(f"--- {number + 1} ---", prompt + text, sep="\n")
     else:
-        print(*unseen, *(texts if command.beams > 1 else ()), sep="")
+        print(*unseen, *(texts if beam else ()), sep="")
 
 
 def _beam(command: GenerateCommand) -> dict[str, Any]:
-    """What a search looks at; what it would not is refused."""
-    drawn, taken = command.sampling, ("max_tokens", "n")
-    others = dataclasses.replace(SamplingParams(), max_tokens=drawn.max_tokens, n=drawn.n)
+    """The options of a search, none where there is to be none; what is not looked at is refused."""
+    of_search = {name: getattr(command, name) for name in ("length_penalty", "early_stopping")}
+    if command.beams < 1:
+        raise UserError(f"beams={command.beams} must be at least 1")
+    if command.beams == 1:
+        for name, value in of_search.items():
+            if value != GenerateCommand.__dataclass_fields__[name].default:
+                raise UserError(f"{name}={value} is for a search: add --beams 4, or leave it out")
+        return {}
+    drawn = command.sampling
+    others = SamplingParams(max_tokens=drawn.max_tokens, n=drawn.n)
     for field in dataclasses.fields(SamplingParams):
         if getattr(drawn, field.name) != getattr(others, field.name):
             raise UserError(f"--beams draws nothing at random: leave out {field.name}")
-    found = {name: getattr(drawn, name) for name in taken}
-    return found | {
-        "beams": command.beams,
-        "length_penalty": command.length_penalty,
-        "early_stopping": command.early_stopping,
-    }
+    search = {"beams": command.beams, "max_tokens": drawn.max_tokens, "n": drawn.n, **of_search}
+    BeamParams(**search)  # refused before a model is loaded
+    return search
 
 
 def _stdin() -> str:

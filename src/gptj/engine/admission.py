@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 from gptj.config import ModelConfig
-from gptj.engine.request import Request
+from gptj.engine.request import Request, SamplingParams
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
@@ -31,6 +32,8 @@ def prompt_tokens(
         if tokenizer is None:
             raise UserError(f"{what} is text and there is no tokenizer: give token ids")
         prompt = tokenizer.encode(prompt)
+    if not all(isinstance(token, numbers.Integral) for token in prompt):
+        raise UserError(f"{what} must be text or whole numbers, the ids of tokens")
     tokens = [int(token) for token in prompt]
     if not tokens:
         if tokenizer is None:
@@ -57,7 +60,25 @@ def prompt_tokens(
     _check_ids(what, tokens, config)
     for name in ("stop_tokens", "allowed_tokens", "banned_tokens", "logit_bias"):
         _check_ids(name, list(getattr(sampling, name) or ()), config)
+    _check_left(sampling, tokenizer.eos_id if tokenizer else None, config)
     return tokens
+
+
+def _check_left(sampling: SamplingParams, eos: int | None, config: ModelConfig) -> None:
+    """Refuse controls that leave no token to draw."""
+    ends = sampling.ends(eos)
+    if sampling.allowed_tokens is None:
+        left = set(range(config.vocab_size)) if len(sampling.banned_tokens) else None
+    else:
+        left = set(sampling.allowed_tokens) | ends
+    if left is None:
+        return
+    left -= set(sampling.banned_tokens) | (ends if sampling.min_tokens else set())
+    if not left:
+        raise UserError(
+            "allowed_tokens, banned_tokens and min_tokens together leave no token to draw: allow "
+            "one that is neither banned nor an end"
+        )
 
 
 def _check_ids(what: str, ids: Sequence[int], config: ModelConfig) -> None:

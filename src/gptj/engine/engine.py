@@ -62,6 +62,8 @@ class EngineConfig:
         for name in ("slots", "chunk", "chunks_a_step", "burst"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.positions is not None and self.positions < 2:
+            raise UserError(f"positions={self.positions} must be at least 2")
         if self.prefix_bytes < 0:
             raise UserError(f"prefix_bytes={self.prefix_bytes} must be at least 0")
 
