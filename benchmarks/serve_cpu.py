@@ -7,6 +7,8 @@ vocabulary; 162 million numbers), prompts of 64 to 256 tokens and 64 new ones ea
 `batch 1`, `8` and `32` ask so many at once; the `mix` is 64 requests, which transformers answers in
 batches of 8, 16 or 32, whichever is fastest, padded on the left. Each side has each dtype in a
 process of its own, and is credited with the better of float32 and bfloat16; they take turns.
+Afterwards `gptj bench serve` measures one decode step of 1, 8 and 32 busy slots, beside what the
+machine's memory gives to a plain reading.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +44,8 @@ def ours(dtype: str) -> dict[str, Callable[[], int]]:
     import jax
 
     from gptj.config import preset
-    from gptj.engine.engine import Engine, EngineConfig
+    from gptj.engine.config import EngineConfig
+    from gptj.engine.engine import Engine
     from gptj.engine.request import Request, SamplingParams
     from gptj.model import init
 
@@ -155,6 +159,25 @@ def measure(rounds: int, sides: list[str]) -> dict[str, object]:
     }
 
 
+def decode_steps(dtype: str) -> dict[str, dict[str, float]]:
+    """For each batch, a decode step of ours: its milliseconds, GB/s, and the memory's GB/s."""
+    found = {}
+    for count in BATCHES:
+        with tempfile.NamedTemporaryFile() as file:
+            words = ["bench", "serve", "--dtype", dtype, "--engine.slots", str(count)]
+            words += ["--requests", str(2 * count), "--temperature", "0", "--json", file.name]
+            subprocess.run([sys.executable, "-m", "gptj.cli", *words], check=True)
+            measured = json.load(file)["measured"]
+        speed = measured["step_bytes"] / measured["step_seconds"]
+        found[f"batch {count}"] = {
+            "ms": round(1e3 * measured["step_seconds"], 2),
+            "gb_per_second": round(speed / 1e9, 2),
+            "memory_gb_per_second": round(measured["bandwidth"] / 1e9, 2),
+            "share": round(speed / measured["bandwidth"], 3),
+        }
+    return found
+
+
 def _ratio(medians: dict[str, dict[str, float]], kind: str) -> float:
     """Ours over theirs, each side's best dtype and way."""
 
@@ -181,6 +204,7 @@ def main() -> None:
     for side, cases in result["tokens_per_second"].items():
         print(side, cases)
     print("ours over torch:", result["ratio"])
+    result["decode_step"] = {dtype: decode_steps(dtype) for dtype in ("float32", "bfloat16")}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {args.out}")
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 EIGHT = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is left behind, or found
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
 
 

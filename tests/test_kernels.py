@@ -7,35 +7,63 @@ import pytest
 
 from gptj import kernels, model
 from gptj.config import ModelConfig
+from gptj.quantised import Int4, Int8, dequantised, int8_rows, quantise
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
 
-DTYPES = [jnp.float32, jnp.bfloat16, jnp.int8]
+KINDS = ["float32", "bfloat16", "int8", "int4"]
 
 
-def drawn(shape, dtype, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape)
-    return jnp.asarray(x * 30 if dtype == jnp.int8 else x, dtype)
+def drawn(shape, dtype=jnp.float32, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-product, attention = jax.jit(kernels.product), jax.jit(kernels.attention)
+@jax.jit
+def product(x, w):
+    if isinstance(w, Int4):
+        return kernels.product_int4(x, w.pairs, w.scale, w.low)
+    return (
+        kernels.product_int8(x, w.values, w.scale) if isinstance(w, Int8) else kernels.product(x, w)
+    )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 48), (130, 1000), (257, 519), (768, 2048)])
-@pytest.mark.parametrize("rows", [1, 2, 7, 64])
-def test_a_product_is_the_sum(dtype, shape, rows):
-    x, w = drawn((rows, shape[0]), jnp.float32), drawn(shape, dtype, 1)
-    wide, matrix = np.asarray(x, np.float64), np.asarray(w).astype(np.float64)
-    bound = np.abs(wide) @ np.abs(matrix) * 1e-6 + 1e-6
-    assert (np.abs(np.asarray(product(x, w)) - wide @ matrix) <= bound).all()
+attention = jax.jit(kernels.attention)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_of_a_product_is_the_same_bits_in_any_company(dtype):
-    x, w = drawn((64, 300), jnp.float32), drawn((300, 1111), dtype, 1)
+def matrix(shape, kind):
+    """A matrix as it is stored, and the numbers that it stands for."""
+    if kind in ("int8", "int4"):
+        stored = quantise(drawn(shape, seed=1), 1, kind)
+        return stored, np.asarray(dequantised(stored), np.float64)
+    stored = drawn(shape, kind, 1)
+    return stored, np.asarray(stored).astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "shape", [(2, 1), (6, 5), (64, 48), (130, 1000), (258, 519), (384, 77), (768, 2048)]
+)
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 64])
+def test_a_product_is_the_sum(kind, shape, rows):
+    x, (stored, numbers) = drawn((rows, shape[0])), matrix(shape, kind)
+    wide = np.asarray(x, np.float64)
+    bound = np.abs(wide) @ np.abs(numbers) * 1e-6 + 1e-6
+    if kind == "int4":  # each group's sum is of its low ends and of what is above them
+        bound = np.abs(wide).sum(-1, keepdims=True) * np.abs(numbers).max() * 2e-6 + 1e-6
+    assert (np.abs(np.asarray(product(x, stored)) - wide @ numbers) <= bound).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_product_of_odd_dims_is_the_sum(rows):
+    x, w = drawn((rows, 3)), drawn((3, 5), seed=1)
+    np.testing.assert_allclose(product(x, w), np.asarray(x) @ np.asarray(w), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_a_product_is_the_same_bits_in_any_company(kind):
+    x, (w, _) = drawn((64, 320)), matrix((320, 1111), kind)
     whole = np.asarray(product(x, w))
-    for rows in (1, 2, 3, 8, 63):
+    for rows in (1, 2, 3, 5, 8, 63):
         np.testing.assert_array_equal(product(x[:rows], w), whole[:rows])
     np.testing.assert_array_equal(product(x[::-1], w), whole[::-1])
 
@@ -43,33 +71,40 @@ def test_a_row_of_a_product_is_the_same_bits_in_any_company(dtype):
 def reference(query, keys, values, last_seen):
     query, keys, values = (np.asarray(x).astype(np.float64) for x in (query, keys, values))
     out = np.zeros(query.shape)
-    for row, seen in enumerate(last_seen):
-        k, v = keys[row, :, : seen + 1], values[row, :, : seen + 1]
-        scores = np.einsum("hd,hkd->hk", query[row], k) / np.sqrt(query.shape[-1])
+    for at in np.ndindex(last_seen.shape):
+        k, v = (x[at[0], :, : last_seen[at] + 1] for x in (keys, values))
+        scores = np.einsum("hd,hkd->hk", query[at], k) / np.sqrt(query.shape[-1])
         p = np.exp(scores - scores.max(-1, keepdims=True))
-        out[row] = np.einsum("hk,hkd->hd", p / p.sum(-1, keepdims=True), v)
+        out[at] = np.einsum("hk,hkd->hd", p / p.sum(-1, keepdims=True), v)
     return out
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("d_head", [16, 64, 256])
-def test_attention_is_the_softmax_over_what_is_seen(dtype, d_head):
-    last_seen = np.array([0, 1, 15, 16, 100, 511], np.int32)
-    shape = (len(last_seen), 3, 512, d_head)
-    query, keys, values = (
-        drawn((*shape[:2], d_head), jnp.float32),
-        drawn(shape, dtype, 1),
-        drawn(shape, dtype, 2),
-    )
-    unseen = np.arange(512)[:, None] > last_seen[:, None, None, None]
-    values = jnp.where(unseen, jnp.nan, values)  # what is not seen is not read
-    found = attention(query * 3, keys, values, last_seen)
-    expected = reference(query * 3, keys, values, last_seen)
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
-    for row in range(len(last_seen)):
-        one = slice(row, row + 1)
-        alone = attention(query[one] * 3, keys[one], values[one], last_seen[one])
-        np.testing.assert_array_equal(alone, found[one])
+@pytest.mark.parametrize("queries", [1, 3, 9])
+def test_attention_is_the_softmax_over_what_is_seen(dtype, d_head, queries):
+    last_seen = np.array([0, 1, 15, 16, 100, 500], np.int32)[:, None] + np.arange(queries)
+    last_seen = last_seen.astype(np.int32)
+    rows, unseen = len(last_seen), np.arange(512)[:, None] > last_seen[:, -1, None, None, None]
+    query = 3 * drawn((rows, queries, 3, d_head))
+    keys, values = (drawn((rows, 3, 512, d_head), seed=seed) for seed in (1, 2))
+    if dtype == "int8":
+        keys, values = int8_rows(keys), int8_rows(values)
+        scales = [jnp.where(unseen, jnp.nan, x.scale) for x in (keys, values)]
+        expected = reference(query, keys.read(), values.read(), last_seen)
+        keys, values = keys.values, values.values
+    else:
+        keys, values, scales = keys.astype(dtype), values.astype(dtype), None
+        expected = reference(query, keys, values, last_seen)
+        values = jnp.where(unseen, jnp.nan, values)  # what is not seen is not read
+    found = attention(query, keys, values, last_seen, scales)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=4e-6)
+    for row in range(rows):
+        for at in range(queries):
+            mine, one = slice(row, row + 1), slice(at, at + 1)
+            own = scales and [scale[mine] for scale in scales]
+            alone = attention(query[mine, one], keys[mine], values[mine], last_seen[mine, one], own)
+            np.testing.assert_array_equal(alone, found[mine, one])
 
 
 @pytest.mark.parametrize("count", [1, 3, 256, 500])
@@ -107,7 +142,7 @@ def test_a_program_traced_with_them_is_not_taken_for_one_that_has_a_gradient():
 
 
 def test_scores_far_apart_overflow_nothing():
-    query, keys = jnp.full((1, 1, 16), 1e3), jnp.full((1, 1, 32, 16), 1e3)
+    query, keys = jnp.full((1, 1, 1, 16), 1e3), jnp.full((1, 1, 32, 16), 1e3)
     keys = keys.at[0, 0, 5].multiply(-1)
-    found = attention(query, keys, keys, np.array([31], np.int32))
+    found = attention(query, keys, keys, np.array([[31]], np.int32))
     np.testing.assert_allclose(found, 1e3, rtol=1e-6)

@@ -105,11 +105,20 @@ class TestLoss:
     def test_weights_choose_what_counts(self, params):
         weights = np.zeros((2, 289), np.float32)
         weights[0, 10:20] = 0.1
-        loss, nll = model.losses(params, TOKENS, CONFIG, weights=jnp.asarray(weights))
+        loss, (nll, _) = model.losses(params, TOKENS, CONFIG, weights=jnp.asarray(weights))
         assert float(loss) == pytest.approx(float(nll[0, 10:20].mean()), rel=1e-5)
         gradient = jax.grad(lambda p: model.loss(p, TOKENS, CONFIG, weights=jnp.asarray(weights)))
         unseen = set(range(CONFIG.vocab_size)) - set(TOKENS[0, :20].tolist())
         assert not np.any(np.asarray(gradient(params).embedding)[sorted(unseen)])
+
+    def test_the_z_loss_is_of_each_tokens_normaliser(self, params):
+        loss, (nll, z_loss) = model.losses(
+            params, TOKENS, CONFIG, z_loss=cross_entropy.ZLoss(weight=1e-3)
+        )
+        logits = model.forward(params, TOKENS[:, :-1], CONFIG)[..., : CONFIG.vocab_size]
+        expected = 1e-3 * np.square(jax.nn.logsumexp(logits, axis=-1))
+        np.testing.assert_allclose(z_loss, expected, rtol=1e-5)
+        assert float(loss) == pytest.approx(float(np.mean(nll + z_loss)), rel=1e-6)
 
     def test_an_untrained_model_knows_nothing(self, params):
         loss = float(model.loss(params, TOKENS, CONFIG))

@@ -10,7 +10,8 @@ from gptj.api import Model, load, train
 from gptj.config import PRESETS, ModelConfig, preset
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Request, SamplingParams
 from gptj.errors import UserError
 from gptj.model import Params, count_parameters, forward, init, loss

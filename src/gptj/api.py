@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,14 @@ from gptj.convert.load import load_params
 from gptj.convert.open import open_source
 from gptj.convert.source import from_params
 from gptj.engine.beam import BeamParams, beam_search
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig, KVCache
+from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Delta, Request, SamplingParams
 from gptj.engine.sampling import row_seeds
+from gptj.engine.step import Draft
 from gptj.errors import UserError
 from gptj.model import Params, forward
+from gptj.quantised import Quantisation, is_quantised
 from gptj.sharding import batch_ways, check_mesh, place, reshard
 from gptj.tokenizer import Tokenizer
 from gptj.train import loop
@@ -43,6 +46,20 @@ DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
+class _Kept:
+    """An engine of a model's own, and the model that guesses for it."""
+
+    engine: Engine
+    draft: Model | None
+
+    def serves(self, options: EngineConfig, draft: Model | None) -> bool:
+        """Whether it has room for as many positions, and is otherwise the same."""
+        own, asked = self.engine.options, options.rounded(batch_ways())
+        alike = own == dataclasses.replace(asked, positions=own.positions)
+        return alike and self.engine.positions >= (asked.positions or 0) and self.draft is draft
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """A GPT-J with its weights and tokenizer. It computes in the dtype of its weights."""
 
@@ -50,7 +67,7 @@ class Model:
     params: Params[Array]
     tokenizer: Tokenizer | None
     """`None` where the files held none: text then needs `load(..., tokenizer=...)`."""
-    _engines: list[Engine] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    _engines: list[_Kept] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -92,6 +109,9 @@ class Model:
         prompts: str | Sequence[str],
         *,
         on_text: Callable[[int, str], None] | None = None,
+        speculate: int = 0,
+        draft: Model | None = None,
+        kv_cache: KVCache = "model",
         **sampling: Any,
     ) -> list[str]:
         """The text that follows each prompt.
@@ -100,6 +120,10 @@ class Model:
           prompts: one prompt or several, written on together. The first draws with `seed` and the
             others with seeds derived from it and their number.
           on_text: called with the index of a text and its next piece as they come.
+          speculate: tokens that a step guesses ahead, which changes the speed alone.
+          draft: a smaller model of the same tokenizer that guesses them; else they are looked up in
+            the text so far.
+          kv_cache: what keys and values are stored in: the model's dtype, or int8.
           **sampling: fields of `SamplingParams`: temperature, top_p, max_tokens, seed, stop, ...
 
         Returns:
@@ -126,7 +150,8 @@ class Model:
             if on_text and delta.text:
                 on_text(delta.request * asked.n + delta.choice, delta.text)
 
-        completions = self._run(requests, show)
+        options = EngineConfig(speculate=speculate, kv_cache=kv_cache)
+        completions = self._run(requests, show, options=options, draft=draft)
         return [completion.text for choices in completions for completion in choices]
 
     def search(self, prompts: str | Sequence[str], **options: Any) -> list[str]:
@@ -180,24 +205,28 @@ class Model:
         requests: Sequence[Request],
         on_delta: Callable[[Delta], None] | None = None,
         what: str = "prompt",
+        options: EngineConfig = EngineConfig(),
+        draft: Model | None = None,
     ) -> list[list[Completion]]:
         """Answer requests on an engine that has room for them, kept for those to come."""
         if not requests:
             return []
         context = self.config.context
         slots = SLOTS if sum(request.sampling.drawn for request in requests) > 1 else 1
-        slots = -(-slots // batch_ways()) * batch_ways()
         needed = max(
             context
             if request.sampling.overflow == "slide"
             else min(len(request.prompt) + request.sampling.max_tokens, context)
             for request in requests
         )
-        fits = [e for e in self._engines if e.options.slots == slots and e.positions >= needed]
-        if not fits:
-            options = EngineConfig(slots, min(-(-needed // KEYS) * KEYS, context))
-            self._engines[:] = fits = [Engine(self.params, self.config, self.tokenizer, options)]
-        return fits[0].run(requests, on_delta, what)
+        positions = min(-(-needed // KEYS) * KEYS, context)
+        options = dataclasses.replace(options, slots=slots, positions=positions)
+        if self._engines and self._engines[0].serves(options, draft):
+            return self._engines[0].engine.run(requests, on_delta, what)
+        guesser = Draft(draft.params, draft.config) if draft else None
+        engine = Engine(self.params, self.config, self.tokenizer, options, guesser)
+        self._engines[:] = [_Kept(engine, draft)]
+        return engine.run(requests, on_delta, what)
 
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -214,9 +243,14 @@ class Model:
         It holds model.json, tokenizer.json and weights.safetensors.
 
         Raises:
-          UserError: the folder exists and is not empty.
+          UserError: the folder exists and is not empty, or the weights are quantised.
           gptj.checkpoint.CheckpointError: it cannot be written; then no folder is left.
         """
+        if is_quantised(self.params):
+            raise UserError(
+                "a quantised model has lost the numbers that its files would hold: load it without "
+                "quantize to save it, or use gptj convert"
+            )
         write(from_params(self.config, self.params, self.tokenizer), path)
 
 
@@ -224,6 +258,7 @@ def load(
     path_or_hub_id: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
+    quantize: Quantisation | None = None,
     config: ModelConfig | None = None,
     tokenizer: str | None = None,
 ) -> Model:
@@ -237,12 +272,19 @@ def load(
     Args:
       dtype: store and compute in float32 or bfloat16; as stored when not given, and float32 for
         float16, which holds its numbers exactly.
+      quantize: keep the matrices in `int8`, a scale a column, or `int4`, a scale and a low end for
+        each 128 numbers of a column (the output projection then in int8). They are rounded as they
+        are read, so that the model in full is never in memory, and `dtype` is what the rest is
+        stored in and the layers compute in. Such a model cannot be saved.
       config: the model's shape, where shards of the original's have no config.json beside them.
       tokenizer: what `Tokenizer.load` takes, where none lies beside the weights.
 
     Raises:
-      UserError: there is no model there, or it cannot be read; names the file at fault.
+      UserError: there is no model there, or it cannot be read; names the file at fault. Or int4
+        does not fit its shape, or the mesh.
     """
+    if quantize is not None and quantize not in get_args(Quantisation):
+        raise UserError(f"quantize={quantize!r} is not {' or '.join(get_args(Quantisation))}")
     if dtype is not None and not any(dtype == known for known in DTYPES):
         raise UserError(f"dtype={dtype} is not float32 or bfloat16")
     source = open_source(path_or_hub_id, config=config, tokenizer=tokenizer)
@@ -254,7 +296,7 @@ def load(
             f"{source.config.padded_vocab_size} rows of the model: they are not of one model"
         )
     stored = source.dtype if source.dtype in DTYPES else np.dtype("float32")
-    return Model(source.config, load_params(source, dtype or stored), found)
+    return Model(source.config, load_params(source, dtype or stored, quantize), found)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gptj import kernels
 from gptj.matrices import sum_last
+from gptj.quantised import Int8Rows
 from gptj.sharding import spec
 
 KEYS = 256
@@ -20,6 +21,9 @@ KeysValues = tuple[
     Float[Array, "batch heads keys d_head"],
     Float[Array, "batch heads keys d_head"],
 ]
+
+Kept = Float[Array, "batch heads positions d_head"] | Int8Rows
+"""Keys or values as a cache has them."""
 
 
 def rotary(
@@ -70,7 +74,7 @@ def cached_attention(
     query: Float[Array, "batch length heads d_head"],
     last_seen: Int[Array, "batch length"],
     read: Callable[[Int[Array, ""]], KeysValues],
-    whole: KeysValues | None = None,
+    whole: tuple[Kept, Kept] | None = None,
 ) -> Float[Array, "batch length heads d_head"]:
     """Each query attends to the keys `0 .. last_seen` of its row of a cache; otherwise the same.
 
@@ -83,9 +87,8 @@ def cached_attention(
       whole: all of them, where the rows of the cache are those of the query.
     """
     batch, length, heads, d_head = query.shape
-    if whole and length == 1 and d_head % kernels.LANES == 0 and kernels.in_use():
-        mixed = kernels.attention(query[:, 0], *whole, last_seen[:, 0])
-        return mixed[:, None].astype(query.dtype)
+    if whole and length <= kernels.MOST_QUERIES and not d_head % kernels.LANES and kernels.in_use():
+        return _natively(query, last_seen, *whole)
     query = query.transpose(0, 2, 1, 3) * d_head**-0.5
     split = ("batch", "heads", None, None)
     dot = functools.partial(
@@ -112,6 +115,22 @@ def cached_attention(
     begin = (start(never, 1), start(0, 1), start(0, d_head))
     _, total, mixed = jax.lax.fori_loop(0, blocks, add, begin)
     return (mixed / total).astype(query.dtype).transpose(0, 2, 1, 3)
+
+
+def _natively(
+    query: Float[Array, "batch length heads d_head"],
+    last_seen: Int[Array, "batch length"],
+    keys: Kept,
+    values: Kept,
+) -> Float[Array, "batch length heads d_head"]:
+    """The same by a native program, which reads of each row of the cache what that row sees."""
+    if isinstance(keys, Int8Rows) and isinstance(values, Int8Rows):
+        scales = keys.scale, values.scale
+        mixed = kernels.attention(query, keys.values, values.values, last_seen, scales)
+    else:
+        assert not isinstance(keys, Int8Rows) and not isinstance(values, Int8Rows)
+        mixed = kernels.attention(query, keys, values, last_seen)
+    return mixed.astype(query.dtype)
 
 
 def _mix(

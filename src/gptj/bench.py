@@ -14,11 +14,14 @@ from rich.table import Table
 
 from gptj.api import load
 from gptj.config import PRESETS, ModelConfig, preset
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.convert.load import quantised
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Request, SamplingParams
 from gptj.errors import UserError
 from gptj.hardware import measured_bandwidth
 from gptj.model import Params, init
+from gptj.quantised import Quantisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class ServeBenchConfig:
     """A model of any kind, or the name of a preset, which gets random weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to store and compute in."""
+    quantize: Quantisation | None = None
+    """Keep the matrices in so many bits."""
     requests: int = 64
     """How many requests are asked, in all."""
     rate: float = 0.0
@@ -150,8 +155,10 @@ def _model(config: ServeBenchConfig) -> tuple[Params[jax.Array], ModelConfig]:
     if config.model in PRESETS and not Path(config.model).exists():
         shape = preset(config.model)
         params = init(jax.random.key(0), shape)
+        if config.quantize:
+            return quantised(params, shape, config.dtype, config.quantize), shape
         return jax.tree.map(lambda x: x.astype(config.dtype), params), shape
-    loaded = load(config.model, dtype=config.dtype)
+    loaded = load(config.model, dtype=config.dtype, quantize=config.quantize)
     return loaded.params, loaded.config
 
 

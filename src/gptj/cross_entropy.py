@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,15 @@ class ZLoss:
 NO_Z_LOSS = ZLoss()
 
 
+class TokenLosses(NamedTuple):
+    """What each token adds to the loss, in nats; no gradient flows from it."""
+
+    nll: Float[Array, "..."]
+    """Its negative log-likelihood."""
+    z_loss: Float[Array, "..."]
+    """What is added for the size of its normaliser."""
+
+
 Residuals = tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]
 Chunk = tuple[Float[Array, "rows embed"], Int[Array, " rows"], Float[Array, " rows"]]
 
@@ -53,7 +63,7 @@ def linear_cross_entropy(
     weights: Float[Array, "batch length"],
     vocab_size: int,
     z_loss: ZLoss = NO_Z_LOSS,
-) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
+) -> tuple[Float[Array, ""], TokenLosses]:
     """Weighted sum over tokens of `-log softmax(hidden @ output + bias)[target]`, in float32.
 
     Args:
@@ -64,10 +74,10 @@ def linear_cross_entropy(
       z_loss: what is added for the size of the normaliser.
 
     Returns:
-      The loss, and each token's negative log-likelihood in nats (no gradient flows from it).
+      The loss, and of each token its parts, "batch length".
     """
-    loss, nll = _fused(hidden, output, bias, targets, weights, vocab_size, z_loss)
-    return loss, jax.lax.stop_gradient(nll)
+    loss, parts = _fused(hidden, output, bias, targets, weights, vocab_size, z_loss)
+    return loss, jax.lax.stop_gradient(parts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -79,13 +89,13 @@ def _fused(
     weights: Array,
     vocab_size: int,
     z_loss: ZLoss,
-) -> tuple[Array, Array]:
-    def step(loss: Array, chunk: Chunk) -> tuple[Array, Array]:
-        chunk_loss, nll, _ = _chunk_loss(chunk, output, bias, vocab_size, z_loss)
-        return loss + chunk_loss, nll
+) -> tuple[Array, TokenLosses]:
+    def step(loss: Array, chunk: Chunk) -> tuple[Array, TokenLosses]:
+        chunk_loss, parts, _ = _chunk_loss(chunk, output, bias, vocab_size, z_loss)
+        return loss + chunk_loss, parts
 
-    loss, nll = jax.lax.scan(step, jnp.zeros(()), _split(hidden, targets, weights))
-    return loss, _join(nll, hidden)
+    loss, parts = jax.lax.scan(step, jnp.zeros(()), _split(hidden, targets, weights))
+    return loss, jax.tree.map(lambda x: _join(x, hidden), parts)
 
 
 def _fused_forward(
@@ -96,16 +106,16 @@ def _fused_forward(
     weights: Array,
     vocab_size: int,
     z_loss: ZLoss,
-) -> tuple[tuple[Array, Array], Residuals]:
-    def step(carry: Residuals, chunk: Chunk) -> tuple[Residuals, tuple[Array, Array]]:
+) -> tuple[tuple[Array, TokenLosses], Residuals]:
+    def step(carry: Residuals, chunk: Chunk) -> tuple[Residuals, tuple[TokenLosses, Array]]:
         loss, d_output, d_bias = carry
-        chunk_loss, nll, d_logits = _chunk_loss(chunk, output, bias, vocab_size, z_loss)
+        chunk_loss, parts, d_logits = _chunk_loss(chunk, output, bias, vocab_size, z_loss)
         ones = jnp.ones_like(chunk[2])
         d_bias += _product("r,rv->v", ones, d_logits, partial_bias)
         d_logits = d_logits.astype(hidden.dtype)
         d_output = _add_product(d_output, chunk[0], d_logits, partial_output)
         d_hidden = _product("rv,ev->re", d_logits, output, spec("batch", None))
-        return (loss + chunk_loss, d_output, d_bias), (nll, d_hidden.astype(hidden.dtype))
+        return (loss + chunk_loss, d_output, d_bias), (parts, d_hidden.astype(hidden.dtype))
 
     # Over the batch axes the weights' gradients stay partial sums until all chunks are in.
     pending = BATCH_AXES if batch_ways() > 1 else ()
@@ -118,11 +128,11 @@ def _fused_forward(
         reshard(d_output, None, "vocab", unreduced=pending),
         reshard(d_bias, "vocab", unreduced=pending),
     )
-    (loss, d_output, d_bias), (nll, d_hidden) = jax.lax.scan(
+    (loss, d_output, d_bias), (parts, d_hidden) = jax.lax.scan(
         step, start, _split(hidden, targets, weights)
     )
     d_output = reshard(d_output, None, "vocab", unreduced=BATCH_AXES).astype(output.dtype)
-    return (loss, _join(nll, hidden)), (
+    return (loss, jax.tree.map(lambda x: _join(x, hidden), parts)), (
         _join(d_hidden, hidden),
         d_output,
         reshard(d_bias, "vocab").astype(bias.dtype),
@@ -130,10 +140,10 @@ def _fused_forward(
 
 
 def _fused_backward(
-    vocab_size: int, z_loss: ZLoss, gradients: Residuals, cotangents: tuple[Array, Array]
+    vocab_size: int, z_loss: ZLoss, gradients: Residuals, cotangents: tuple[Array, TokenLosses]
 ) -> tuple[Array | None, ...]:
     d_hidden, d_output, d_bias = gradients
-    scale = cotangents[0]  # the second is the log-likelihoods', which carry no gradient
+    scale = cotangents[0]  # the second is the tokens', which carry no gradient
     partial_scale = reshard(scale, reduced=BATCH_AXES).astype(d_output.dtype)
     return (
         d_hidden * scale.astype(d_hidden.dtype),
@@ -149,8 +159,8 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 def _chunk_loss(
     chunk: Chunk, output: Array, bias: Array, vocab_size: int, z_loss: ZLoss
-) -> tuple[Array, Array, Array]:
-    """A chunk's weighted loss, its tokens' nll, and the loss's gradient on the logits."""
+) -> tuple[Array, TokenLosses, Array]:
+    """A chunk's weighted loss, its tokens' parts of it, and the loss's gradient on the logits."""
     hidden, targets, weights = chunk
     logits = _product("re,ev->rv", hidden, output, spec("batch", "vocab"))
     columns = jax.lax.broadcasted_iota(
@@ -166,10 +176,11 @@ def _chunk_loss(
     # One column is the target: its maximum is its value, and a maximum is a vectorised reduction.
     nll = log_total - jnp.max(jnp.where(is_target, logits, -jnp.inf), axis=-1)
     z = above if z_loss.shifted else log_total
-    loss = jnp.sum(weights * (nll + z_loss.weight * z**2))
+    parts = TokenLosses(nll, z_loss.weight * z**2)
+    loss = jnp.sum(weights * (parts.nll + parts.z_loss))
     pull = weights * (1 + 2 * z_loss.weight * z)
     d_logits = exp * (pull[..., None] / total) - jnp.where(is_target, weights[..., None], 0)
-    return loss, nll, d_logits
+    return loss, parts, d_logits
 
 
 def _add_product(

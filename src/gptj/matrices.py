@@ -7,7 +7,9 @@ faster at this model's shapes. They ask for full precision, so that they are sum
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gptj import kernels
-from gptj.sharding import BATCH_AXES, reshard, spec
+from gptj.quantised import Int4, Int8, dequantised, split_as
+from gptj.sharding import BATCH_AXES, reshape, reshard, spec
+
+Weight = Float[Array, "..."] | Int8 | Int4
+"""A matrix as it is stored."""
+
+Stored = TypeVar("Stored", Array, Int8 | Int4)
 
 
 def einsum(
     subscripts: str,
-    x: Float[Array, "..."],
-    weight: Float[Array, "..."],
+    x: Float[Array, "rows ..."],
+    weight: Weight,
     *axes: str | None,
     unreduced: tuple[str, ...] = (),
     dtype: DTypeLike | None = None,
@@ -32,10 +40,13 @@ def einsum(
     needs no copy of the activations.
 
     `axes` are the logical axes of the result. A sum over a split dim stays `unreduced` over that
-    mesh axis where the caller says so, to be added to others like it before they travel.
+    mesh axis where the caller says so, to be added to others like it before they travel. A weight
+    in few bits has all dims of `x` but the first as its first, whatever the letters.
     """
     if kernels.in_use() and x.shape[0] <= kernels.MOST_ROWS:
         product = _few_rows(x, weight)
+    elif isinstance(weight, Int8 | Int4):
+        product = _few_bits(x, weight, axes, unreduced)
     else:
         product = jnp.einsum(
             subscripts,
@@ -47,31 +58,72 @@ def einsum(
     return product.astype(dtype or x.dtype)
 
 
-def _few_rows(x: Float[Array, "rows ..."], weight: Float[Array, "..."]) -> Float[Array, "rows ..."]:
+def _few_rows(x: Float[Array, "rows ..."], weight: Weight) -> Float[Array, "rows ..."]:
     """The same, natively: all dims of `x` but the first are the first of `weight`."""
-    rows, split = x.shape[0], x.ndim - 1
-    inner = math.prod(weight.shape[:split])
-    product = kernels.product(x.reshape(rows, inner), weight.reshape(inner, -1))
-    return product.reshape(rows, *weight.shape[split:])
+    rows = x.reshape(x.shape[0], -1)
+    if isinstance(weight, Int4):
+        product = kernels.product_int4(rows, weight.pairs, weight.scale, weight.low)
+    elif isinstance(weight, Int8):
+        product = kernels.product_int8(rows, weight.values, weight.scale)
+    else:
+        product = kernels.product(rows, weight.reshape(rows.shape[1], -1))
+        return product.reshape(x.shape[0], *weight.shape[x.ndim - 1 :])
+    return product.reshape(x.shape[0], *weight.outer_shape)
 
 
-def gather(
-    weight: Float[Array, "..."], axes: tuple[str | None, ...], dtype: DTypeLike
-) -> Float[Array, "..."]:
+def _few_bits(
+    x: Float[Array, "rows ..."],
+    weight: Int8 | Int4,
+    axes: tuple[str | None, ...],
+    unreduced: tuple[str, ...],
+) -> Float[Array, "rows ..."]:
+    """The same for a weight in few bits: a product of two dims each, of which any may be split."""
+    flat = (x.shape[0], math.prod(x.shape[1:]))
+    dot = functools.partial(
+        jnp.einsum,
+        "ri,io->ro",
+        x if x.ndim == 2 else jnp.reshape(x, flat, out_sharding=split_as(x, 0, 1)),
+        preferred_element_type=jnp.float32,
+        out_sharding=spec(*axes[:2], unreduced=unreduced),
+    )
+    if isinstance(weight, Int8):  # its numbers are exact in any type, and scaled once summed
+        product = dot(weight.values.astype(x.dtype))
+        product *= reshard(weight.scale, axes[1], reduced=unreduced)
+    else:
+        product = dot(dequantised(weight, x.dtype))
+    if len(weight.outer_shape) == 1:
+        return product
+    return reshape(product, (x.shape[0], *weight.outer_shape), *axes)
+
+
+def gather(weight: Stored, axes: tuple[str | None, ...], dtype: DTypeLike) -> Stored:
     """A stored weight made ready for use: cast to `dtype`, whole along its `embed` dim.
 
     It is typed as reduced over the batch axes, so that its gradient stays partial sums until the
     gather's own transpose adds and scatters them: one collective a weight, whatever its uses.
+    One in few bits has no gradient, and stays in them.
     """
-    whole = (None if axis == "embed" else axis for axis in axes)
+    whole = [None if axis == "embed" else axis for axis in axes]
+    if isinstance(weight, Int8 | Int4):
+        flat = whole[0], whole[len(axes) - len(weight.outer_shape)]
+        return jax.tree.map(lambda x: reshard(x, *flat[-x.ndim :]), weight)
     return reshard(weight.astype(dtype), *whole, reduced=BATCH_AXES)
+
+
+def gather_dense(
+    weight: Weight, axes: tuple[str | None, str | None], dtype: DTypeLike
+) -> Float[Array, "inner outer"]:
+    """The same as one array, for a matrix that is in no `einsum`."""
+    if isinstance(weight, Int8 | Int4):
+        weight = dequantised(gather(weight, axes, dtype), dtype)
+    return gather(weight, axes, dtype)
 
 
 def sum_last(
     x: Float[Array, "*rows dim"], *axes: str | None, unreduced: tuple[str, ...] = ()
 ) -> Float[Array, "*rows 1"]:
     """Sum over the last dim, kept as 1, in float32. `axes` are the result's, without that dim."""
-    ones = jnp.ones(x.shape[-1], x.dtype, out_sharding=_last_sharding(x))
+    ones = jnp.ones(x.shape[-1], x.dtype, out_sharding=split_as(x, -1))
     total = jnp.einsum(
         "...d,d->...",
         x,
@@ -95,10 +147,3 @@ def spread(
         precision=jax.lax.Precision.HIGHEST,
         out_sharding=spec("batch", axis),
     )
-
-
-def _last_sharding(x: Array) -> jax.sharding.PartitionSpec | None:
-    """How the last dim of `x` is split, as the sharding of a vector along it."""
-    if spec() is None:
-        return None
-    return jax.sharding.PartitionSpec(jax.typeof(x).sharding.spec[-1])

@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, Float32, Int, Key
 
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
-from gptj.cross_entropy import NO_Z_LOSS, ZLoss, linear_cross_entropy
+from gptj.cross_entropy import NO_Z_LOSS, TokenLosses, ZLoss, linear_cross_entropy
 from gptj.errors import UserError
-from gptj.matrices import einsum, gather, spread, sum_last
+from gptj.matrices import einsum, gather, gather_dense, spread, sum_last
 from gptj.sharding import LOGICAL_TO_MESH, check_mesh, reshape, reshard, spec
 
 Remat = Literal["none", "dots", "block", "offload"]
@@ -84,6 +84,8 @@ class Weight:
     """Logical axes, one a dim; see `gptj.sharding.LOGICAL_TO_MESH`."""
     init: float
     """Standard deviation of the truncated normal a matrix starts from; the constant of a vector."""
+    inner: int = 0
+    """How many dims of a layer's matrix a product sums over; 0 where it is in none."""
 
     @property
     def is_matrix(self) -> bool:
@@ -98,9 +100,9 @@ def weights(config: ModelConfig) -> Params[Weight]:
     std = 1 / math.sqrt(d)
     residual_std = 2 / n / math.sqrt(d)  # the original's: the branches' sum starts small
 
-    def stacked(*dims: tuple[str | None, int], init: float) -> Weight:
+    def stacked(*dims: tuple[str | None, int], init: float, inner: int = 0) -> Weight:
         axes, shape = zip(*dims, strict=True)
-        return Weight((n, *shape), ("layers", *axes), init)
+        return Weight((n, *shape), ("layers", *axes), init, inner)
 
     embed, whole, heads, head = ("embed", d), (None, d), ("heads", h), (None, k)
     return Params(
@@ -108,18 +110,18 @@ def weights(config: ModelConfig) -> Params[Weight]:
         blocks=Block(
             norm_scale=stacked(whole, init=1.0),
             norm_offset=stacked(whole, init=0.0),
-            query=stacked(embed, heads, head, init=std),
-            key=stacked(embed, heads, head, init=std),
-            value=stacked(embed, heads, head, init=std),
-            attention_out=stacked(heads, head, embed, init=residual_std),
-            ffn_in=stacked(embed, ("ffn", f), init=std),
+            query=stacked(embed, heads, head, init=std, inner=1),
+            key=stacked(embed, heads, head, init=std, inner=1),
+            value=stacked(embed, heads, head, init=std, inner=1),
+            attention_out=stacked(heads, head, embed, init=residual_std, inner=2),
+            ffn_in=stacked(embed, ("ffn", f), init=std, inner=1),
             ffn_in_bias=stacked(("ffn", f), init=0.0),
-            ffn_out=stacked(("ffn", f), embed, init=residual_std),
+            ffn_out=stacked(("ffn", f), embed, init=residual_std, inner=1),
             ffn_out_bias=stacked(whole, init=0.0),
         ),
         norm_scale=Weight((d,), (None,), 1.0),
         norm_offset=Weight((d,), (None,), 0.0),
-        output=Weight((d, v), ("embed", "vocab"), std),
+        output=Weight((d, v), ("embed", "vocab"), std, inner=1),
         output_bias=Weight((v,), ("vocab",), 0.0),
         embedding_bias=Weight((d,), (None,), 0.0) if config.embedding_bias else None,
     )
@@ -364,8 +366,8 @@ def losses(
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     z_loss: ZLoss = NO_Z_LOSS,
-) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
-    """The training loss, and each token's negative log-likelihood (nats, no gradient).
+) -> tuple[Float[Array, ""], TokenLosses]:
+    """The training loss, and of each token its parts, "batch length" (nats, no gradient).
 
     Args:
       tokens: rows of `length + 1` ids; each but the first is predicted from those before it.
@@ -377,7 +379,7 @@ def losses(
         sharding = spec("batch", None)
         weights = jnp.full(targets.shape, 1 / targets.size, jnp.float32, out_sharding=sharding)
     hidden = hidden_states(params, inputs, config, dtype=dtype, remat=remat)
-    output = gather(params.output, ("embed", "vocab"), dtype)
+    output = gather_dense(params.output, ("embed", "vocab"), dtype)
     return linear_cross_entropy(
         hidden, output, params.output_bias, targets, weights, config.vocab_size, z_loss
     )
@@ -394,6 +396,5 @@ def loss(
     z_loss: ZLoss = NO_Z_LOSS,
 ) -> Float[Array, ""]:
     """Mean next-token cross-entropy in nats: `losses` without the per-token values."""
-    return losses(params, tokens, config, weights=weights, dtype=dtype, remat=remat, z_loss=z_loss)[
-        0
-    ]
+    found = losses(params, tokens, config, weights=weights, dtype=dtype, remat=remat, z_loss=z_loss)
+    return found[0]

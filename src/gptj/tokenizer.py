@@ -63,7 +63,7 @@ class Tokenizer:
         return _backing(self._json, "tokenizer")
 
     @cached_property
-    def _spelling(self) -> _Spelling:
+    def spelling(self) -> _Spelling:
         """What each id contributes to the text, in UTF-8 bytes; nothing for special tokens."""
         table = [b""] * self.vocab_size
         for token, index in self._plain.get_vocab(with_added_tokens=True).items():
@@ -161,13 +161,13 @@ class Tokenizer:
 
         Bytes that are not UTF-8 become U+FFFD.
         """
-        size, spelling = self.vocab_size, self._spelling
+        size, spelling = self.vocab_size, self.spelling
         text = b"".join([spelling[index] for index in ids if 0 <= index < size])
         return text.removeprefix(self._lead).decode("utf-8", "replace")
 
     def stream(self) -> TextStream:
         """A fresh incremental `decode`."""
-        return TextStream(self._spelling, self._lead)
+        return TextStream(self.spelling, self._lead)
 
     def to_json(self) -> str:
         """The definition, as `tokenizer.json` text with sorted keys."""

@@ -17,7 +17,8 @@ from gptj.convert import huggingface, safetensors
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Request, SamplingParams
 from gptj.tokenizer import Tokenizer
 

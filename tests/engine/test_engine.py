@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from gptj import model
 from gptj.config import ModelConfig
 from gptj.engine import programs
 from gptj.engine.cache import new_cache
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Request, SamplingParams
 from gptj.engine.text import UntilStop
 from gptj.errors import UserError
@@ -26,6 +28,18 @@ BYTES = Tokenizer.bytes()
 SMALL = EngineConfig(slots=4, chunk=16, burst=3)
 
 jitted_forward = jax.jit(model.forward, static_argnums=2)
+
+
+def held() -> int:
+    """Bytes of all arrays that are there, those that share memory counted once."""
+    gc.collect()
+    shards = [shard.data for x in jax.live_arrays() for shard in x.addressable_shards]
+    ranges = sorted((x.unsafe_buffer_pointer(), x.nbytes) for x in shards)
+    total = end = 0
+    for begin, size in ranges:
+        total += max(0, begin + size - max(begin, end))
+        end = max(end, begin + size)
+    return total
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +290,7 @@ class TestComingAndGoing:
 
     def test_thousands_may_wait(self, engine):
         one = SamplingParams(max_tokens=1)
-        numbers = [engine.submit(Request("p", one)) for _ in range(2000)]
+        numbers = [engine.submit(Request("p", one)) for _ in range(10_000)]
         for number in numbers[5:]:
             engine.cancel(number)
         done = []
@@ -328,9 +342,32 @@ class TestThePrograms:
         assert memory.alias_size_in_bytes == size
         assert memory.temp_size_in_bytes < size / 4  # a few layers' worth, not a second cache
 
-    def test_a_mesh_that_does_not_divide_the_slots_is_refused(self, params):
-        with jax.set_mesh(make_mesh(data=2)), pytest.raises(UserError, match="3 rows"):
-            Engine(params, CONFIG, BYTES, EngineConfig(slots=3))
+    def test_a_steady_step_uploads_nothing(self, engine):
+        engine.submit(Request("a", SamplingParams(max_tokens=60, ignore_eos=True)))
+        for _ in range(4):
+            engine.step()
+        with jax.transfer_guard_host_to_device("disallow"):
+            for _ in range(4):
+                assert engine.step()
+            with pytest.raises(Exception, match="transfer"):  # what the guard would say
+                engine.device.set_active(0, True)
+
+    def test_idle_it_holds_the_weights_and_the_cache(self):
+        config = ModelConfig(6, 128, 4, 32, 512, 257, 384, 512)
+        before = held()
+        params = model.init(jax.random.key(0), config)
+        engine = Engine(params, config, BYTES, EngineConfig(slots=4))
+        engine.warm_up()
+        needed = sum(x.nbytes for x in jax.tree.leaves((params, engine.device.cache)))
+        assert held() - before <= 1.05 * needed
+
+    @pytest.mark.parametrize(
+        ("slots", "speculate", "ways", "expected"),
+        [(1, 0, 1, 1), (3, 0, 1, 4), (5, 0, 1, 8), (12, 0, 1, 16), (24, 0, 1, 24), (3, 0, 2, 4),
+         (9, 0, 4, 16), (20, 0, 4, 32), (1, 4, 1, 1), (2, 4, 1, 8), (4, 4, 2, 16)],
+    )  # fmt: skip
+    def test_slots_are_rounded_up_to_what_is_computed_alike(self, slots, speculate, ways, expected):
+        assert EngineConfig(slots, speculate=speculate).rounded(ways).slots == expected
 
 
 class TestMistakes:

@@ -5,7 +5,8 @@ import pytest
 
 import gptj
 from gptj.engine.beam import BeamParams, beam_search
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Request, SamplingParams
 from gptj.errors import UserError
 

@@ -10,7 +10,8 @@ import pytest
 
 from gptj import model
 from gptj.config import ModelConfig
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Request, SamplingParams
 from gptj.tokenizer import Tokenizer
 

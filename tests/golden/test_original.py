@@ -20,7 +20,8 @@ from gptj.attention import KEYS, cached_attention, causal_attention
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Request, SamplingParams
 
 GOLDEN = Path(os.environ.get("GPTJ_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
@@ -79,7 +80,7 @@ def test_logits_and_losses_are_the_originals(folder):
     inputs, targets = data["tokens"][:, :-1], data["tokens"][:, 1:]
     logits = np.asarray(ours.logits(inputs))
     np.testing.assert_allclose(logits, data["logits"], rtol=0, atol=CLOSE)
-    nll = model.losses(ours.params, data["tokens"].astype(np.int32), ours.config)[1]
+    nll = model.losses(ours.params, data["tokens"].astype(np.int32), ours.config)[1].nll
     np.testing.assert_allclose(nll, data["all_loss"], rtol=0, atol=CLOSE)
     np.testing.assert_allclose(np.mean(nll, axis=-1), data["loss"], rtol=0, atol=CLOSE)
     np.testing.assert_array_equal(logits.argmax(-1) == targets, data["correct"])

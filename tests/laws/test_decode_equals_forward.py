@@ -12,7 +12,8 @@ from gptj import model
 from gptj.config import ModelConfig
 from gptj.engine import programs
 from gptj.engine.cache import new_cache
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Request, SamplingParams
 from gptj.sharding import make_mesh, place
 from gptj.tokenizer import Tokenizer

@@ -1,7 +1,9 @@
 """The law: a request's tokens and log-probabilities are the same bits alone and in any company."""
 
 import contextlib
+import dataclasses
 import functools
+from importlib.util import find_spec
 
 import jax
 import pytest
@@ -10,12 +12,15 @@ from hypothesis import strategies as st
 
 from gptj import model
 from gptj.config import ModelConfig
-from gptj.engine.engine import Engine, EngineConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Delta, Request, SamplingParams
+from gptj.engine.step import Draft
 from gptj.sharding import make_mesh
 from gptj.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(2, 32, 4, 8, 128, 257, 384, 600)
+SMALL = ModelConfig(1, 16, 2, 8, 64, 257, 384, 600)
 BYTES = Tokenizer.bytes()
 
 PROMPTS = ["", "a", "x" * 15, "once upon a time " * 3, "once upon a time there was", "y" * 300]
@@ -28,6 +33,7 @@ SAMPLINGS = [
     {"temperature": 1.5, "n": 2, "seed": 9, "stop": ("a",)},
     {"max_tokens": 0, "prompt_logprobs": 2},
     {"overflow": "slide", "max_tokens": 25, "ignore_eos": True},
+    *([{"regex": "([ab]|cd){3,9}", "seed": 4}] if find_spec("llguidance") else []),
 ]
 REQUESTS = [
     Request(prompt, SamplingParams(**{"max_tokens": 12, "logprobs": 3, **sampling}))
@@ -36,23 +42,33 @@ REQUESTS = [
 ]
 
 
+KINDS = {
+    "plain": EngineConfig(),
+    "int8 cache": EngineConfig(kv_cache="int8"),
+    "guesses": EngineConfig(speculate=3, break_even=1.3),
+    "a draft": EngineConfig(speculate=2, break_even=1.3),
+}
+
+
 @functools.cache
-def engine(slots: int) -> Engine:
+def engine(slots: int, kind: str = "plain") -> Engine:
     params = model.init(jax.random.key(0), CONFIG)
-    return Engine(params, CONFIG, BYTES, EngineConfig(slots, chunk=32, burst=4))
+    options = dataclasses.replace(KINDS[kind], slots=slots, chunk=32, burst=4)
+    draft = Draft(model.init(jax.random.key(1), SMALL), SMALL) if kind == "a draft" else None
+    return Engine(params, CONFIG, BYTES, options, draft)
 
 
 @functools.cache
-def alone(slots: int, index: int) -> list[Completion]:
+def alone(slots: int, kind: str, index: int) -> list[Completion]:
     """What a request gives when nobody else is there and nothing is known of its prompt."""
-    engine(slots)._prefix.clear()
-    return engine(slots).run([REQUESTS[index]])[0]
+    engine(slots, kind)._prefix.clear()
+    return engine(slots, kind).run([REQUESTS[index]])[0]
 
 
-def follow(slots: int, schedule: list[tuple[int, int, int | None]]) -> None:
+def follow(slots: int, schedule: list[tuple[int, int, int | None]], kind: str = "plain") -> None:
     """Submit and cancel requests as the schedule says, and compare each with itself alone."""
-    busy = engine(slots)
-    expected = {index: alone(slots, index) for _, index, _ in schedule}
+    busy = engine(slots, kind)
+    expected = {index: alone(slots, kind, index) for _, index, _ in schedule}
     under_way: dict[int, int] = {}
     cancels: dict[int, int] = {}
     pieces: dict[tuple[int, int], list[Delta]] = {}
@@ -103,8 +119,24 @@ def test_in_three_hundred_random_schedules(schedule):
     follow(8, schedule)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
+@given(schedule=schedules)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+def test_in_other_kinds_of_engine(kind, schedule):
+    follow(4, schedule, kind)
+
+
 def test_among_sixty_three_others():
     follow(64, [(n // 8, n % len(REQUESTS), None) for n in range(0, 64 * 5, 5)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slots", [2, 3, 12])
+def test_in_any_slot(slots, kind):
+    fresh = engine.__wrapped__(slots, kind)
+    request = Request("once upon", SamplingParams(max_tokens=9, logprobs=2, seed=3))
+    first, *others = fresh.run([request] * fresh.options.slots)
+    assert all(each == first for each in others)
 
 
 @pytest.mark.parametrize("mesh", [{"tensor": 4}, {"data": 2, "tensor": 2}], ids=str)
@@ -116,4 +148,4 @@ def test_on_a_mesh(mesh):
         together = spread.run(some)
         assert [spread.run([request])[0] for request in some] == together
     texts = lambda found: [[each.text for each in choices] for choices in found]  # noqa: E731
-    assert texts(together) == texts([alone(8, n) for n in range(0, len(REQUESTS), 5)])
+    assert texts(together) == texts([alone(8, "plain", n) for n in range(0, len(REQUESTS), 5)])

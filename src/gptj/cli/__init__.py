@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from gptj.caches import keep_programs
 from gptj.errors import UserError
 
 
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in VERBS:
         print(f"gptj: no verb {args[0]!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    keep_programs()
     return guarded(f"gptj {args[0]}", lambda: VERBS[args[0]].run(args[0], args[1:]), debug)
 
 

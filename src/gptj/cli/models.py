@@ -15,8 +15,10 @@ from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import describe, diff
 from gptj.convert.open import config_named, open_source
 from gptj.engine.beam import BeamParams, EarlyStopping
+from gptj.engine.config import KVCache
 from gptj.engine.request import SamplingParams
 from gptj.errors import UserError
+from gptj.quantised import Quantisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,14 @@ class GenerateCommand:
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SamplingParams()
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to store and compute in. Default: what the weights are stored in."""
+    quantize: Quantisation | None = None
+    """Keep the matrices in so many bits, rounded as they are read: less memory, and faster."""
+    kv_cache: KVCache = "model"
+    """Keep keys and values in the model's dtype, or in int8."""
+    speculate: int = 0
+    """Guess so many tokens ahead at each step: the same text, sooner where the guesses are good."""
+    draft: str | None = None
+    """A smaller model, of the same tokenizer, that guesses; else they are looked up in the text."""
     tokenizer: str | None = None
     """A tokenizer, as `gptj prepare` takes it, where none lies with the model."""
     mesh: MeshShape = MeshShape()
@@ -59,11 +69,20 @@ def run_generate(args: Sequence[str]) -> None:
             unseen.clear()
 
     with command.mesh.use():
-        model = load(command.model, dtype=command.dtype, tokenizer=command.tokenizer)
+        model = load(
+            command.model,
+            dtype=command.dtype,
+            quantize=command.quantize,
+            tokenizer=command.tokenizer,
+        )
         if beam:
             texts = model.search(prompt, **beam)
         else:
-            texts = model.generate(prompt, on_text=show, **vars(command.sampling))
+            draft = load(command.draft, dtype=command.dtype) if command.draft else None
+            texts = model.generate(
+                prompt, on_text=show, speculate=command.speculate, draft=draft,
+                kv_cache=command.kv_cache, **vars(command.sampling),
+            )  # fmt: skip
     if several:
         for number, text in enumerate(texts):
             print(f"--- {number + 1} ---", prompt + text, sep="\n")
@@ -73,6 +92,7 @@ def run_generate(args: Sequence[str]) -> None:
 
 def _beam(command: GenerateCommand) -> dict[str, Any]:
     """The options of a search, none where there is to be none; what is not looked at is refused."""
+    of_drawing = ("kv_cache", "speculate", "draft")
     of_search = {name: getattr(command, name) for name in ("length_penalty", "early_stopping")}
     if command.beams < 1:
         raise UserError(f"beams={command.beams} must be at least 1")
@@ -81,6 +101,9 @@ def _beam(command: GenerateCommand) -> dict[str, Any]:
             if value != GenerateCommand.__dataclass_fields__[name].default:
                 raise UserError(f"{name}={value} is for a search: add --beams 4, or leave it out")
         return {}
+    for name in of_drawing:
+        if getattr(command, name) != GenerateCommand.__dataclass_fields__[name].default:
+            raise UserError(f"--beams draws nothing at random: leave out {name}")
     drawn = command.sampling
     others = SamplingParams(max_tokens=drawn.max_tokens, n=drawn.n)
     for field in dataclasses.fields(SamplingParams):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Shaped
 from gptj.config import ModelConfig
 from gptj.convert.names import by_name
 from gptj.convert.source import Source
-from gptj.convert.tensor import Readers, Tensor, count_nans
+from gptj.convert.tensor import Readers, Tensor, contiguous, count_nans
 from gptj.model import Params, Weight, weights
+from gptj.quantised import Int4, Int8, Quantisation, quantise
 from gptj.sharding import spec
 
 AHEAD = 2
@@ -29,26 +30,64 @@ ALIGNMENT = 64
 """Bytes; memory so aligned is used by XLA on a CPU as it is."""
 
 
-def load_params(source: Source, dtype: DTypeLike) -> Params[Array]:
+def load_params(
+    source: Source, dtype: DTypeLike, quantisation: Quantisation | None = None
+) -> Params[Array]:
     """The weights of `source` on the mesh that is set, or on one device, stored in `dtype`.
+
+    Args:
+      quantisation: how the matrices of products are stored instead, each rounded as soon as it is
+        read. A run's checkpoint is restored whole first, and takes its own memory besides.
+
+    Raises:
+      UserError: int4 groups do not fit the model, or the mesh.
 
     Warns:
       UserWarning: some weights are not numbers; says how many, and in which tensors.
     """
-    if source.restore is not None:
+    if source.restore is None:
+        return load_tree(source.config, source.weights, dtype, source.place, quantisation)
+    if quantisation is None:
         return source.restore(jnp.dtype(dtype))
-    return load_tree(source.config, source.weights, dtype, source.place)
+    return quantised(source.restore(source.dtype), source.config, dtype, quantisation)
+
+
+def quantised(
+    params: Params[Array], config: ModelConfig, dtype: DTypeLike, quantisation: Quantisation
+) -> Params[Array]:
+    """The weights with the matrices of products in few bits, and the rest in `dtype`.
+
+    The dense matrices are consumed, one after the other: what it takes beside them is one of them
+    in few bits, and a layer's part of it in float32.
+    """
+
+    def stored(weight: Weight, array: Array) -> Array | Int8 | Int4:
+        kind = _kind(weight, quantisation)
+        if kind is None:
+            return array.astype(dtype)
+        stacked = weight.axes[0] == "layers"
+        parts = (array[layer] for layer in range(weight.shape[0])) if stacked else [array]
+        rounded = _rounded(weight, parts, kind)
+        array.delete()
+        return rounded
+
+    made: Params[Array] = jax.tree.map(stored, weights(config), params)
+    return made
 
 
 def load_tree(
-    config: ModelConfig, tensors: Mapping[str, Tensor], dtype: DTypeLike, where: str
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: DTypeLike,
+    where: str,
+    quantisation: Quantisation | None = None,
 ) -> Params[Array]:
     """Tensors by our names as one tree on the mesh: the weights, or moments of their shapes.
 
     What else is in host memory does not grow with the layers. On one CPU device it is the strips
     that `Readers` hold, or of an original's checkpoint, which has none, as many whole tensors, in
-    shards and joined. For other devices and meshes it is whole tensors: those on their way there,
-    and `AHEAD` more that are being read.
+    shards and joined. For other devices and meshes, and those in few bits, it is whole tensors:
+    those on their way there, and `AHEAD` more that are being read.
     """
     table = weights(config)
     names_of: dict[int, list[str]] = {}
@@ -59,7 +98,7 @@ def load_tree(
     with Readers() as readers:
         kind = np.dtype(jnp.dtype(dtype))
         coming = [
-            _leaf(leaf, list(found.values()), kind, readers)
+            _leaf(leaf, list(found.values()), kind, _kind(leaf, quantisation), readers)
             for leaf, found in zip(leaves, own, strict=True)
         ]
         made = [finish() for finish in coming]
@@ -75,15 +114,33 @@ def load_tree(
     return jax.tree.unflatten(tree, [array for array, _ in made])
 
 
-Leaf = tuple[Array, list[int]]
+def _kind(weight: Weight, quantisation: Quantisation | None) -> Quantisation | None:
+    """How a weight of a model so quantised is stored; none where it stays as it is.
+
+    The output projection is never in less than int8: its errors are those of the logits, which
+    nothing after it evens out.
+    """
+    if not weight.inner or quantisation is None:
+        return None
+    return quantisation if weight.axes[0] == "layers" else "int8"
+
+
+Leaf = tuple[Array | Int8 | Int4, list[int]]
 """One leaf of the tree, and how many NaNs each of the tensors has that it is made of."""
 
 
 def _leaf(
-    weight: Weight, tensors: Sequence[Tensor], dtype: np.dtype[Any], readers: Readers
+    weight: Weight,
+    tensors: Sequence[Tensor],
+    dtype: np.dtype[Any],
+    kind: Quantisation | None,
+    readers: Readers,
 ) -> Callable[[], Leaf]:
     """Begin to read a leaf, of one tensor or one a layer; what is returned waits for it."""
     sharding, stacked = spec(*weight.axes), weight.axes[0] == "layers"
+    if kind is not None:
+        rounded = _round_leaf(weight, tensors, kind, sharding, readers)
+        return lambda: rounded
     if sharding is None and next(iter(jnp.zeros(()).devices())).platform == "cpu":
         host = aligned(weight.shape, dtype)
         places = host if stacked else [host]
@@ -112,11 +169,56 @@ def _put_leaf(
         array = tensors[0].read()
         return _cast(_put(array, sharding), dtype), [count_nans(array)]
     whole, nans = _empty(weight.shape, dtype, sharding), []
-    own = None if sharding is None else PartitionSpec(*sharding[1:])
     for layer, array in enumerate(_read_ahead(tensors, readers)):
         nans.append(count_nans(array))
-        whole = _set_layer(whole, _put(array, own), layer)
+        whole = _set_layer(whole, _put(array, _of_layer(sharding)), layer)
     return whole, nans
+
+
+def _round_leaf(
+    weight: Weight,
+    tensors: Sequence[Tensor],
+    kind: Quantisation,
+    sharding: PartitionSpec | None,
+    readers: Readers,
+) -> Leaf:
+    """A leaf in few bits, each of its tensors put on its devices, rounded there and forgotten."""
+    nans: list[int] = []
+    own = _of_layer(sharding) if weight.axes[0] == "layers" else sharding
+
+    def parts() -> Iterator[Array]:
+        for array in _read_ahead(tensors, readers):
+            nans.append(count_nans(array))
+            yield _put(contiguous(array), own)
+
+    return _rounded(weight, parts(), kind), nans
+
+
+def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> Int8 | Int4:
+    """A leaf in few bits from the matrices of its layers, or its only one."""
+    if weight.axes[0] != "layers":
+        (only,) = parts
+        return quantise(only, weight.inner, kind)
+    whole: Any = None
+    for layer, part in enumerate(parts):
+        piece = quantise(part, weight.inner, kind)
+        if whole is None:
+            whole = jax.tree.map(functools.partial(_room, layers=weight.shape[0]), piece)
+        whole = jax.tree.map(functools.partial(_set_layer, layer=layer), whole, piece)
+        jax.block_until_ready(whole)  # or matrices would come in faster than they are rounded
+    made: Int8 | Int4 = whole
+    return made
+
+
+def _room(piece: Array, layers: int) -> Array:
+    """Zeros for as many arrays like this one, split over the mesh as it is."""
+    own = None if spec() is None else PartitionSpec(None, *jax.typeof(piece).sharding.spec)
+    return _empty((layers, *piece.shape), piece.dtype, own)
+
+
+def _of_layer(sharding: PartitionSpec | None) -> PartitionSpec | None:
+    """How a layer's own part of a stacked leaf is split."""
+    return None if sharding is None else PartitionSpec(*sharding[1:])
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, "..."]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gptj.config import ModelConfig
 from gptj.engine.request import Request, SamplingParams
 from gptj.errors import UserError
+from gptj.sharding import check_mesh
 from gptj.tokenizer import Tokenizer
 
 
@@ -62,6 +63,27 @@ def prompt_tokens(
         _check_ids(name, list(getattr(sampling, name) or ()), config)
     _check_left(sampling, tokenizer.eos_id if tokenizer else None, config)
     return tokens
+
+
+def check_draft(draft: ModelConfig, config: ModelConfig, positions: int, guesses: int) -> None:
+    """Refuse a draft model that cannot guess for this one.
+
+    Raises:
+      UserError: it knows other tokens, its context is too short, or nothing is to be guessed.
+    """
+    if not guesses:
+        raise UserError("a draft model guesses nothing without speculate: set it to 4, say")
+    if draft.vocab_size != config.vocab_size:
+        raise UserError(
+            f"the draft model knows {draft.vocab_size} tokens and the model {config.vocab_size}: "
+            "use one that was trained with the same tokenizer"
+        )
+    if draft.context < positions:
+        raise UserError(
+            f"the draft model's context of {draft.context} is shorter than the engine's "
+            f"{positions} positions: lower positions, or use another draft"
+        )
+    check_mesh(draft)
 
 
 def _check_left(sampling: SamplingParams, eos: int | None, config: ModelConfig) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from gptj.config import ModelConfig
 from gptj.engine.cache import Cache
 from gptj.engine.device import Device
-from gptj.engine.programs import forward
+from gptj.engine.forward import forward
 from gptj.errors import UserError
 from gptj.matrices import sum_last
 from gptj.model import Params, logits

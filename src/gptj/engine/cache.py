@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ from jaxtyping import Array, Float, Int
 
 from gptj.attention import KEYS
 from gptj.config import ModelConfig
+from gptj.quantised import Int8Rows, int8_rows
 from gptj.sharding import batch_ways, check_batch, check_mesh, reshape, spec
 
 AXES = ("batch", "heads", None, None)
 """Logical axes of each array: slots over data and fsdp, heads over tensor."""
 
-Rows = Float[Array, "slots heads positions d_head"]
+Rows = Float[Array, "slots heads positions d_head"] | Int8Rows
+"""As they are, or each head's at each position rounded to int8 when it is written."""
 
 
 @jax.tree_util.register_dataclass
@@ -34,11 +37,18 @@ Cache = tuple[LayerCache, ...]
 takes a cache consumes it."""
 
 
-def new_cache(config: ModelConfig, slots: int, dtype: DTypeLike, positions: int) -> Cache:
+def new_cache(
+    config: ModelConfig,
+    slots: int,
+    dtype: DTypeLike,
+    positions: int,
+    quantised: bool = False,
+) -> Cache:
     """An empty cache for `slots` rows of at least `positions`, on the mesh that is set.
 
     Its bytes are `2 * layers * slots * positions * d_model` times those of `dtype`, which is also
-    what the programs compute in; positions are rounded up to a multiple of 256.
+    what the programs compute in; positions are rounded up to a multiple of 256. With `quantised`
+    they are `2 * layers * slots * positions * (d_model + 4 * heads)` whatever the dtype.
 
     Raises:
       UserError: the mesh does not divide the heads, or the slots.
@@ -46,10 +56,15 @@ def new_cache(config: ModelConfig, slots: int, dtype: DTypeLike, positions: int)
     check_mesh(config)
     check_batch(slots)
     shape = (slots, config.heads, -(-positions // KEYS) * KEYS, config.d_head)
-    return tuple(
-        LayerCache(*(jnp.zeros(shape, dtype, out_sharding=spec(*AXES)) for _ in range(2)))
-        for _ in range(config.layers)
-    )
+
+    def rows() -> Rows:
+        if not quantised:
+            return jnp.zeros(shape, dtype, out_sharding=spec(*AXES))
+        values = jnp.zeros(shape, jnp.int8, out_sharding=spec(*AXES))
+        scale = jnp.zeros((*shape[:3], 1), jnp.float32, out_sharding=spec(*AXES))
+        return Int8Rows(values, scale, jnp.dtype(dtype))
+
+    return tuple(LayerCache(rows(), rows()) for _ in range(config.layers))
 
 
 def write(
@@ -60,12 +75,12 @@ def write(
     def put(row: Array, piece: Array, begin: Array) -> Array:
         return jax.lax.dynamic_update_slice(row, piece, (0, begin, 0))
 
-    return jax.vmap(put)(rows, new.transpose(0, 2, 1, 3), at)
+    return _put(lambda all_rows, piece: jax.vmap(put)(all_rows, piece, at), rows, new)
 
 
 def read(rows: Rows, index: Int[Array, ""]) -> Float[Array, "slots heads keys d_head"]:
     """The `index`-th 256 positions of every slot."""
-    return jax.lax.dynamic_slice_in_dim(rows, index * KEYS, KEYS, axis=2)
+    return _get(lambda x: jax.lax.dynamic_slice_in_dim(x, index * KEYS, KEYS, axis=2), rows)
 
 
 # A prompt is read by one slot of each part that the mesh splits the slots into; `slot` is its
@@ -79,33 +94,56 @@ def write_one(
     at: Int[Array, " ways"],
 ) -> Rows:
     """`new` put at a position of one slot of each part."""
-    new = new.transpose(0, 2, 1, 3)
-    if spec() is None:
-        return jax.lax.dynamic_update_slice(rows, new, (slot[0], 0, at[0], 0))
 
     def put(part: Array, piece: Array, slot: Array, at: Array) -> Array:
         return jax.lax.dynamic_update_slice(part, piece[None], (slot, 0, at, 0))
 
-    parts = _parts(rows)
-    return reshape(jax.vmap(put)(parts, new, slot, at), rows.shape, *AXES)
+    def put_all(all_rows: Array, pieces: Array) -> Array:
+        if spec() is None:
+            return jax.lax.dynamic_update_slice(all_rows, pieces, (slot[0], 0, at[0], 0))
+        parts = _parts(all_rows)
+        return reshape(jax.vmap(put)(parts, pieces, slot, at), all_rows.shape, *AXES)
+
+    return _put(put_all, rows, new)
 
 
 def read_one(
     rows: Rows, slot: Int[Array, " ways"], index: Int[Array, ""]
 ) -> Float[Array, "ways heads keys d_head"]:
     """The `index`-th 256 positions of one slot of each part."""
-    _, heads, _, d_head = rows.shape
-    begin, size = index * KEYS, (1, heads, KEYS, d_head)
-    if spec() is None:
-        return jax.lax.dynamic_slice(rows, (slot[0], 0, begin, 0), size)
 
     def cut(part: Array, slot: Array) -> Array:
-        return jax.lax.dynamic_slice(part, (slot, 0, begin, 0), size)[0]
+        size = (1, part.shape[1], KEYS, part.shape[3])
+        return jax.lax.dynamic_slice(part, (slot, 0, index * KEYS, 0), size)
 
-    return jax.vmap(cut)(_parts(rows), slot)
+    def cut_all(all_rows: Array) -> Array:
+        if spec() is None:
+            return cut(all_rows, slot[0])
+        return jax.vmap(lambda part, slot: cut(part, slot)[0])(_parts(all_rows), slot)
+
+    return _get(cut_all, rows)
 
 
-def _parts(rows: Rows) -> Float[Array, "ways slots heads positions d_head"]:
+def _put(
+    put: Callable[[Array, Array], Array],
+    rows: Rows,
+    new: Float[Array, "some length heads d_head"],
+) -> Rows:
+    """What `put` makes of each array of `rows` and what is to be in it, laid out alike."""
+    pieces = new.transpose(0, 2, 1, 3)
+    if isinstance(rows, Int8Rows):
+        return jax.tree.map(put, rows, int8_rows(pieces))
+    return put(rows, pieces)
+
+
+def _get(cut: Callable[[Array], Array], rows: Rows) -> Float[Array, "some heads keys d_head"]:
+    """What `cut` takes of each array of `rows`, as numbers to compute with."""
+    if isinstance(rows, Int8Rows):
+        return jax.tree.map(cut, rows).read()
+    return cut(rows)
+
+
+def _parts(rows: Array) -> Float[Array, "ways slots heads positions d_head"]:
     ways = batch_ways()
     shape = (ways, rows.shape[0] // ways, *rows.shape[1:])
     return reshape(rows, shape, "batch", None, "heads", None, None)

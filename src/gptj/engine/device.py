@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+import math
+import time
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Bool, Int32
 
 from gptj.config import ModelConfig
 from gptj.engine import programs
 from gptj.engine.cache import Cache, new_cache
-from gptj.engine.programs import LogProbs
 from gptj.engine.request import SamplingParams
 from gptj.engine.slots import Slots, one_slot
+from gptj.engine.step import Draft, LogProbs
 from gptj.model import Params
 from gptj.sharding import batch_ways, spec
 
@@ -34,8 +36,14 @@ class Device:
         positions: int,
         chunk: int,
         burst: int,
+        guesses: int = 0,
+        draft: Draft | None = None,
+        int8_cache: bool = False,
     ) -> None:
         """An empty cache and idle slots beside the weights.
+
+        Args:
+          guesses: how many tokens a step guesses ahead, by `draft` or else by looking them up.
 
         Raises:
           UserError: the mesh that is set does not divide the model or the slots.
@@ -46,12 +54,59 @@ class Device:
         self._per_part = slots // self.parts
         self._spare = -(-positions // chunk) * chunk
         """Where a part of the mesh that has no prompt to read reads one of no use."""
-        room = self._spare + (chunk if self.parts > 1 else 0)
-        self.cache = _beside(params, new_cache(config, slots, params.embedding.dtype, room))
-        self.slots = _beside(params, _new_slots(config, slots))
+        self._guesses, self._draft = guesses, draft and Draft(_apart(draft.params), draft.config)
+        self.history = positions if guesses and not draft else 0
+        """For how many tokens a slot has room where guesses are looked up."""
+        room = self._spare + max(chunk if self.parts > 1 else 0, guesses)
+        caches = [
+            new_cache(model.config, slots, model.params.embedding.dtype, room, int8_cache)
+            for model in (Draft(params, config), draft)
+            if model
+        ]
+        self.cache: Cache = _beside(params, sum(caches, ()))
+        self.slots = _beside(params, _new_slots(config, slots, self.history))
         counts = jax.jit(lambda: [jnp.int32(n) for n in range(burst + 1)])()
         self._counts = _beside(params, counts)
         """Numbers of steps, there already: a decode step uploads nothing."""
+        self._break_even: Array | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is known what guessing costs."""
+        return self._break_even is not None
+
+    def judge(self, break_even: float | None) -> None:
+        """Say how many tokens a guessing step must draw on average to be worth it.
+
+        Without a number it is how much longer such a step takes, with every slot in it; rounded up
+        to quarters, so that it is the same the next time. Several hosts would not measure the same.
+        """
+        if break_even is None:
+            self._break_even = _beside(self.params, jnp.float32(1))
+            if jax.process_count() > 1:
+                break_even = 1.5
+            else:
+                guessing, plain = self._step_seconds(True), self._step_seconds(False)
+                break_even = math.ceil(4 * guessing / plain) / 4
+        self._break_even = _beside(self.params, jnp.float32(break_even))
+
+    def _step_seconds(self, guessing: bool) -> float:
+        """How long a step takes in which all slots draw, after a prompt in which guesses abound."""
+        sampling, seconds = SamplingParams(), []
+        values = one_slot(
+            self.config, [0] * 8, sampling, eos=None, guessing=guessing, history=self.history
+        )
+        slots = len(self.slots.token)
+        for _ in range(5):
+            for slot in range(slots):
+                self.put(slot, values)
+            jax.block_until_ready(self.slots)
+            begin = time.perf_counter()
+            jax.block_until_ready(self.draw(1))
+            seconds.append(time.perf_counter() - begin)
+        for slot in range(slots):
+            self.set_active(slot, False)
+        return min(seconds)
 
     def read(
         self, pieces: list[tuple[int, int, list[int]] | None], size: int, scored: int
@@ -71,15 +126,28 @@ class Device:
                 tokens[part, : len(known)] = known
                 slots[part] = slot % self._per_part
         found, self.cache = programs.prefill(
-            self.params, self.cache, tokens, start, slots, np.int32(scored), self.config
+            self.params,
+            self.cache,
+            tokens,
+            start,
+            slots,
+            np.int32(scored),
+            self.config,
+            self._draft,
         )
         return found
 
-    def draw(self, steps: int) -> tuple[Int32[Array, "burst slots"], LogProbs]:
+    def draw(self, steps: int) -> tuple[Int32[Array, "rows slots"], LogProbs]:
         """Make up to so many decode steps; see `programs.decode`."""
+        guessing: dict[str, Any] = {}
+        if self._guesses:
+            guessing = {
+                "guesses": self._guesses, "draft": self._draft, "break_even": self._break_even
+            }  # fmt: skip
         tokens, found, self.cache, self.slots = programs.decode(
-            self.params, self.cache, self.slots, self._counts[steps], self._burst, self.config
-        )
+            self.params, self.cache, self.slots, self._counts[steps], self._burst, self.config,
+            **guessing,
+        )  # fmt: skip
         return tokens, found
 
     def put(self, slot: int, values: Slots) -> None:
@@ -89,6 +157,10 @@ class Device:
     def set_active(self, slot: int, active: bool) -> None:
         """Set a slot going, or stop it."""
         self.slots = programs.set_active(self.slots, np.int32(slot), np.bool_(active))
+
+    def set_allowed(self, slot: int, allowed: Bool[np.ndarray, " vocab"]) -> None:
+        """Say which tokens a guided slot may draw next."""
+        self.slots = programs.set_allowed(self.slots, np.int32(slot), allowed)
 
     def copy_out(self, slot: int, start: int) -> Cache:
         """The keys and values of a chunk."""
@@ -101,14 +173,15 @@ class Device:
     def step_bytes(self, kept: int) -> int:
         """What a decode step reads: the weights but the embedding, and `kept` keys and values."""
         weights = jax.tree.leaves((self.params.blocks, self.params.output))
-        slots, _, positions, _ = self.cache[0].keys.shape
-        of_token = sum(x.nbytes for x in jax.tree.leaves(self.cache)) // (slots * positions)
+        arrays = jax.tree.leaves(self.cache[: self.config.layers])
+        slots, _, positions, _ = arrays[0].shape
+        of_token = sum(x.nbytes for x in arrays) // (slots * positions)
         return sum(x.nbytes for x in weights) + kept * of_token
 
 
-def _new_slots(config: ModelConfig, count: int) -> Slots:
+def _new_slots(config: ModelConfig, count: int, history: int) -> Slots:
     """Slots in which nothing goes on."""
-    idle = one_slot(config, [0], SamplingParams(), eos=0, active=False)
+    idle = one_slot(config, [0], SamplingParams(), eos=0, active=False, history=history)
 
     def spread(value: np.ndarray) -> Array:
         x = np.broadcast_to(value, (count, *np.shape(value)))

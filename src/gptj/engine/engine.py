@@ -25,53 +25,20 @@ from jaxtyping import Array
 
 from gptj.config import ModelConfig
 from gptj.engine import programs
-from gptj.engine.admission import prompt_tokens
+from gptj.engine.admission import check_draft, prompt_tokens
+from gptj.engine.config import EngineConfig
 from gptj.engine.device import Device
+from gptj.engine.guide import Guides
 from gptj.engine.job import Job, State
 from gptj.engine.prefix import PrefixCache
-from gptj.engine.programs import LogProbs
 from gptj.engine.request import Completion, Delta, Request, SamplingParams, TokenLogprob
 from gptj.engine.scheduler import Scheduler
 from gptj.engine.slots import one_slot
+from gptj.engine.step import Draft, LogProbs
 from gptj.engine.text import TextWriter
-from gptj.errors import UserError
 from gptj.model import Params
-from gptj.sharding import check_batch
+from gptj.sharding import batch_ways
 from gptj.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """How large the engine is, and how it divides its time."""
-
-    slots: int = 8
-    """Completions that draw at once; a mesh's data and fsdp axes split them."""
-    positions: int | None = None
-    """Tokens that a slot has room for. Default: the model's context."""
-    chunk: int = 128
-    """Tokens of a prompt that are read at a time."""
-    chunks_a_step: int = 4
-    """The most chunks that are read between two steps of those who draw."""
-    burst: int = 8
-    """Decode steps in one dispatch while nobody's prompt is being read."""
-    prefix_bytes: int = 256 << 20
-    """Memory for what prompts begin with, to be found by others; 0 keeps none. On a mesh that
-    splits the slots it is not used."""
-
-    def __post_init__(self) -> None:
-        for name in ("slots", "chunk", "chunks_a_step", "burst"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.positions is not None and self.positions < 2:
-            raise UserError(f"positions={self.positions} must be at least 2")
-        if self.prefix_bytes < 0:
-            raise UserError(f"prefix_bytes={self.prefix_bytes} must be at least 0")
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Of the chunks that are read: whole ones, halves and quarters, of 16 tokens or more."""
-        parts = [n for n in (2, 4) if self.chunk % n == 0 and self.chunk // n >= 16]
-        return (self.chunk, *(self.chunk // n for n in parts))
 
 
 @dataclasses.dataclass
@@ -92,18 +59,22 @@ class Engine:
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         options: EngineConfig = EngineConfig(),
+        draft: Draft | None = None,
     ) -> None:
         """An engine on the mesh that is set, computing in the dtype of the weights.
 
         Args:
           tokenizer: none is needed for prompts of ids; then completions have no text.
+          draft: a smaller model of the same vocabulary, to guess with.
 
         Raises:
-          UserError: the mesh does not divide the model or the slots.
+          UserError: the mesh does not divide the model, or the draft does not fit.
         """
+        options = options.rounded(batch_ways())
         self.config, self.tokenizer, self.options = config, tokenizer, options
-        check_batch(options.slots)
         self.positions = min(options.positions or config.context, config.context)
+        if draft:
+            check_draft(draft.config, config, self.positions, options.speculate)
         self.device = Device(
             params,
             config,
@@ -111,7 +82,11 @@ class Engine:
             positions=self.positions,
             chunk=options.chunk,
             burst=options.burst,
+            guesses=options.speculate,
+            draft=draft,
+            int8_cache=options.kv_cache == "int8",
         )
+        self._guides = Guides(tokenizer, config.padded_vocab_size)
         parts = self.device.parts
         self._scheduler = Scheduler(options.slots, parts)
         self._prefix = PrefixCache(options.prefix_bytes if parts == 1 else 0, options.chunk)
@@ -131,6 +106,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile every program, so that no request waits for it: see `compilations`."""
+        self.device.set_allowed(0, np.ones(self.config.padded_vocab_size, bool))
         only_read = SamplingParams(max_tokens=0, prompt_logprobs=0)
         for size in self.options.sizes:
             length = min(size, self.positions) + 1
@@ -154,6 +130,8 @@ class Engine:
         return self._queue(self._tokens(request, "the prompt"), request)
 
     def _queue(self, prompt: list[int], request: Request) -> int:
+        if self.options.speculate and not self.device.is_judged:
+            self.device.judge(self.options.break_even)
         sampling = request.sampling
         room = sampling.max_tokens
         if sampling.overflow == "stop":
@@ -165,7 +143,7 @@ class Engine:
             leader = jobs[0] if jobs and names else None
             job = Job(
                 number, choice, prompt, sampling, request.score_from, room, names, ends, writer,
-                leader,
+                self._guides.start(sampling), leader,
             )  # fmt: skip
             jobs.append(job)
         self._asked[number] = jobs
@@ -214,7 +192,9 @@ class Engine:
         return [[choices[n] for n in sorted(choices)] for choices in done]
 
     def _tokens(self, request: Request, what: str) -> list[int]:
-        return prompt_tokens(request, what, self.config, self.tokenizer, self.positions)
+        tokens = prompt_tokens(request, what, self.config, self.tokenizer, self.positions)
+        self._guides.start(request.sampling)  # refused before anything is queued
+        return tokens
 
     @property
     def _eos(self) -> int | None:
@@ -231,6 +211,8 @@ class Engine:
             values = one_slot(
                 self.config, job.prompt, job.sampling,
                 eos=self._eos, choice=job.choice, room=job.room, active=False,
+                guessing=job.may_guess, history=self.device.history,
+                allowed=job.guide.allowed() if job.guide else None,
             )  # fmt: skip
             self.device.put(job.slot, values)
             if job.is_read:
@@ -304,7 +286,7 @@ class Engine:
         if not drawing:
             return
         steps = self.options.burst
-        if self._scheduler.reading:
+        if self._scheduler.reading or self._guided:
             steps = 1
         elif self._scheduler.waiting:  # a slot that becomes free should not stand idle
             steps = min(steps, *(max(1, job.room - len(job.tokens)) for job in drawing), steps)
@@ -313,11 +295,19 @@ class Engine:
         self._bursts.append(_Burst(tokens, found, owners))
 
     def _collect(self) -> list[Delta]:
-        """What came of the burst before the last one, which runs meanwhile."""
+        """What came of the burst before the last one, which runs meanwhile.
+
+        A guided completion's next step has to wait for its last.
+        """
         touched, self._ended = self._ended, []
-        while self._bursts and (len(self._bursts) > 1 or not self._scheduler.drawing):
+        ahead = 1 if self._scheduler.drawing and not self._guided else 0
+        while len(self._bursts) > ahead:
             touched += self._take(self._bursts.popleft())
         return self._deltas(touched)
+
+    @property
+    def _guided(self) -> bool:
+        return any(job.guide for job in self._scheduler.drawing)
 
     def _take(self, burst: _Burst) -> list[Job]:
         """Give the tokens of a burst to their jobs; returns those that got any."""
@@ -329,7 +319,7 @@ class Engine:
                 continue
             for n, token in enumerate(tokens[:, slot].tolist()):
                 if token < 0 or job.is_done:
-                    break
+                    continue
                 own = None
                 if found and job.wants_logprobs:
                     mine = jax.tree.map(lambda x, slot=slot: x[:, slot], found)
@@ -338,6 +328,8 @@ class Engine:
             touched.append(job)
             if job.is_done:
                 self._let_go(job)
+            elif job.guide:
+                self.device.set_allowed(slot, job.guide.allowed())
         return touched
 
     def _let_go(self, job: Job) -> None:

@@ -7,6 +7,7 @@ import enum
 
 import numpy as np
 
+from gptj.engine.guide import Guide
 from gptj.engine.request import Completion, Delta, FinishReason, SamplingParams, TokenLogprob
 from gptj.engine.text import TextWriter
 
@@ -37,6 +38,7 @@ class Job:
     """Of the prompt's chunks in the prefix cache."""
     ends: frozenset[int]
     writer: TextWriter
+    guide: Guide | None = None
     leader: Job | None = None
     """Another of the same prompt, to be read first."""
     state: State = State.WAITING
@@ -65,6 +67,11 @@ class Job:
         return self.state is State.DONE
 
     @property
+    def may_guess(self) -> bool:
+        """Whether several of its tokens may be drawn in one step."""
+        return not self.guide and self.sampling.overflow == "stop"
+
+    @property
     def is_scored(self) -> bool:
         """Whether log-probabilities of the prompt are wanted."""
         return self.sampling.prompt_logprobs is not None
@@ -84,7 +91,11 @@ class Job:
         if logprob is not None:
             self.logprobs.append(logprob)
         pieces.append(self.writer.push(token))
-        if self.writer.stopped:
+        if self.guide:
+            self.guide.push(token)
+        if self.guide and self.guide.is_lost:
+            self.finish("error")
+        elif self.writer.stopped or (self.guide and self.guide.is_over):
             self.finish("stop")
         elif len(self.tokens) == self.room:
             self.finish("length")

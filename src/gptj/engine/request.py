@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ SEEDS = 1 << 32
 MOST_ALTERNATIVES = 20
 """Of how many tokens beside the drawn one log-probabilities can be had."""
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 Overflow = Literal["stop", "slide"]
+
+GUIDES = ("json_schema", "regex", "grammar")
+"""What a completion can be made to keep to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,8 @@ class SamplingParams:
     """How completions are drawn and where they end.
 
     The controls act in one order: repetition, frequency and presence penalties; the logit bias;
-    allowed and banned tokens and `min_tokens`; temperature; top-k; top-p; min-p; typical; the draw.
+    allowed and banned tokens, `min_tokens`, and the schema, expression or grammar; temperature;
+    top-k; top-p; min-p; typical; the draw.
     """
 
     temperature: float = 1.0
@@ -66,6 +71,12 @@ class SamplingParams:
     """The end-of-text token does not end a completion."""
     min_tokens: int = 0
     """No token ends a completion before it has this many."""
+    json_schema: Annotated[str | Mapping[str, Any] | None, tyro.conf.arg(constructor=str)] = None
+    """Write JSON that keeps to this schema, given as JSON text or a dict; `{}` is any JSON."""
+    regex: str | None = None
+    """Write what this regular expression matches as a whole."""
+    grammar: str | None = None
+    """Write what this Lark grammar derives from `start`."""
     n: int = 1
     """Completions of each prompt, each drawn with a random stream of its own."""
     best_of: int | None = None
@@ -106,7 +117,10 @@ class SamplingParams:
             raise UserError(f"max_tokens={self.max_tokens} must be at least 1")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"seed={self.seed} must be between 0 and {SEEDS - 1}")
+        if isinstance(self.json_schema, Mapping):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
         self._check_ends()
+        self._check_guide()
         self._check_counts()
 
     def _check_ends(self) -> None:
@@ -130,6 +144,20 @@ class SamplingParams:
         if self.overflow not in ("stop", "slide"):
             raise UserError(f"overflow={self.overflow!r} must be `stop` or `slide`")
 
+    def _check_guide(self) -> None:
+        given = [name for name in GUIDES if getattr(self, name) is not None]
+        for name in given:
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name}={getattr(self, name)!r} must be text")
+        if len(given) > 1:
+            raise UserError(f"{given[0]} and {given[1]} cannot both be kept to: leave out one")
+        others = ("allowed_tokens", "banned_tokens", "min_tokens", "ignore_eos")
+        for name in others if given else ():
+            if getattr(self, name):
+                raise UserError(
+                    f"{name} may leave {given[0]} no token to go on with: leave out one of the two"
+                )
+
     def _check_counts(self) -> None:
         if self.n < 1:
             raise UserError(f"n={self.n} must be at least 1")
@@ -147,6 +175,13 @@ class SamplingParams:
         """The tokens that end a completion, where `eos` ends a text."""
         return frozenset(self.stop_tokens) | (
             {eos} if eos is not None and not self.ignore_eos else set()
+        )
+
+    @property
+    def guide(self) -> tuple[str, str] | None:
+        """What it must keep to: of which kind, and its text."""
+        return next(
+            ((name, text) for name in GUIDES if (text := getattr(self, name)) is not None), None
         )
 
     @property
@@ -203,8 +238,9 @@ class Completion:
     """The ids drawn, without the end-of-text token; of a stop string, up to the token that
     completed it."""
     finish_reason: FinishReason
-    """`stop`: the model ended the text or wrote a stop string; `length`: there was no more room;
-    `cancelled`: nobody wanted it any more."""
+    """`stop`: the model ended the text, wrote a stop string, or completed what it had to keep to;
+    `length`: there was no more room; `cancelled`: nobody wanted it any more; `error`: its grammar
+    became too complex to follow."""
     logprobs: list[TokenLogprob] | None = None
     """One for each of `tokens`, where they were asked for."""
     prompt_logprobs: list[TokenLogprob] | None = None

@@ -57,7 +57,7 @@ def sample(logits: Logits, slots: Slots, vocab_size: int) -> Tokens:
 def adjusted(logits: Logits, slots: Slots, vocab_size: int) -> Logits:
     """The logits after penalties, bias and bans; minus infinity for what cannot be drawn."""
     early = slots.required > 0
-    some = jnp.any(slots.active & (slots.penalised | slots.biased | early))
+    some = jnp.any(slots.active & (slots.penalised | slots.biased | slots.guided | early))
 
     def apply() -> Logits:
         seen = slots.in_prompt | (slots.drawn > 0)
@@ -67,7 +67,8 @@ def adjusted(logits: Logits, slots: Slots, vocab_size: int) -> Logits:
         x = jnp.where(seen & (penalty != 1), repeated, logits)
         x -= slots.frequency_penalty[:, None] * slots.drawn
         x -= jnp.where(slots.drawn > 0, slots.presence_penalty[:, None], 0)
-        return jnp.where(slots.ends & early[:, None], -jnp.inf, x + slots.bias)
+        never = (slots.ends & early[:, None]) | (slots.guided[:, None] & ~slots.allowed)
+        return jnp.where(never, -jnp.inf, x + slots.bias)
 
     x = jax.lax.cond(some, apply, lambda: logits)
     return jnp.where(jnp.arange(x.shape[-1]) < vocab_size, x, -jnp.inf)

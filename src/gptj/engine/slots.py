@@ -44,6 +44,13 @@ class Slots:
     repetition_penalty: Float[Array, " slots"]
     presence_penalty: Float[Array, " slots"]
     frequency_penalty: Float[Array, " slots"]
+    guessing: Bool[Array, " slots"]
+    """Whether its next tokens are guessed ahead."""
+    tried: Int[Array, " slots"]
+    gained: Int[Array, " slots"]
+    """Guessing steps since guessing was last judged, and the tokens drawn in them."""
+    guided: Bool[Array, " slots"]
+    """Whether it draws only what `allowed` says."""
     biased: Bool[Array, " slots"]
     """Whether `bias` holds anything."""
     alternatives: Bool[Array, " slots"]
@@ -52,9 +59,13 @@ class Slots:
     """Added to the logits; minus infinity for what is never drawn."""
     ends: Bool[Array, "slots vocab"]
     """The tokens that end it."""
+    allowed: Bool[Array, "slots vocab"]
+    """What may come next by its schema, regular expression or grammar."""
     in_prompt: Bool[Array, "slots vocab"]
     drawn: Int[Array, "slots vocab"]
     """How often it has drawn each token."""
+    history: Int[Array, "slots positions"]
+    """Its tokens up to `position`, where guesses are looked up in them; else no positions."""
 
     @property
     def penalised(self) -> Bool[Array, " slots"]:
@@ -86,12 +97,18 @@ def one_slot(
     choice: int = 0,
     room: int | None = None,
     active: bool = True,
+    guessing: bool = False,
+    history: int = 0,
+    allowed: np.ndarray | None = None,
 ) -> Slots:
     """A slot's values on the host, each without the leading dim.
 
     Args:
       prompt: at least one token.
       room: the most tokens it may draw, when fewer than `max_tokens`.
+      guessing: whether its next tokens are guessed ahead.
+      history: for how many tokens there is room where guesses are looked up.
+      allowed: by token whether it may come next, where the completion is guided.
     """
     vocab = config.padded_vocab_size
     bias, ends, in_prompt = (np.zeros(vocab, dtype) for dtype in (np.float32, bool, bool))
@@ -105,6 +122,8 @@ def one_slot(
         bias[token] += value
     bias[list(sampling.banned_tokens)] = -np.inf
     i32 = np.int32
+    known = np.zeros(history, np.int32)
+    known[: len(prompt)] = prompt[:history]
     values: dict[str, Any] = {
         "token": i32(prompt[-1]),
         "position": i32(len(prompt) - 1),
@@ -115,12 +134,18 @@ def one_slot(
         "seed": np.uint32(sampling.seed),
         "choice": i32(choice),
         "top_k": i32(sampling.top_k),
+        "guessing": np.bool_(guessing),
+        "tried": i32(0),
+        "gained": i32(0),
+        "guided": np.bool_(allowed is not None),
         "biased": np.bool_(bias.any()),
         "alternatives": np.bool_(sampling.logprobs is not None or sampling.drawn > sampling.n),
         "bias": bias,
         "ends": ends,
+        "allowed": np.ones(vocab, bool) if allowed is None else allowed,
         "in_prompt": in_prompt,
         "drawn": np.zeros(vocab, i32),
+        "history": known,
     }
     values |= {name: np.float32(getattr(sampling, name)) for name in _NUMBERS}
     return Slots(**values)

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -19,12 +18,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
+
+from gptj import caches
 
 SOURCE = Path(__file__).parent / "decode.cc"
 TARGETS = {
     "gptj_product": "GptjProduct",
+    "gptj_product_int8": "GptjProductInt8",
+    "gptj_product_int4": "GptjProductInt4",
     "gptj_attention": "GptjAttention",
+    "gptj_attention_int8": "GptjAttentionInt8",
     "gptj_top_k": "GptjTopK",
 }
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
@@ -32,8 +36,13 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
 MOST_ROWS = 64
 """With more rows than this a product is worth XLA's way."""
 
+MOST_QUERIES = 16
+"""And with more queries a row than this, attention."""
+
 LANES = 16
 """Dims of a head must be a multiple of this."""
+
+Cached = Float[Array, "rows heads positions d_head"] | Int8[Array, "rows heads positions d_head"]
 
 _wanted = jax.make_user_context(False)
 """JAX's own kind of context: what is traced in it is not taken for what is traced outside."""
@@ -65,23 +74,53 @@ def available() -> bool:
     return True
 
 
-def product(x: Float[Array, "rows inner"], w: Float[Array, "inner columns"]) -> Array:
+def product(
+    x: Float[Array, "rows inner"], w: Float[Array, "inner columns"]
+) -> Float32[Array, "rows columns"]:
     """`x @ w` in float32; a row's sums go in one order, whatever the other rows."""
-    out = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32)
-    made: Array = jax.ffi.ffi_call("gptj_product", out)(x.astype(jnp.float32), w)
-    return made
+    return _product("gptj_product", x, w)
+
+
+def product_int8(
+    x: Float[Array, "rows inner"],
+    values: Int8[Array, "inner columns"],
+    scale: Float32[Array, " columns"],
+) -> Float32[Array, "rows columns"]:
+    """The same for a matrix `values * scale`."""
+    return _product("gptj_product_int8", x, values, scale)
+
+
+def product_int4(
+    x: Float[Array, "rows inner"],
+    pairs: UInt8[Array, "inner/2 columns"],
+    scale: Float32[Array, "groups columns"],
+    low: Float32[Array, "groups columns"],
+) -> Float32[Array, "rows columns"]:
+    """The same for a matrix `low + scale * q` whose q are two a byte: see `gptj.quantised.Int4`."""
+    return _product("gptj_product_int4", x, pairs, scale, low)
 
 
 def attention(
-    query: Float[Array, "rows heads d_head"],
-    keys: Float[Array, "rows heads positions d_head"],
-    values: Float[Array, "rows heads positions d_head"],
-    last_seen: Int[Array, " rows"],
-) -> Float[Array, "rows heads d_head"]:
-    """One query a row over the keys `0 .. last_seen`, scaled by 1/sqrt(d_head), in float32."""
+    query: Float[Array, "rows queries heads d_head"],
+    keys: Cached,
+    values: Cached,
+    last_seen: Int[Array, "rows queries"],
+    scales: tuple[Array, Array] | None = None,
+) -> Float32[Array, "rows queries heads d_head"]:
+    """Each query over the keys `0 .. last_seen` of its row, scaled by 1/sqrt(d_head), in float32.
+
+    A query's sums go in one order, whatever the other queries and rows.
+
+    Args:
+      scales: float32 `[rows, heads, positions, 1]`, what int8 keys and values are multiplied by.
+    """
     query = query.astype(jnp.float32)
     out = jax.ShapeDtypeStruct(query.shape, jnp.float32)
-    made: Array = jax.ffi.ffi_call("gptj_attention", out)(query, keys, values, last_seen)
+    if scales is None:
+        made: Array = jax.ffi.ffi_call("gptj_attention", out)(query, keys, values, last_seen)
+        return made
+    call = jax.ffi.ffi_call("gptj_attention_int8", out)
+    made = call(query, keys, scales[0], values, scales[1], last_seen)
     return made
 
 
@@ -93,13 +132,19 @@ def top_k(x: Float[Array, "rows columns"], count: int) -> tuple[Array, Array]:
     return values, columns
 
 
+def _product(name: str, x: Array, *matrix: Array) -> Float32[Array, "rows columns"]:
+    out = jax.ShapeDtypeStruct((x.shape[0], matrix[0].shape[1]), jnp.float32)
+    made: Array = jax.ffi.ffi_call(name, out)(x.astype(jnp.float32), *matrix)
+    return made
+
+
 def _built() -> Path | None:
     """The library, built if it is not there yet; none where that fails."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    made_for = (SOURCE.read_bytes(), jax.__version__.encode(), _processor())
+    sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    made_for = (*sources, jax.__version__.encode(), caches.processor().encode())
     name = hashlib.sha256(b"|".join(made_for)).hexdigest()[:16]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = base / "gptj" / f"decode-{name}.so"
+    path = caches.folder() / f"decode-{name}.so"
     if path.exists():
         return path
     if compiler is None:
@@ -115,10 +160,3 @@ def _built() -> Path | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return path
-
-
-def _processor() -> bytes:
-    """What tells processors apart that the same cache folder may be seen from."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_bytes().splitlines() if cpuinfo.exists() else []
-    return platform.machine().encode() + b"".join(sorted({x for x in lines if x[:5] == b"flags"}))

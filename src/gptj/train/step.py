@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gptj.config import ModelConfig
-from gptj.cross_entropy import ZLoss
+from gptj.cross_entropy import TokenLosses, ZLoss
 from gptj.errors import UserError
 from gptj.model import Params, Remat, losses
 from gptj.sharding import reshard
@@ -143,9 +143,9 @@ def mean_gradient(
     )
 
     def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Any, Float[Array, " batch"]]:
-        (loss, nll), gradient = jax.value_and_grad(objective, has_aux=True)(params, rows)
-        mean, norm = jnp.mean(nll), global_norm(gradient, optimizer, model)
-        means = Means(mean, jnp.mean(nll[:, -1]), loss - mean, norm, norm**2)
+        (_, (nll, z_loss)), gradient = jax.value_and_grad(objective, has_aux=True)(params, rows)
+        norm = global_norm(gradient, optimizer, model)
+        means = Means(jnp.mean(nll), jnp.mean(nll[:, -1]), jnp.mean(z_loss), norm, norm**2)
         shares = jax.tree.map(lambda x: x * share, (means, gradient))
         return shares, reshard(jnp.mean(nll, axis=-1), None)
 
@@ -167,8 +167,8 @@ def _loss(
     *,
     model: ModelConfig,
     config: StepConfig,
-) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
-    """The loss of some rows, and each token's negative log-likelihood."""
+) -> tuple[Float[Array, ""], TokenLosses]:
+    """The loss of some rows, and each token's parts of it."""
     return losses(
         params,
         rows,
@@ -185,7 +185,7 @@ def _original_loss(
     *,
     model: ModelConfig,
     config: StepConfig,
-) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
+) -> tuple[Float[Array, ""], TokenLosses]:
     """The same as the original computed it.
 
     Weights rounded (and by the rounding's transpose their gradients), activations in float32, the

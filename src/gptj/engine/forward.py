@@ -1,0 +1,91 @@
+"""The model over a cache: what reads a prompt and what draws are this one forward pass."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gptj.attention import KeysValues, cached_attention
+from gptj.config import ModelConfig
+from gptj.engine import cache as caching
+from gptj.engine.cache import Cache, LayerCache, Rows
+from gptj.model import Block, Params, block, embed, final_norm
+from gptj.sharding import reshard
+
+Tokens = Int[Array, "batch length"]
+Hidden = Float[Array, "batch length embed"]
+
+
+def forward(
+    params: Params[Array],
+    cache: Cache,
+    tokens: Tokens,
+    start: Int[Array, " batch"],
+    config: ModelConfig,
+    *,
+    slot: Int[Array, " ways"] | None = None,
+    ring: Bool[Array, " batch"] | None = None,
+    active: Bool[Array, " batch"] | None = None,
+) -> tuple[Hidden, Cache]:
+    """Hidden states of `tokens`, which stand at `start` and after, and the cache with them in it.
+
+    `model.logits` makes logits of the states one needs. A row may end in padding: what it writes
+    lies after the row's tokens, which never see it, and is written over by those to come.
+
+    Args:
+      tokens: one row a slot, or with `slot` one row for each part the mesh splits the slots into.
+      slot: whose row of the cache that is.
+      ring: rows of one token that, past the context's end, go on over its first `context - 1`
+        places, as the original did. A key keeps the rotation of its position, and only the
+        distance between two counts.
+      active: rows that matter; the others see one key, which is the least work.
+    """
+    tokens, start = reshard(tokens, "batch", None), reshard(start, "batch")
+    positions = start[:, None] + jnp.arange(tokens.shape[1])
+    at, last_seen = start, positions
+    if ring is not None:
+        size = config.context - 1
+        at = jnp.where(ring, start % size, start)
+        last_seen = jnp.where(ring[:, None], jnp.minimum(positions, size - 1), positions)
+    if active is not None:
+        last_seen = jnp.where(active[:, None], last_seen, 0)
+
+    def put(rows: Rows, new: Array) -> Rows:
+        if slot is None:
+            return caching.write(rows, new, at)
+        return caching.write_one(rows, new, slot, at)
+
+    def get(rows: Rows, index: Array) -> Array:
+        if slot is None:
+            return caching.read(rows, index)
+        return caching.read_one(rows, slot, index)
+
+    def layer(x: Array, stored: Block[Array], seen: LayerCache) -> tuple[Array, LayerCache]:
+        now = seen
+
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            nonlocal now
+            now = LayerCache(put(seen.keys, key), put(seen.values, value))
+
+            def read(index: Array) -> KeysValues:
+                return get(now.keys, index), get(now.values, index)
+
+            whole = (now.keys, now.values) if slot is None else None
+            return cached_attention(query, last_seen, read, whole)
+
+        return block(x, stored, config, positions, attend), now
+
+    x, new = embed(params, tokens, params.embedding.dtype), []
+    for stored, seen in zip(_layers(params), cache, strict=True):
+        x, now = layer(x, stored, seen)
+        new.append(now)
+    return final_norm(params, x, config), tuple(new)
+
+
+def _layers(params: Params[Array]) -> tuple[Block[Array], ...]:
+    """Each layer's weights."""
+    if isinstance(params.blocks, tuple):
+        return params.blocks
+    count = params.blocks.norm_scale.shape[0]
+    return tuple(jax.tree.map(lambda x, i=i: x[i], params.blocks) for i in range(count))
