@@ -1,11 +1,13 @@
 """Eight host devices for every test, set before anything imports JAX; and a run to share."""
 
 import contextlib
+import gc
 import json
 import os
 import random
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,31 @@ import pytest
 EIGHT = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is left behind, or found
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
+
+
+LONGEST = (
+    "test_hosts.py",
+    "test_kills.py",
+    "test_resume.py",
+    "test_reproducible.py",
+    "test_step.py",
+)
+MOST_MAPS = 30_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that processes that share the tests end together."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drop compiled programs between modules: each maps memory, which Linux allows 65,530 times."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 class Outcome(NamedTuple):

@@ -252,7 +252,7 @@ class TestLogProbabilities:
         assert [len(each) for each in found] == [3, 3, 3]
         again = engine.run(asked[1:2])[0][0].prompt_logprobs
         assert again == found[1]
-        assert engine._prefix.hits >= 2
+        assert engine.prefix.hits >= 2
         whole = engine.run([dataclasses.replace(asked[1], score_from=1)])[0][0].prompt_logprobs
         assert whole[-3:] == found[1]
 
@@ -301,9 +301,9 @@ class TestComingAndGoing:
     def test_a_prompt_begun_before_is_not_read_again(self, engine):
         sampling = SamplingParams(max_tokens=4, seed=2)
         first = engine.run([Request("p" * 40, sampling)])
-        hits = engine._prefix.hits
+        hits = engine.prefix.hits
         assert engine.run([Request("p" * 40, sampling)]) == first
-        assert engine._prefix.hits == hits + 2
+        assert engine.prefix.hits == hits + 2
 
 
 class TestThePrograms:

@@ -130,7 +130,7 @@ class TestAloneAndInCompany:
         engine = Engine(params(kind), config, BYTES, options)
         together = engine.run(REQUESTS)
         for request, completions in zip(REQUESTS, together, strict=True):
-            engine._prefix.clear()
+            engine.prefix.clear()
             assert engine.run([request]) == [completions]
 
 

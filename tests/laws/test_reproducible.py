@@ -61,7 +61,7 @@ def engine(slots: int, kind: str = "plain") -> Engine:
 @functools.cache
 def alone(slots: int, kind: str, index: int) -> list[Completion]:
     """What a request gives when nobody else is there and nothing is known of its prompt."""
-    engine(slots, kind)._prefix.clear()
+    engine(slots, kind).prefix.clear()
     return engine(slots, kind).run([REQUESTS[index]])[0]
 
 

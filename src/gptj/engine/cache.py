@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from gptj.attention import KEYS
 from gptj.config import ModelConfig
@@ -18,8 +18,9 @@ from gptj.sharding import batch_ways, check_batch, check_mesh, reshape, spec
 AXES = ("batch", "heads", None, None)
 """Logical axes of each array: slots over data and fsdp, heads over tensor."""
 
-Rows = Float[Array, "slots heads positions d_head"] | Int8Rows
-"""As they are, or each head's at each position rounded to int8 when it is written."""
+Rows = Num[Array, "slots heads positions d_head"] | Int8Rows
+"""As they are, or each head's at each position rounded to int8 when it is written. On a CPU
+bfloat16 is kept as its bits: to write into it, XLA would make all of it float32 and back."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +60,8 @@ def new_cache(
 
     def rows() -> Rows:
         if not quantised:
-            return jnp.zeros(shape, dtype, out_sharding=spec(*AXES))
+            kept = jnp.uint16 if dtype == jnp.bfloat16 and _on_cpu() else dtype
+            return jnp.zeros(shape, kept, out_sharding=spec(*AXES))
         values = jnp.zeros(shape, jnp.int8, out_sharding=spec(*AXES))
         scale = jnp.zeros((*shape[:3], 1), jnp.float32, out_sharding=spec(*AXES))
         return Int8Rows(values, scale, jnp.dtype(dtype))
@@ -133,6 +135,8 @@ def _put(
     pieces = new.transpose(0, 2, 1, 3)
     if isinstance(rows, Int8Rows):
         return jax.tree.map(put, rows, int8_rows(pieces))
+    if rows.dtype == jnp.uint16:
+        pieces = jax.lax.bitcast_convert_type(pieces, jnp.uint16)
     return put(rows, pieces)
 
 
@@ -140,7 +144,12 @@ def _get(cut: Callable[[Array], Array], rows: Rows) -> Float[Array, "some heads 
     """What `cut` takes of each array of `rows`, as numbers to compute with."""
     if isinstance(rows, Int8Rows):
         return jax.tree.map(cut, rows).read()
-    return cut(rows)
+    piece = cut(rows)
+    return jax.lax.bitcast_convert_type(piece, jnp.bfloat16) if piece.dtype == jnp.uint16 else piece
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _parts(rows: Array) -> Float[Array, "ways slots heads positions d_head"]:

@@ -89,7 +89,7 @@ class Engine:
         self._guides = Guides(tokenizer, config.padded_vocab_size)
         parts = self.device.parts
         self._scheduler = Scheduler(options.slots, parts)
-        self._prefix = PrefixCache(options.prefix_bytes if parts == 1 else 0, options.chunk)
+        self.prefix = PrefixCache(options.prefix_bytes if parts == 1 else 0, options.chunk)
         self._asked: dict[int, list[Job]] = {}
         self._numbers, self._bursts = itertools.count(), deque[_Burst]()
         self._ended: list[Job] = []
@@ -113,7 +113,7 @@ class Engine:
             for _ in range(2):  # the second finds what the first has read
                 self.run([Request([0] * length, only_read, score_from=length)])
         self.run([Request([0], SamplingParams(max_tokens=1))])
-        self._prefix.clear()
+        self.prefix.clear()
 
     @staticmethod
     def compilations() -> int:
@@ -136,7 +136,7 @@ class Engine:
         room = sampling.max_tokens
         if sampling.overflow == "stop":
             room = min(room, max(0, self.positions - len(prompt)))
-        number, names = next(self._numbers), self._prefix.names(prompt[:-1])
+        number, names = next(self._numbers), self.prefix.names(prompt[:-1])
         jobs: list[Job] = []
         for choice in range(sampling.drawn):
             ends, writer = sampling.ends(self._eos), TextWriter(self.tokenizer, sampling.stop)
@@ -203,7 +203,7 @@ class Engine:
     def _admit(self) -> None:
         for job in self._scheduler.admit():
             usable = (job.score_from - 1) // self.options.chunk if job.is_scored else None
-            chunks = self._prefix.find(job.names[:usable])
+            chunks = self.prefix.find(job.names[:usable])
             for index, chunk in enumerate(chunks):
                 self.device.copy_in(job.slot, index * self.options.chunk, chunk)
             job.read = len(chunks) * self.options.chunk
@@ -267,9 +267,9 @@ class Engine:
     def _keep(self, job: Job) -> None:
         """Keep the chunk just read for others whose prompts begin so."""
         index = job.read // self.options.chunk
-        if index < len(job.names) and self._prefix.wants(job.names[index]):
+        if index < len(job.names) and self.prefix.wants(job.names[index]):
             chunk = self.device.copy_out(job.slot, job.read)
-            self._prefix.keep(job.names[: index + 1], chunk)
+            self.prefix.keep(job.names[: index + 1], chunk)
 
     def _has_read(self, job: Job) -> None:
         self._scheduler.has_read(job)

@@ -68,7 +68,7 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Any
   }
   if (keys.element_type() == ffi::F32) {
     attention<float>(pool, query, keys, values, nullptr, nullptr, last_seen, out);
-  } else if (keys.element_type() == ffi::BF16) {
+  } else if (keys.element_type() == ffi::BF16 || keys.element_type() == ffi::U16) {
     attention<BFloat16>(pool, query, keys, values, nullptr, nullptr, last_seen, out);
   } else {
     return ffi::Error::InvalidArgument("a cache without scales is float32 or bfloat16");
