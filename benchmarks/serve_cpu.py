@@ -168,7 +168,7 @@ def decode_steps(dtype: str) -> dict[str, dict[str, float]]:
     found = {}
     for count in BATCHES:
         with tempfile.NamedTemporaryFile() as file:
-            words = ["bench", "serve", "--dtype", dtype, "--engine.slots", str(count)]
+            words = ["bench", "serve", "--dtype", dtype, "--slots", str(count)]
             words += ["--requests", str(2 * count), "--temperature", "0", "--json", file.name]
             subprocess.run([sys.executable, "-m", "gptj.cli", *words], check=True)
             measured = json.load(file)["measured"]
