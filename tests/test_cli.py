@@ -29,7 +29,7 @@ from gptj.train.metrics import read_metrics
 
 VERBS = (
     *("prepare", "train", "generate", "plot", "report", "show-rows", "verify"),
-    *("convert", "inspect", "diff", "bench"),
+    *("convert", "inspect", "diff", "serve", "bench"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 

@@ -40,6 +40,7 @@ VERBS = {
     "convert": Verb("models", "write a model as another kind"),
     "inspect": Verb("models", "say what a model on disk is"),
     "diff": Verb("models", "compare the weights of two models"),
+    "serve": Verb("serve", "answer requests over HTTP"),
     "bench": Verb("bench", "measure how fast the engine answers"),
 }
 

@@ -1,0 +1,344 @@
+"""Several engines on a Ray cluster, asked as if they were one.
+
+Each replica is an engine with its thread, in a process that Ray Serve places, watches and replaces.
+The server itself stays one process: it reads prompts, keeps the queue and the keys, and hands what
+it lets in to a replica. A replica that is lost in the middle loses nothing: the request is asked of
+another one, and since equal engines give equal bits, what was handed out already is the beginning
+of what comes now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+
+from gptj.engine.engine import Engine
+from gptj.engine.request import Completion, Delta, Request, TokenLogprob
+from gptj.errors import UserError
+from gptj.serve.asked import Asked
+from gptj.serve.config import RayConfig
+from gptj.serve.facts import Facts
+from gptj.serve.logs import say
+from gptj.serve.metrics import Metrics
+from gptj.serve.refusal import Refused
+from gptj.serve.worker import Worker
+
+APP = "gptj"
+"""What the replicas are called in the cluster."""
+
+ATTEMPTS = 5
+"""Replicas that a request is asked of, one after the other, as they are lost."""
+
+AT_ONCE = 10_000
+"""Requests that Ray may hand to one replica: the queue's length is the server's own affair."""
+
+Build = Callable[[], contextlib.AbstractContextManager[Engine]]
+
+Piece = tuple[str, Any]
+"""What a replica sends: `here` with who it is, `accepted`, `starts` with the index of a request,
+`delta` with the index and what was drawn, `refused` with a sentence, `counts` at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How a replica has been doing."""
+
+    recompilations: int
+    hits: int
+    misses: int
+
+
+class Replica:
+    """One engine, in a process of Ray's."""
+
+    def __init__(self, build: Build) -> None:
+        """Build the engine and warm it up: until then Ray sends nothing here."""
+        with build() as engine:
+            self._worker = Worker(engine, Metrics())
+            engine.warm_up()
+        self._is_started = False
+
+    def facts(self) -> Facts:
+        """What those who ask need to know."""
+        return self._worker.facts
+
+    def check_health(self) -> None:
+        """Raise if the engine has stopped: Ray then replaces the replica."""
+        if self._worker.failure:
+            raise self._worker.failure
+
+    async def run(self, requests: list[Request]) -> AsyncIterator[Piece]:
+        """Answer requests, piece by piece."""
+        await self._ready()
+        yield "here", (id(self), self._worker.facts.fingerprint)
+        started: list[int] = []
+        asked = Asked(requests, started.append)
+        self._worker.hand_in(asked)
+        try:
+            await asked.accepted
+            yield "accepted", None
+            async for index, delta in asked.deltas():
+                for first in started:
+                    yield "starts", first
+                started.clear()
+                yield "delta", (index, delta)
+            worker = self._worker
+            found = Counts(worker.recompilations, worker.prefix_hits, worker.prefix_misses)
+            yield "counts", found
+        except UserError as error:
+            yield "refused", str(error)
+        finally:
+            self._worker.forget(asked)
+
+    async def _ready(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._worker.start()
+        while not (self._worker.is_ready or self._worker.failure):
+            await asyncio.sleep(0.01)
+
+
+@dataclasses.dataclass
+class _Handed:
+    """What a completion's client has of it, and how much of that the replica has said again."""
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    text: str = ""
+    is_whole: bool = False
+    said_tokens: int = 0
+    said_text: int = 0
+
+    def rest(self, delta: Delta) -> Delta | None:
+        """What is new in a delta, if anything."""
+        if self.is_whole:
+            return None
+        known = max(0, len(self.tokens) - self.said_tokens)
+        read = max(0, len(self.text) - self.said_text)
+        self.said_tokens += len(delta.tokens)
+        self.said_text += len(delta.text)
+        new = dataclasses.replace(
+            delta,
+            tokens=delta.tokens[known:],
+            logprobs=delta.logprobs[known:],
+            text=delta.text[read:],
+        )
+        self.tokens += new.tokens
+        self.logprobs += new.logprobs
+        self.text += new.text
+        self.is_whole = new.completion is not None
+        return new if new.tokens or new.text or self.is_whole else None
+
+    def cut(self, choice: int) -> Delta:
+        """Its end, where it stands."""
+        self.is_whole = True
+        whole = Completion(self.text, self.tokens, "cancelled", self.logprobs or None)
+        return Delta(0, choice, "", (), (), whole)
+
+
+class _Course:
+    """How some requests are doing, from replica to replica."""
+
+    def __init__(self, asked: Asked, metrics: Metrics) -> None:
+        self.asked, self._metrics = asked, metrics
+        self.fingerprint: str | None = None
+        """Of the replica that began to answer."""
+        self.is_accepted, self.running = False, set[int]()
+        self.handed = {
+            (index, choice): _Handed()
+            for index, request in enumerate(asked.requests)
+            for choice in range(request.sampling.n)
+        }
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has any of it."""
+        return any(each.tokens or each.text for each in self.handed.values())
+
+    def begin(self, fingerprint: str) -> None:
+        """A replica begins, from the start.
+
+        Raises:
+          Refused: it is not like the one before it, and the client has a part of the answer.
+        """
+        if self.has_begun and fingerprint != self.fingerprint:
+            raise _lost("and the others are not like it")
+        self.fingerprint = fingerprint
+        for each in self.handed.values():
+            each.said_tokens = each.said_text = 0
+
+    def take(self, kind: str, what: Any) -> None:
+        """A piece that a replica has sent."""
+        if kind == "accepted" and not self.is_accepted:
+            self.is_accepted = True
+            self._metrics.prompt_tokens.inc(sum(len(each.prompt) for each in self.asked.requests))
+            self.asked.accept()
+        elif kind == "starts":
+            self._starts(what)
+        elif kind == "delta":
+            index, delta = what
+            self._starts(index)
+            if new := self.handed[index, delta.choice].rest(delta):
+                self._metrics.came(self.asked, index, new, time.perf_counter())
+                self.asked.push(index, new)
+
+    def _starts(self, index: int) -> None:
+        if index not in self.running:
+            self.running.add(index)
+            self.asked.start(index)
+
+    def cut(self) -> None:
+        """End what is left of it, and tell."""
+        for (index, choice), each in self.handed.items():
+            if not each.is_whole:
+                self.asked.push(index, each.cut(choice))
+
+
+class Replicas:
+    """Engines on a cluster; see `gptj.serve.asked.Answering`."""
+
+    def __init__(self, build: Build, config: RayConfig, metrics: Metrics) -> None:
+        """Start the replicas, and wait until all of them are warm.
+
+        Args:
+          build: makes a replica's engine, in its process, with its mesh set meanwhile.
+
+        Raises:
+          UserError: the cluster cannot be reached, has no room, or a replica cannot be built.
+        """
+        self.failure: BaseException | None = None
+        self.is_ready, self.warm_compilations = False, 0
+        self._metrics, self._handle = metrics, _deploy(build, config)
+        self.facts: Facts = self._handle.facts.remote().result()
+        room = dataclasses.replace(
+            self.facts.options, slots=self.facts.options.slots * config.replicas
+        )
+        self.facts = dataclasses.replace(self.facts, options=room)
+        self._courses: dict[Asked, tuple[_Course, asyncio.Task[None]]] = {}
+        self._counts: dict[tuple[int, str], Counts] = {}
+
+    @property
+    def running(self) -> int:
+        """Requests that draw now."""
+        return sum(len(course.running) for course, _ in self._courses.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is not answered yet."""
+        return bool(self._courses)
+
+    @property
+    def recompilations(self) -> int:
+        """Programs that had to be compiled while requests waited."""
+        return sum(each.recompilations for each in self._counts.values())
+
+    @property
+    def prefix_hits(self) -> int:
+        """Chunks of prompts that did not have to be read."""
+        return sum(each.hits for each in self._counts.values())
+
+    @property
+    def prefix_misses(self) -> int:
+        """Chunks that had to be."""
+        return sum(each.misses for each in self._counts.values())
+
+    def start(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """They are ready already."""
+        self.is_ready = True
+        asyncio.get_running_loop().call_soon(on_change)
+
+    def hand_in(self, asked: Asked) -> None:
+        """Ask a replica, and another one if it is lost."""
+        course = _Course(asked, self._metrics)
+        task = asyncio.create_task(self._run(course))
+        self._courses[asked] = course, task
+        task.add_done_callback(lambda _: self._courses.pop(asked, None))
+
+    def forget(self, asked: Asked) -> None:
+        """Nobody waits for them."""
+        if asked in self._courses:
+            self._courses[asked][1].cancel()
+
+    def cut(self, asked: Asked | None = None) -> None:
+        """End them, or everyone's, where they stand."""
+        for each in [asked] if asked else list(self._courses):
+            if each in self._courses:
+                course, task = self._courses[each]
+                task.cancel()
+                course.cut()
+
+    def stop(self, timeout: float) -> bool:
+        """Take the replicas out of the cluster."""
+        with contextlib.suppress(RayError, TimeoutError):
+            serve.delete(APP)
+        ray.shutdown()
+        return True
+
+    async def _run(self, course: _Course) -> None:
+        try:
+            for attempt in range(ATTEMPTS):
+                try:
+                    return await self._ask(course)
+                except RayActorError as error:
+                    say("a replica was lost", attempt=attempt + 1, error=type(error).__name__)
+            raise _lost(f"{ATTEMPTS} times in a row")
+        except (Refused, UserError, RayError) as error:
+            course.asked.refuse(error)
+
+    async def _ask(self, course: _Course) -> None:
+        pieces = self._handle.options(stream=True).run.remote(course.asked.requests)
+        try:
+            async for kind, what in pieces:
+                if kind == "refused":
+                    raise UserError(what)
+                if kind == "here":
+                    who = what
+                    course.begin(who[1])
+                elif kind == "counts":
+                    self._counts[who] = what
+                else:
+                    course.take(kind, what)
+        except asyncio.CancelledError:
+            pieces.cancel()
+            raise
+
+
+def _lost(why: str) -> Refused:
+    headers = {"retry-after": "1"}
+    return Refused(
+        503, f"the replica that answered was lost, {why}", code="replica_lost", headers=headers
+    )
+
+
+def _deploy(build: Build, config: RayConfig) -> Any:
+    """Start the replicas; a handle to ask them with."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the server's log is lines of JSON
+    try:
+        ray.init(address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        if config.address:
+            raise UserError(f"no Ray cluster answers at {config.address}: {error}") from error
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    deployed = serve.deployment(
+        name="engine",
+        num_replicas=config.replicas,
+        max_ongoing_requests=AT_ONCE,
+        ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus},
+        health_check_period_s=2,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=2,
+    )(Replica)
+    serve.start(proxy_location="Disabled")
+    try:
+        return serve.run(deployed.bind(build), name=APP, route_prefix=None)
+    except RuntimeError as error:
+        raise UserError(f"the replicas did not start: {error}") from error

@@ -1,0 +1,223 @@
+"""What every route works with: it reads prompts, lets requests into the queue, and says what is on.
+
+For the event loop alone; the engine itself is the worker's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import anyio
+from starlette.requests import Request as HttpRequest
+
+from gptj.engine.admission import prompt_tokens
+from gptj.engine.request import SEEDS, Request, SamplingParams
+from gptj.errors import UserError
+from gptj.serve.asked import Answering, Asked
+from gptj.serve.config import ServeConfig
+from gptj.serve.keys import Key
+from gptj.serve.line import Line
+from gptj.serve.metrics import Metrics
+from gptj.serve.refusal import Refused, in_words
+from gptj.serve.transcript import Transcript
+
+T = TypeVar("T")
+
+TOKENIZING = 2
+"""Texts that are tokenized at once: it takes a hundred times the memory of the text."""
+
+
+class Service:
+    """One model, ready to be asked."""
+
+    def __init__(
+        self,
+        worker: Answering,
+        name: str,
+        config: ServeConfig,
+        transcript: Transcript,
+    ) -> None:
+        """A service on a worker that is started later.
+
+        Args:
+          name: what clients call the model.
+        """
+        self.worker, self.name, self.config, self.since = worker, name, config, int(time.time())
+        self.transcript = transcript
+        self.model, self.tokenizer = worker.facts.config, worker.facts.tokenizer
+        self.positions, self.fingerprint = worker.facts.positions, worker.facts.fingerprint
+        self.draining = False
+        room = worker.facts.options.slots * self.positions
+        self.line = Line(config.queue_tokens or 4 * room)
+        self._longest = max(map(len, self.tokenizer.spelling))
+        self._tokenizing = anyio.CapacityLimiter(TOKENIZING)
+
+    @property
+    def state(self) -> str:
+        """`ready`, or why it is not: `warming up`, `draining`, `failed`."""
+        if self.worker.failure:
+            return "failed"
+        if self.draining:
+            return "draining"
+        return "ready" if self.worker.is_ready else "warming up"
+
+    def check_open(self) -> None:
+        """Refuse whoever comes now if nobody would be let in.
+
+        Raises:
+          Refused: 503 if the server is not ready, 429 if the queue is full.
+        """
+        if self.state != "ready":
+            headers = {"retry-after": "5"}
+            raise Refused(503, f"the server is {self.state}", code="not_ready", headers=headers)
+        self.line.check()
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse the name of another model.
+
+        Raises:
+          Refused: 404.
+        """
+        if name is not None and name != self.name:
+            said = f"model={name!r} is not here: this server has {self.name!r}"
+            raise Refused(404, said, param="model", code="model_not_found")
+
+    def check_count(self, completions: int, names: Mapping[str, str]) -> None:
+        """Refuse more completions than one request may ask for; `names` as for `in_words`.
+
+        Raises:
+          Refused: 400.
+        """
+        if completions > self.config.max_completions:
+            with in_words(names):
+                raise UserError(
+                    f"n: {completions} completions are asked for, and one request may ask for "
+                    f"{self.config.max_completions}: lower it, or send fewer prompts"
+                )
+
+    def seeds(self, given: int | None, count: int) -> list[int]:
+        """A seed for each of several prompts: the one that was given, or others drawn by chance."""
+        first = secrets.randbelow(SEEDS) if given is None else given
+        return [(first + n) % SEEDS if given is None else first for n in range(count)]
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do what takes long in another thread, so that others are answered meanwhile."""
+        return await anyio.to_thread.run_sync(work, limiter=self._tokenizing)
+
+    async def read(
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling: SamplingParams,
+        names: Mapping[str, str],
+    ) -> list[list[int]]:
+        """The token ids of prompts that are to be gone on from as `sampling` says.
+
+        Args:
+          names: see `in_words`.
+
+        Raises:
+          Refused: 400, a prompt is too long, or not text, or has tokens that do not exist.
+        """
+
+        def encode() -> list[list[int]]:
+            return [self._tokens(f"prompt {n}", each, sampling) for n, each in enumerate(prompts)]
+
+        with in_words(names):
+            if len(prompts) == 1:
+                return [await self.aside(lambda: self._tokens("the prompt", prompts[0], sampling))]
+            return await self.aside(encode)
+
+    @staticmethod
+    def check_characters(what: str, text: str) -> None:
+        """Refuse text that holds half of a surrogate pair, as JSON may.
+
+        Raises:
+          UserError: naming it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{what} holds half of a surrogate pair, which is not a character, at "
+                f"{error.start}: remove it"
+            ) from error
+
+    def _tokens(self, what: str, prompt: str | list[int], sampling: SamplingParams) -> list[int]:
+        most = self.config.max_prompt_tokens
+        if isinstance(prompt, str) and len(prompt) > self._longest * (self.positions + 1):
+            raise UserError(
+                f"{what} has {len(prompt)} characters, too many for a context of "
+                f"{self.positions} tokens: shorten the prompt"
+            )
+        if isinstance(prompt, str):
+            self.check_characters(what, prompt)
+        request = Request(prompt, sampling)
+        tokens = prompt_tokens(request, what, self.model, self.tokenizer, self.positions)
+        if most is not None and len(tokens) > most:
+            raise UserError(f"{what} has {len(tokens)} tokens: this server takes at most {most}")
+        return tokens
+
+    async def tail(self, text: str, most: int, names: Mapping[str, str]) -> list[int]:
+        """The last `most` tokens of a text of any length, for protocols that cut prompts so."""
+        kept = text[-self._longest * (most + 1) :]
+        with in_words(names):
+            self.check_characters("the prompt", kept)
+            return (await self.aside(lambda: self.tokenizer.encode(kept)))[-most:]
+
+    @contextlib.asynccontextmanager
+    async def ask(self, http: HttpRequest, requests: list[Request]) -> AsyncIterator[Asked]:
+        """Requests in the queue or under way; what is left of them ends with the context.
+
+        Raises:
+          Refused: 503 if the server is not ready, 429 if the queue is full or the key's budget
+            spent, 400 if they may never be let in.
+          UserError: the engine refuses them.
+        """
+        self.check_open()
+        key: Key = http.state.key
+        costs = [self._cost(request) for request in requests]
+        with key.spending(sum(costs)) as bill, self.line.place(costs) as place:
+            asked = Asked(requests, place.leave)
+            self.worker.hand_in(asked)
+            try:
+                await asked.accepted
+                yield asked
+            finally:
+                self.worker.forget(asked)
+                bill.used = asked.used
+                http.state.note.update(tokens=asked.used, waited=asked.waited)
+
+    def _cost(self, request: Request) -> int:
+        """Tokens that are read, and drawn at most."""
+        read, sampling = len(request.prompt), request.sampling
+        room = sampling.max_tokens
+        if sampling.overflow == "stop":
+            room = min(room, max(0, self.positions - read))
+        return read + sampling.drawn * room
+
+
+def watch(service: Service, metrics: Metrics) -> None:
+    """Have the metrics watch what the service and its engine know."""
+    worker, line = service.worker, service.line
+    metrics.watch(
+        gauges={
+            "requests_waiting": ("Requests that wait for a slot", lambda: line.requests),
+            "tokens_waiting": ("Tokens, to be read and drawn, that they may take",
+                               lambda: line.tokens),
+            "requests_running": ("Requests that draw", lambda: worker.running),
+            "prefix_cache_hit_rate": ("Of the chunks that prompts began with, those found",
+                                      lambda: worker.prefix_hits
+                                      / max(1, worker.prefix_hits + worker.prefix_misses)),
+            "ready": ("Whether requests are answered", lambda: service.state == "ready"),
+        },
+        counters={
+            "prefix_cache_hits": ("Chunks of prompts that were found", lambda: worker.prefix_hits),
+            "prefix_cache_misses": ("Chunks that had to be read", lambda: worker.prefix_misses),
+            "recompilations": ("Programs compiled after the warm-up: should stay 0",
+                               lambda: worker.recompilations),
+        },
+    )  # fmt: skip

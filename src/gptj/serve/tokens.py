@@ -1,0 +1,116 @@
+"""The model itself, and text to tokens and back, with vLLM's names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gptj.serve.fields import Ids, Said, Strict
+from gptj.serve.openai_requests import NAMES
+from gptj.serve.refusal import Refused, in_words
+from gptj.serve.service import Service
+
+
+class TokenizeRequest(Strict):
+    """A text."""
+
+    prompt: str
+    """What to tokenize; the name of a special token in it is plain text."""
+    model: str | None = None
+    """The name of the model."""
+
+
+class Tokenized(Said):
+    """Its tokens."""
+
+    count: int
+    """How many."""
+    max_model_len: int
+    """How many the context has room for, with the answer."""
+    tokens: list[int]
+    """Their ids."""
+
+
+class DetokenizeRequest(Strict):
+    """Token ids."""
+
+    tokens: Ids
+    """They."""
+    model: str | None = None
+    """The name of the model."""
+
+
+class Detokenized(Said):
+    """Their text."""
+
+    prompt: str
+    """It; what is not UTF-8 as U+FFFD."""
+
+
+class Model(Said):
+    """A model."""
+
+    id: str
+    """Its name."""
+    object: Literal["model"] = "model"
+    """What this is."""
+    created: int
+    """When the server started, in seconds since 1970."""
+    owned_by: str
+    """This program."""
+    max_model_len: int
+    """Tokens that its context has room for."""
+
+
+class Models(Said):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    """What this is."""
+    data: list[Model]
+    """The one."""
+
+
+class State(Said):
+    """How the server is."""
+
+    status: Literal["alive", "ready"]
+    """In a word."""
+
+
+def model_card(service: Service) -> Model:
+    """What the model is."""
+    return Model(
+        id=service.name,
+        object="model",
+        created=service.since,
+        owned_by="gptj",
+        max_model_len=service.positions,
+    )
+
+
+async def tokenize(service: Service, asked: TokenizeRequest) -> Tokenized:
+    """Text to ids.
+
+    Raises:
+      Refused: 404, another model; 400, the text holds half of a surrogate pair.
+    """
+    service.check_model(asked.model)
+    with in_words(NAMES):
+        service.check_characters("the prompt", asked.prompt)
+        ids = await service.aside(lambda: service.tokenizer.encode(asked.prompt))
+    return Tokenized(count=len(ids), max_model_len=service.positions, tokens=ids)
+
+
+async def detokenize(service: Service, asked: DetokenizeRequest) -> Detokenized:
+    """Ids to text.
+
+    Raises:
+      Refused: 404, another model; 400, there is no such token.
+    """
+    service.check_model(asked.model)
+    most = service.model.vocab_size
+    if wrong := next((token for token in asked.tokens if token >= most), None):
+        said = f"tokens has {wrong} and the model knows 0 to {most - 1}"
+        raise Refused(400, said, param="tokens")
+    text = await service.aside(lambda: service.tokenizer.decode(asked.tokens))
+    return Detokenized(prompt=text)

@@ -1,0 +1,170 @@
+"""The parts alone: the queue's arithmetic, budgets over time, transcripts, fingerprints."""
+
+import jax
+import pytest
+
+from gptj import model
+from gptj.config import ModelConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
+from gptj.errors import UserError
+from gptj.serve.config import ServeConfig
+from gptj.serve.facts import facts, fingerprint
+from gptj.serve.keys import Key
+from gptj.serve.line import LONGEST_WAIT, Line
+from gptj.serve.refusal import SHOWN, Refused, translated
+from gptj.serve.transcript import STOPS, plain, read_transcript
+from gptj.tokenizer import Tokenizer
+
+BYTES, SHAPE = Tokenizer.bytes(), ModelConfig(2, 32, 4, 8, 128, 257, 384, 128)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestTheLine:
+    def test_takes_what_there_is_room_for(self):
+        line = Line(100)
+        with line.place([60]) as first:
+            with pytest.raises(Refused) as refused, line.place([41]):
+                pass
+            assert (refused.value.status, line.tokens, line.requests) == (429, 60, 1)
+            with line.place([40]):
+                assert (line.tokens, line.requests) == (100, 2)
+                with pytest.raises(Refused):
+                    line.check()
+            first.leave(0)
+            first.leave(0)
+            assert (line.tokens, line.requests) == (0, 0)
+        assert (line.tokens, line.requests) == (0, 0)
+
+    def test_each_of_several_leaves_by_itself(self):
+        line = Line(100)
+        with line.place([10, 20, 30]) as place:
+            place.leave(1)
+            assert (line.tokens, line.requests) == (40, 2)
+
+    def test_says_how_long_it_takes_at_the_speed_of_late(self):
+        clock = Clock()
+        line = Line(1000, clock)
+        assert line.seconds() == 1
+        with line.place([100, 300]) as place:
+            place.leave(0)
+            clock.now = 10.0
+            assert line.seconds() == 30  # 300 tokens at 10 a second
+            clock.now = 29.0
+            assert line.seconds() == 87
+            with pytest.raises(Refused) as refused, line.place([800]):
+                pass
+            assert refused.value.headers["retry-after"] == "87"
+        assert line.seconds() == 1
+        with line.place([10, 990]) as place:
+            place.leave(0)
+            clock.now += 29.0
+            assert line.seconds() <= LONGEST_WAIT
+
+
+class TestAKey:
+    def test_has_as_many_under_way_as_it_may(self):
+        key = Key("ann", concurrency=1)
+        many = pytest.raises(Refused, match="1 requests are under way")
+        with key.spending(5), many, key.spending(5):
+            pass
+        with key.spending(5):
+            assert key.running == 1
+
+    def test_gets_back_what_it_did_not_use_and_more_with_time(self):
+        clock = Clock()
+        key = Key("ann", tokens_per_minute=60, clock=clock)
+        with key.spending(60) as bill:
+            bill.used = 20
+        with key.spending(40) as bill:
+            bill.used = 40
+        with pytest.raises(Refused) as refused, key.spending(30):
+            pass
+        assert (refused.value.status, refused.value.headers["retry-after"]) == (429, "30")
+        clock.now = 30.0
+        with key.spending(30) as bill:
+            bill.used = 30
+        clock.now = 1000.0
+        with key.spending(60):
+            pass
+        with pytest.raises(Refused) as refused, key.spending(61):
+            pass
+        assert refused.value.status == 400
+
+
+class TestATranscript:
+    def test_is_plain_unless_told(self):
+        messages = [{"role": "system", "content": "Be\nbrief."}, {"role": "user", "content": "Hi"}]
+        found = read_transcript(ServeConfig())
+        assert found.stops == STOPS
+        assert found.render(messages) == "System:\nBe\nbrief.\n\nUser:\nHi\n\nAssistant:\n"
+        assert plain([]) == "Assistant:\n"
+
+    def test_is_a_template_of_ones_own(self, tmp_path):
+        path = tmp_path / "template.jinja"
+        path.write_text(
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+        )
+        found = read_transcript(ServeConfig(chat_template=path, chat_stop=("<",)))
+        assert found.stops == ("<",)
+        assert (
+            found.render([{"role": "user", "content": "{{ 1 }}"}]) == "<user>{{ 1 }}\n<assistant>"
+        )
+        assert read_transcript(ServeConfig(chat_template=path)).stops == ()
+
+    def test_a_template_may_refuse_and_reaches_nothing(self, tmp_path):
+        path = tmp_path / "template.jinja"
+        for text, said in (
+            ("{{ raise_exception('users first') }}", "users first"),
+            ("{{ messages.__class__.__mro__ }}", "refuses them"),
+            ("{{ messages[0].nothing.more }}", "refuses them"),
+        ):
+            path.write_text(text)
+            with pytest.raises(Refused, match=said):
+                read_transcript(ServeConfig(chat_template=path)).render([{"role": "user"}])
+
+    def test_a_template_that_is_none(self, tmp_path):
+        path = tmp_path / "template.jinja"
+        path.write_text("{% for %}")
+        with pytest.raises(UserError, match="cannot be used"):
+            read_transcript(ServeConfig(chat_template=path))
+
+    def test_serves_chats(self, serve, tmp_path):
+        path = tmp_path / "template.jinja"
+        path.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}bot: ")
+        with serve(ServeConfig(chat_template=path)) as served:
+            body = {"messages": [{"role": "user", "content": "hi"}], "seed": 2, "max_tokens": 8}
+            found = served.post("/v1/chat/completions", body).json()["choices"][0]
+            (own,) = served.own("user: hi\nbot: ", seed=2, max_tokens=8)
+        assert found["message"]["content"] == own.text
+
+
+def test_a_refusal_speaks_the_protocols_words():
+    names = {"regex": "guided_regex", "max_tokens": "max_length", "seed": "sampler_seed"}
+    found = translated("regex='regex' cannot be followed: regex parse error", names)
+    assert found.message == "guided_regex='guided_regex' cannot be followed: regex parse error"
+    assert (found.param, found.status) == ("guided_regex", 400)
+    assert translated("max_tokens=0 must be at least 1", names).param == "max_length"
+    assert translated("it is wrong", names).param is None
+    assert len(translated("x" * 10_000, names).message) == SHOWN
+
+
+def test_a_fingerprint_tells_weights_and_engines_apart(params):
+    def of(seed: int = 0, options: EngineConfig = EngineConfig(slots=2)) -> str:
+        weights = params if seed == 0 else model.init(jax.random.key(seed), SHAPE)
+        return fingerprint(Engine(weights, SHAPE, BYTES, options))
+
+    assert of() == of()
+    assert len({of(), of(1), of(options=EngineConfig(slots=4))}) == 3
+
+
+def test_a_model_without_a_tokenizer_is_not_served(params):
+    with pytest.raises(UserError, match="--tokenizer"):
+        facts(Engine(params, SHAPE, None, EngineConfig(slots=2)))
