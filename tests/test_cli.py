@@ -18,11 +18,12 @@ from rich.console import Console
 import gptj as package
 from gptj import checkpoint, cli
 from gptj.bench import ServeBenchConfig
-from gptj.cli import bench, data, models, runs
+from gptj.cli import bench, data, models, runs, serve
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.prepare import PrepareConfig
 from gptj.plot import PlotConfig
+from gptj.serve.config import ServeConfig
 from gptj.train.config import TrainConfig
 from gptj.train.loop import train
 from gptj.train.metrics import read_metrics
@@ -102,12 +103,27 @@ class TestHelp:
             bench: dict.fromkeys(("serve", "report"), hear),
             runs: dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
         }
+        if verb == "serve":
+            running = pytest.importorskip("gptj.serve.run", exc_type=ImportError)
+            setup = SimpleNamespace(listener=SimpleNamespace(close=lambda: None))
+            stands_in[serve] = {"_engine": lambda _: None}
+            stands_in[running] = {
+                "set_up": lambda config: heard.append(config) or setup,
+                "serve": lambda *_: 0,
+            }
         for module, names in stands_in.items():
             for name, function in names.items():
                 monkeypatch.setattr(module, name, function)
         assert gptj(*shlex.split(example[1])).code == 0
         kinds = (
-            PrepareConfig | TrainConfig | PlotConfig | ConvertConfig | ServeBenchConfig | str | Path
+            PrepareConfig
+            | TrainConfig
+            | PlotConfig
+            | ConvertConfig
+            | ServeBenchConfig
+            | ServeConfig
+            | str
+            | Path
         )
         assert isinstance(heard[0], kinds)
 

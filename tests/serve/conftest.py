@@ -152,8 +152,8 @@ def served(params) -> Iterator[Served]:
 def serve(params):
     """Servers of the same weights, otherwise configured."""
 
-    def start(config: ServeConfig = DEFAULTS, **options):
-        return running(params, config, **options)
+    def start(config: ServeConfig = DEFAULTS, weights=params, **options):
+        return running(weights, config, **options)
 
     return start
 

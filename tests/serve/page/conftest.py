@@ -1,11 +1,14 @@
 """The page in a real browser, on a real server of a tiny model."""
 
+import dataclasses
 import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from gptj.tokenizer import Tokenizer
 
 WANTED = ("fastapi", "uvicorn", "prometheus_client", "httpx", "llguidance")
 collect_ignore_glob = [] if all(map(find_spec, WANTED)) else ["test_*.py"]
@@ -14,6 +17,14 @@ ROOT = Path(__file__).parents[3]
 CHECKS = Path(__file__).with_name("checks.js").read_text()
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WAIT_MS = 20_000
+
+
+@pytest.fixture(scope="package")
+def served(params, serve):
+    """A server of a model that never ends a text by chance: the length is what was asked for."""
+    bias = params.output_bias.at[Tokenizer.bytes().eos_id].set(-30.0)
+    with serve(weights=dataclasses.replace(params, output_bias=bias)) as found:
+        yield found
 
 
 @pytest.fixture(scope="package")
