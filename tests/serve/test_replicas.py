@@ -1,5 +1,6 @@
 """`gptj serve --ray` on a cluster of two nodes, and a replica killed under load."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -133,6 +134,49 @@ def stream(url: str, seed: int) -> tuple[str, list[str]]:
                 tokens += choice["logprobs"]["tokens"]
     assert line == "" or line == "data: [DONE]"
     return text, tokens
+
+
+class TestWhatAnotherReplicaGoesOnWith:
+    @staticmethod
+    async def course():
+        """A completion of which its client has two tokens, and what the client gets."""
+        from gptj.engine.request import Delta, Request
+        from gptj.serve.asked import Asked
+        from gptj.serve.course import Course
+        from gptj.serve.metrics import Metrics
+
+        asked = Asked([Request([1])], lambda _: None)
+        found = Course(asked, Metrics())
+        found.begin("a")
+        found.take("accepted", None)
+        found.take("delta", (0, Delta(7, 0, "on", (5, 6))))
+        return found, asked
+
+    def test_is_what_the_client_does_not_have_yet(self):
+        from gptj.engine.request import Completion, Delta
+
+        async def goes_on():
+            course, asked = await self.course()
+            course.begin("a")
+            course.take("delta", (0, Delta(3, 0, "o", (5,))))  # in other pieces, as it may come
+            whole = Completion("once", [5, 6, 8], "length")
+            course.take("delta", (0, Delta(3, 0, "nce", (6, 8), (), whole)))
+            return [delta async for _, delta in asked.deltas()]
+
+        first, second = asyncio.run(goes_on())
+        assert (first.text + second.text, first.tokens + second.tokens) == ("once", (5, 6, 8))
+        assert second.completion.text == "once"
+
+    def test_is_an_error_where_it_would_draw_other_bits(self):
+        from gptj.serve.refusal import Refused
+
+        async def goes_on():
+            course, _ = await self.course()
+            course.begin("b")
+
+        with pytest.raises(Refused, match="lost, and the others are not like it") as refused:
+            asyncio.run(goes_on())
+        assert refused.value.status == 503
 
 
 @needs_ray

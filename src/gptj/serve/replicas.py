@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -22,10 +22,11 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 
 from gptj.engine.engine import Engine
-from gptj.engine.request import Completion, Delta, Request, TokenLogprob
+from gptj.engine.request import Request
 from gptj.errors import UserError
 from gptj.serve.asked import Asked
 from gptj.serve.config import RayConfig
+from gptj.serve.course import Course, lost
 from gptj.serve.facts import Facts
 from gptj.serve.logs import say
 from gptj.serve.metrics import Metrics
@@ -45,7 +46,8 @@ Build = Callable[[], contextlib.AbstractContextManager[Engine]]
 
 Piece = tuple[str, Any]
 """What a replica sends: `here` with who it is, `accepted`, `starts` with the index of a request,
-`delta` with the index and what was drawn, `refused` with a sentence, `counts` at the end."""
+`delta` with the index and what was drawn, `refused` with a sentence, `lost` where its engine has
+stopped, `counts` at the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Replica:
         with build() as engine:
             self._worker = Worker(engine, Metrics())
             engine.warm_up()
-        self._is_started = False
+        self._is_started, self._name = False, uuid.uuid4().hex
 
     def facts(self) -> Facts:
         """What those who ask need to know."""
@@ -79,7 +81,7 @@ class Replica:
     async def run(self, requests: list[Request]) -> AsyncIterator[Piece]:
         """Answer requests, piece by piece."""
         await self._ready()
-        yield "here", (id(self), self._worker.facts.fingerprint)
+        yield "here", (self._name, self._worker.facts.fingerprint)
         started: list[int] = []
         asked = Asked(requests, started.append)
         self._worker.hand_in(asked)
@@ -96,6 +98,8 @@ class Replica:
             yield "counts", found
         except UserError as error:
             yield "refused", str(error)
+        except Refused:  # the engine has stopped; Ray will replace it
+            yield "lost", None
         finally:
             self._worker.forget(asked)
 
@@ -105,102 +109,6 @@ class Replica:
             self._worker.start()
         while not (self._worker.is_ready or self._worker.failure):
             await asyncio.sleep(0.01)
-
-
-@dataclasses.dataclass
-class _Handed:
-    """What a completion's client has of it, and how much of that the replica has said again."""
-
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
-    text: str = ""
-    is_whole: bool = False
-    said_tokens: int = 0
-    said_text: int = 0
-
-    def rest(self, delta: Delta) -> Delta | None:
-        """What is new in a delta, if anything."""
-        if self.is_whole:
-            return None
-        known = max(0, len(self.tokens) - self.said_tokens)
-        read = max(0, len(self.text) - self.said_text)
-        self.said_tokens += len(delta.tokens)
-        self.said_text += len(delta.text)
-        new = dataclasses.replace(
-            delta,
-            tokens=delta.tokens[known:],
-            logprobs=delta.logprobs[known:],
-            text=delta.text[read:],
-        )
-        self.tokens += new.tokens
-        self.logprobs += new.logprobs
-        self.text += new.text
-        self.is_whole = new.completion is not None
-        return new if new.tokens or new.text or self.is_whole else None
-
-    def cut(self, choice: int) -> Delta:
-        """Its end, where it stands."""
-        self.is_whole = True
-        whole = Completion(self.text, self.tokens, "cancelled", self.logprobs or None)
-        return Delta(0, choice, "", (), (), whole)
-
-
-class _Course:
-    """How some requests are doing, from replica to replica."""
-
-    def __init__(self, asked: Asked, metrics: Metrics) -> None:
-        self.asked, self._metrics = asked, metrics
-        self.fingerprint: str | None = None
-        """Of the replica that began to answer."""
-        self.is_accepted, self.running = False, set[int]()
-        self.handed = {
-            (index, choice): _Handed()
-            for index, request in enumerate(asked.requests)
-            for choice in range(request.sampling.n)
-        }
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the client has any of it."""
-        return any(each.tokens or each.text for each in self.handed.values())
-
-    def begin(self, fingerprint: str) -> None:
-        """A replica begins, from the start.
-
-        Raises:
-          Refused: it is not like the one before it, and the client has a part of the answer.
-        """
-        if self.has_begun and fingerprint != self.fingerprint:
-            raise _lost("and the others are not like it")
-        self.fingerprint = fingerprint
-        for each in self.handed.values():
-            each.said_tokens = each.said_text = 0
-
-    def take(self, kind: str, what: Any) -> None:
-        """A piece that a replica has sent."""
-        if kind == "accepted" and not self.is_accepted:
-            self.is_accepted = True
-            self._metrics.prompt_tokens.inc(sum(len(each.prompt) for each in self.asked.requests))
-            self.asked.accept()
-        elif kind == "starts":
-            self._starts(what)
-        elif kind == "delta":
-            index, delta = what
-            self._starts(index)
-            if new := self.handed[index, delta.choice].rest(delta):
-                self._metrics.came(self.asked, index, new, time.perf_counter())
-                self.asked.push(index, new)
-
-    def _starts(self, index: int) -> None:
-        if index not in self.running:
-            self.running.add(index)
-            self.asked.start(index)
-
-    def cut(self) -> None:
-        """End what is left of it, and tell."""
-        for (index, choice), each in self.handed.items():
-            if not each.is_whole:
-                self.asked.push(index, each.cut(choice))
 
 
 class Replicas:
@@ -223,8 +131,8 @@ class Replicas:
             self.facts.options, slots=self.facts.options.slots * config.replicas
         )
         self.facts = dataclasses.replace(self.facts, options=room)
-        self._courses: dict[Asked, tuple[_Course, asyncio.Task[None]]] = {}
-        self._counts: dict[tuple[int, str], Counts] = {}
+        self._courses: dict[Asked, tuple[Course, asyncio.Task[None]]] = {}
+        self._counts: dict[tuple[str, str], Counts] = {}
 
     @property
     def running(self) -> int:
@@ -258,7 +166,7 @@ class Replicas:
 
     def hand_in(self, asked: Asked) -> None:
         """Ask a replica, and another one if it is lost."""
-        course = _Course(asked, self._metrics)
+        course = Course(asked, self._metrics)
         task = asyncio.create_task(self._run(course))
         self._courses[asked] = course, task
         task.add_done_callback(lambda _: self._courses.pop(asked, None))
@@ -283,23 +191,25 @@ class Replicas:
         ray.shutdown()
         return True
 
-    async def _run(self, course: _Course) -> None:
+    async def _run(self, course: Course) -> None:
         try:
             for attempt in range(ATTEMPTS):
                 try:
                     return await self._ask(course)
                 except RayActorError as error:
                     say("a replica was lost", attempt=attempt + 1, error=type(error).__name__)
-            raise _lost(f"{ATTEMPTS} times in a row")
+            raise lost(f"{ATTEMPTS} times in a row")
         except (Refused, UserError, RayError) as error:
             course.asked.refuse(error)
 
-    async def _ask(self, course: _Course) -> None:
+    async def _ask(self, course: Course) -> None:
         pieces = self._handle.options(stream=True).run.remote(course.asked.requests)
         try:
             async for kind, what in pieces:
                 if kind == "refused":
                     raise UserError(what)
+                if kind == "lost":
+                    raise RayActorError
                 if kind == "here":
                     who = what
                     course.begin(who[1])
@@ -310,13 +220,6 @@ class Replicas:
         except asyncio.CancelledError:
             pieces.cancel()
             raise
-
-
-def _lost(why: str) -> Refused:
-    headers = {"retry-after": "1"}
-    return Refused(
-        503, f"the replica that answered was lost, {why}", code="replica_lost", headers=headers
-    )
 
 
 def _deploy(build: Build, config: RayConfig) -> Any:
