@@ -44,9 +44,10 @@ def matrix(shape, kind):
     "shape", [(2, 1), (6, 5), (64, 48), (130, 1000), (258, 519), (384, 77), (768, 2048)]
 )
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 64])
-def test_a_product_is_the_sum(kind, shape, rows):
-    x, (stored, numbers) = drawn((rows, shape[0])), matrix(shape, kind)
-    wide = np.asarray(x, np.float64)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_is_the_sum(kind, shape, rows, dtype):
+    x, (stored, numbers) = drawn((rows, shape[0]), dtype), matrix(shape, kind)
+    wide = np.asarray(x).astype(np.float64)
     bound = np.abs(wide) @ np.abs(numbers) * 1e-6 + 1e-6
     if kind == "int4":  # each group's sum is of its low ends and of what is above them
         bound = np.abs(wide).sum(-1, keepdims=True) * np.abs(numbers).max() * 2e-6 + 1e-6
@@ -60,8 +61,9 @@ def test_a_product_of_odd_dims_is_the_sum(rows):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_of_a_product_is_the_same_bits_in_any_company(kind):
-    x, (w, _) = drawn((64, 320)), matrix((320, 1111), kind)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_of_a_product_is_the_same_bits_in_any_company(kind, dtype):
+    x, (w, _) = drawn((64, 320), dtype), matrix((320, 1111), kind)
     whole = np.asarray(product(x, w))
     for rows in (1, 2, 3, 5, 8, 63):
         np.testing.assert_array_equal(product(x[:rows], w), whole[:rows])

@@ -43,7 +43,7 @@ def einsum(
     mesh axis where the caller says so, to be added to others like it before they travel. A weight
     in few bits has all dims of `x` but the first as its first, whatever the letters.
     """
-    if kernels.in_use() and x.shape[0] <= kernels.MOST_ROWS:
+    if kernels.worth(x):
         product = _few_rows(x, weight)
     elif isinstance(weight, Int8 | Int4):
         product = _few_bits(x, weight, axes, unreduced)

@@ -50,26 +50,24 @@ def prefill(
     every device. Nothing is ever held for more than a chunk's logits. A draft model reads it too.
     """
     tokens, slot = reshard(tokens, "batch", None), reshard(slot, "batch")
-    theirs = cache[config.layers :]
-    if draft:
-        _, theirs = forward(draft.params, theirs, tokens[:, :-1], start, draft.config, slot=slot)
-    own = cache[: config.layers]
-    hidden, own = forward(params, own, tokens[:, :-1], start, config, slot=slot)
-    shape = (tokens.shape[0], tokens.shape[1] - 1)
+    read, targets = tokens[:, :-1], tokens[:, 1:]
+    own, theirs = cache[: config.layers], cache[config.layers :]
+    with kernels.wanted():
+        if draft:
+            _, theirs = forward(draft.params, theirs, read, start, draft.config, slot=slot)
+        hidden, own = forward(params, own, read, start, config, slot=slot)
 
     def score() -> LogProbs:
-        rows = logits(params, hidden, config)
-        rows = reshape(reshard(rows, "batch", None, None), (-1, rows.shape[-1]), "batch", None)
-        targets = reshape(tokens[:, 1:], (-1,), "batch")
         with kernels.wanted():
-            found = log_probabilities(rows, targets, config.vocab_size, scored > 1)
-        apart = (reshape(x, (*shape, *x.shape[1:]), "batch", *[None] * x.ndim) for x in found)
+            rows = logits(params, hidden, config)
+            rows = reshape(reshard(rows, "batch", None, None), (-1, rows.shape[-1]), "batch", None)
+            wanted = reshape(targets, (-1,), "batch")
+            found = log_probabilities(rows, wanted, config.vocab_size, scored > 1)
+        apart = (reshape(x, (*read.shape, *x.shape[1:]), "batch", *[None] * x.ndim) for x in found)
         return LogProbs(*map(whole, apart))
 
-    return jax.lax.cond(scored > 0, score, lambda: no_log_probs(shape, config)), (
-        *own,
-        *theirs,
-    )
+    found = jax.lax.cond(scored > 0, score, lambda: no_log_probs(read.shape, config))
+    return found, (*own, *theirs)
 
 
 @functools.partial(

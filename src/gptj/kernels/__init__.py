@@ -34,7 +34,10 @@ TARGETS = {
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
 
 MOST_ROWS = 64
-"""With more rows than this a product is worth XLA's way."""
+"""With more rows than this a product is worth XLA's way,"""
+
+MOST_ROWS_IN_TILES = 256
+"""unless the processor multiplies its numbers in tiles (Intel's AMX), which XLA does not use."""
 
 MOST_QUERIES = 16
 """And with more queries a row than this, attention."""
@@ -54,6 +57,14 @@ def wanted() -> contextlib.AbstractContextManager[None]:
     return context
 
 
+def worth(x: Float[Array, "rows ..."]) -> bool:
+    """Whether a matrix times these rows is to be one of them."""
+    if not in_use():
+        return False
+    in_tiles = x.dtype == jnp.bfloat16 and tiles()
+    return x.shape[0] <= (MOST_ROWS_IN_TILES if in_tiles else MOST_ROWS)
+
+
 def in_use() -> bool:
     """Whether what is traced now may use them: on one CPU device, where they could be built."""
     if not _wanted.value or not jax.sharding.get_abstract_mesh().empty:
@@ -61,17 +72,28 @@ def in_use() -> bool:
     return jax.default_backend() == "cpu" and available()
 
 
-@functools.cache
 def available() -> bool:
     """Whether they are there, after an attempt to build them."""
+    return _library() is not None
+
+
+def tiles() -> bool:
+    """Whether products of bfloat16 numbers go by tiles here."""
+    library = _library()
+    return library is not None and bool(library.GptjTiles())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library, its programs made known to JAX."""
     if os.environ.get("GPTJ_NATIVE") == "0" or (path := _built()) is None:
-        return False
+        return None
     library = ctypes.CDLL(str(path))
     for name, symbol in TARGETS.items():
         jax.ffi.register_ffi_target(
             name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu"
         )
-    return True
+    return library
 
 
 def product(
@@ -134,12 +156,13 @@ def top_k(x: Float[Array, "rows columns"], count: int) -> tuple[Array, Array]:
 
 def _product(name: str, x: Array, *matrix: Array) -> Float32[Array, "rows columns"]:
     out = jax.ShapeDtypeStruct((x.shape[0], matrix[0].shape[1]), jnp.float32)
-    made: Array = jax.ffi.ffi_call(name, out)(x.astype(jnp.float32), *matrix)
+    x = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
+    made: Array = jax.ffi.ffi_call(name, out)(x, *matrix)
     return made
 
 
 def _built() -> Path | None:
-    """The library, built if it is not there yet; none where that fails."""
+    """Where it is, built if it is not there yet; none where that fails."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
     made_for = (*sources, jax.__version__.encode(), caches.processor().encode())

@@ -12,40 +12,49 @@
 
 namespace {
 
-template <typename W>
-ffi::Error product(ffi::ThreadPool& pool, ffi::Buffer<ffi::F32>& x, const W* numbers,
-                   const float* scale, ffi::ResultBuffer<ffi::F32>& out) {
-  const int64_t rows = x.dimensions()[0], inner = x.dimensions()[1];
-  const Plain<W> w{numbers, scale, inner, out->dimensions()[1]};
-  product(pool, w, x.typed_data(), rows, out->typed_data());
+template <typename M>
+ffi::Error product(ffi::ThreadPool& pool, const M& w, ffi::AnyBuffer& x,
+                   ffi::ResultBuffer<ffi::F32>& out) {
+  const int64_t rows = x.dimensions()[0];
+  if (x.element_type() == ffi::F32) {
+    product(pool, w, static_cast<const float*>(x.untyped_data()), rows, out->typed_data());
+  } else if (x.element_type() == ffi::BF16) {
+    product(pool, w, static_cast<const BFloat16*>(x.untyped_data()), rows, out->typed_data());
+  } else {
+    return ffi::Error::InvalidArgument("what a matrix is multiplied by is float32 or bfloat16");
+  }
   return ffi::Error::Success();
 }
 
-ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w,
+ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                    ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t inner = x.dimensions()[1], columns = out->dimensions()[1];
   const void* numbers = w.untyped_data();
   if (w.element_type() == ffi::F32) {
-    return product(pool, x, static_cast<const float*>(numbers), nullptr, out);
+    const Plain<float> floats{static_cast<const float*>(numbers), nullptr, inner, columns};
+    return product(pool, floats, x, out);
   }
   if (w.element_type() == ffi::BF16) {
-    return product(pool, x, static_cast<const BFloat16*>(numbers), nullptr, out);
+    const Plain<BFloat16> halves{static_cast<const BFloat16*>(numbers), nullptr, inner, columns};
+    return product(pool, halves, x, out);
   }
   return ffi::Error::InvalidArgument("a matrix without scales is float32 or bfloat16");
 }
 
-ffi::Error ProductInt8(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> w,
+ffi::Error ProductInt8(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> w,
                        ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> out) {
-  return product(pool, x, w.typed_data(), scale.typed_data(), out);
+  const int64_t inner = x.dimensions()[1], columns = out->dimensions()[1];
+  const Plain<int8_t> bytes{w.typed_data(), scale.typed_data(), inner, columns};
+  return product(pool, bytes, x, out);
 }
 
-ffi::Error ProductInt4(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> pairs,
+ffi::Error ProductInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> pairs,
                        ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> low,
                        ffi::ResultBuffer<ffi::F32> out) {
   const int64_t inner = x.dimensions()[1], groups = scale.dimensions()[0];
   const Int4 w{pairs.typed_data(), scale.typed_data(), low.typed_data(),
                inner,              scale.dimensions()[1], inner / groups};
-  product(pool, w, x.typed_data(), x.dimensions()[0], out->typed_data());
-  return ffi::Error::Success();
+  return product(pool, w, x, out);
 }
 
 template <typename C>
@@ -139,17 +148,19 @@ ffi::Error TopK(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer
 
 }  // namespace
 
+extern "C" int GptjTiles() { return tiles(); }
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProduct, Product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductInt8, ProductInt8,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
@@ -157,7 +168,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductInt8, ProductInt8,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductInt4, ProductInt4,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::U8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

@@ -31,13 +31,14 @@ typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t LooseWords __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 struct BFloat16 { uint16_t bits; };
 
 #define INLINE inline __attribute__((always_inline))
 
 // Keeps a vector in its register, where gcc would rather load it again for each use.
-#ifdef __x86_64__
+#ifdef __AVX__
 #define HOLD(vector) asm("" : "+x"(vector))
 #else
 #define HOLD(vector)
@@ -69,6 +70,7 @@ INLINE Ints wide(const uint8_t* at) {
 INLINE Vector floats(Ints x) { return __builtin_convertvector(x, Vector); }
 INLINE Vector load(const int8_t* at) { return floats(wide(at)); }
 INLINE void store(float* at, Vector value) { *reinterpret_cast<Floats*>(at) = value; }
+INLINE void store(uint32_t* at, Words value) { *reinterpret_cast<LooseWords*>(at) = value; }
 INLINE float single(const float* at) { return *at; }
 INLINE float single(const BFloat16* at) {
   uint32_t wide = static_cast<uint32_t>(at->bits) << 16;
@@ -104,11 +106,14 @@ void each(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
-// Memory of the thread's own: two pieces, each as large as it was ever wanted.
+// Memory of the thread's own: two pieces, each as large as it was ever wanted, on lines of the cache.
 float* scratch(int which, int64_t size) {
+  constexpr uintptr_t line = 64;
   static thread_local std::vector<float> held[2];
-  if (static_cast<int64_t>(held[which].size()) < size) held[which].resize(size);
-  return held[which].data();
+  const size_t wanted = size + line / sizeof(float);
+  if (held[which].size() < wanted) held[which].resize(wanted);
+  const auto at = reinterpret_cast<uintptr_t>(held[which].data());
+  return reinterpret_cast<float*>((at + line - 1) / line * line);
 }
 
 }  // namespace
