@@ -49,12 +49,16 @@ def causal_attention(
     query: Float[Array, "batch length heads d_head"],
     key: Float[Array, "batch length heads d_head"],
     value: Float[Array, "batch length heads d_head"],
+    ends: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length heads d_head"]:
     """Each position attends to itself and those before it; scores are scaled by 1/sqrt(d_head).
 
     Queries go in at most eight blocks, each against only the keys it can see, which saves nearly
     half the products of the full square; the backward pass recomputes each block's scores, so
     nothing quadratic in the length is ever stored.
+
+    Args:
+      ends: one past the last position that sees each key; without, those to the row's end do.
     """
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     length = query.shape[2]
@@ -64,6 +68,8 @@ def causal_attention(
     def rows(query: Array, key: Array, value: Array, begin: int) -> Array:
         end = min(begin + size, length)
         visible = jnp.arange(end) <= jnp.arange(begin, end)[:, None]
+        if ends is not None:
+            visible &= jnp.arange(begin, end)[:, None] < ends[:, None, None, :end]
         return _mix(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], visible)
 
     blocks = [rows(query, key, value, begin) for begin in range(0, length, size)]

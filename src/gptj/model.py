@@ -277,13 +277,15 @@ def hidden_states(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
+    positions: Int[Array, "batch length"] | None = None,
+    attend: Attend = causal_attention,
 ) -> Float[Array, "batch length embed"]:
     """The stream after all layers and the final LayerNorm: what the output projection reads."""
-    positions = jnp.arange(tokens.shape[1])
+    at = jnp.arange(tokens.shape[1]) if positions is None else positions
 
     def layer(x: Array, stored: Block[Array]) -> tuple[Array, None]:
         x = checkpoint_name(x, LAYER_INPUT)
-        return block(x, stored, config, positions), None
+        return block(x, stored, config, at, attend), None
 
     layer, x = rematerialised(layer, remat), embed(params, tokens, dtype)
     if isinstance(params.blocks, tuple):
