@@ -1,6 +1,7 @@
 """Documentation that is made from the program is what the program says today."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -31,3 +32,11 @@ def test_the_example_of_generating_runs(tiny_run, capsys):
     )
     exec(block.replace("runs/demo", str(tiny_run)), {})
     assert capsys.readouterr().out
+
+
+def test_the_table_of_fewer_bits_is_what_was_measured():
+    kinds = json.loads((ROOT / "benchmarks/results/quantisation.json").read_text())["kinds"]
+    page = (ROOT / "docs/engine.md").read_text()
+    for kind, found in kinds.items():
+        numbers = f"{found['perplexity']:.2f} | {found['kl']:.1e} | {100 * found['agrees']:.1f} %"
+        assert f"| {kind} | {numbers} |" in page
