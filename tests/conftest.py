@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,15 @@ from typing import NamedTuple
 import pytest
 
 EIGHT = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is left behind, or found
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
 
+
+# Compiled programs are kept while the tests run, for the many processes that want the same ones:
+# of all workers, in a folder that the first makes and removes. Nothing is left behind, or found.
+PROGRAMS = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="gptj-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
 
 LONGEST = (
     "test_hosts.py",
@@ -27,6 +34,12 @@ LONGEST = (
     "test_step.py",
 )
 MOST_MAPS = 30_000
+
+
+def pytest_unconfigure() -> None:
+    """Remove what was kept."""
+    if PROGRAMS:
+        PROGRAMS.cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

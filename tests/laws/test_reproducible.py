@@ -20,6 +20,7 @@ from gptj.sharding import make_mesh
 from gptj.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(2, 32, 4, 8, 128, 257, 384, 600)
+NATIVE = ModelConfig(2, 32, 2, 8, 128, 257, 384, 600)  # of heads that our native attention takes
 SMALL = ModelConfig(1, 16, 2, 8, 64, 257, 384, 600)
 BYTES = Tokenizer.bytes()
 
@@ -47,15 +48,18 @@ KINDS = {
     "int8 cache": EngineConfig(kv_cache="int8"),
     "guesses": EngineConfig(speculate=3, break_even=1.3),
     "a draft": EngineConfig(speculate=2, break_even=1.3),
+    "guesses, natively": EngineConfig(speculate=3, break_even=1.3),
+    "a draft, natively": EngineConfig(speculate=2, break_even=1.3),
 }
 
 
 @functools.cache
 def engine(slots: int, kind: str = "plain") -> Engine:
-    params = model.init(jax.random.key(0), CONFIG)
+    config = NATIVE if kind.endswith("natively") else CONFIG
+    params = model.init(jax.random.key(0), config)
     options = dataclasses.replace(KINDS[kind], slots=slots, chunk=32, burst=4)
-    draft = Draft(model.init(jax.random.key(1), SMALL), SMALL) if kind == "a draft" else None
-    return Engine(params, CONFIG, BYTES, options, draft)
+    draft = Draft(model.init(jax.random.key(1), SMALL), SMALL) if "draft" in kind else None
+    return Engine(params, config, BYTES, options, draft)
 
 
 @functools.cache

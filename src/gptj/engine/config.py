@@ -27,8 +27,8 @@ class EngineConfig:
     """Decode steps in one dispatch while nobody's prompt is being read."""
     speculate: int = 0
     """Tokens that a step guesses ahead (speculative decoding): by a draft model, or else what
-    followed the last few tokens before. The completions stay what they are. A request for which
-    guessing loses goes on without; 0 is off."""
+    followed the last few tokens before. The completions stay what they are. It is done
+    where it pays; 0 is off."""
     break_even: float | None = None
     """How many tokens a guessing step must draw on average to be worth it. Default: how much longer
     it takes than a plain one, measured before the first request; 1.5 on several hosts."""

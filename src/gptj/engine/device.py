@@ -12,16 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32
 
+from gptj import kernels
 from gptj.config import ModelConfig
 from gptj.engine import programs
 from gptj.engine.cache import Cache, new_cache
 from gptj.engine.request import SamplingParams
 from gptj.engine.slots import Slots, one_slot
-from gptj.engine.step import Draft, LogProbs
+from gptj.engine.step import Draft, LogProbs, same_bits
 from gptj.model import Params
 from gptj.sharding import batch_ways, spec
 
 Tree = TypeVar("Tree")
+
+
+TOO_LONG = 1.5
+"""How much longer a guessing step may take than a plain one where it is always made."""
 
 
 class Device:
@@ -80,14 +85,20 @@ class Device:
 
         Without a number it is how much longer such a step takes, with every slot in it; rounded up
         to quarters, so that it is the same the next time. Several hosts would not measure the same.
+        Where that is more than it can draw, or steps cannot be chosen as they pay, nothing is
+        guessed.
         """
         if break_even is None:
-            self._break_even = _beside(self.params, jnp.float32(1))
+            self._break_even = _beside(self.params, jnp.float32(2))  # who may guess does
             if jax.process_count() > 1:
                 break_even = 1.5
             else:
                 guessing, plain = self._step_seconds(True), self._step_seconds(False)
                 break_even = math.ceil(4 * guessing / plain) / 4
+                with kernels.wanted():
+                    chosen = same_bits(self.config, len(self.slots.token), self._guesses)
+                if break_even > (self._guesses + 1 if chosen else TOO_LONG):
+                    self._guesses = 0
         self._break_even = _beside(self.params, jnp.float32(break_even))
 
     def _step_seconds(self, guessing: bool) -> float:
@@ -133,7 +144,7 @@ class Device:
             slots,
             np.int32(scored),
             self.config,
-            self._draft,
+            self._draft if self._guesses else None,
         )
         return found
 

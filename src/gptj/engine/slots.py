@@ -46,9 +46,8 @@ class Slots:
     frequency_penalty: Float[Array, " slots"]
     guessing: Bool[Array, " slots"]
     """Whether its next tokens are guessed ahead."""
-    tried: Int[Array, " slots"]
-    gained: Int[Array, " slots"]
-    """Guessing steps since guessing was last judged, and the tokens drawn in them."""
+    pace: Float[Array, " slots"]
+    """Tokens drawn in a guessing step, averaged over its last few; 0 before the first."""
     guided: Bool[Array, " slots"]
     """Whether it draws only what `allowed` says."""
     biased: Bool[Array, " slots"]
@@ -135,8 +134,7 @@ def one_slot(
         "choice": i32(choice),
         "top_k": i32(sampling.top_k),
         "guessing": np.bool_(guessing),
-        "tried": i32(0),
-        "gained": i32(0),
+        "pace": np.float32(0),
         "guided": np.bool_(allowed is not None),
         "biased": np.bool_(bias.any()),
         "alternatives": np.bool_(sampling.logprobs is not None or sampling.drawn > sampling.n),

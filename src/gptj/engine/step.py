@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gptj import kernels
 from gptj.config import ModelConfig
 from gptj.engine.cache import Cache
 from gptj.engine.forward import forward
@@ -25,8 +26,11 @@ from gptj.engine.slots import Slots
 from gptj.model import Params, logits
 from gptj.sharding import reshard, spec
 
-WINDOW = 16
-"""Guessing steps after which a slot that drew too few tokens in them stops guessing."""
+WINDOW = 8
+"""Guessing steps over which what a slot draws in one is averaged,"""
+
+PATIENCE = 128
+"""and plain steps after which it is given up no longer: it may go round in circles by now."""
 
 NGRAMS = (3, 2)
 """How many of the last tokens are looked for in the text before them, the longer first."""
@@ -90,20 +94,49 @@ def guessing_step(
 ) -> State:
     """Up to `guesses + 1` tokens for every active slot, put into that row and those after it.
 
-    A slot that has no guess takes a plain step; and so does for good one whose guessing steps drew
-    fewer than `break_even` tokens on average. Either follows from its own tokens alone.
+    It reads as many for each, and so takes longer than a plain step, which is made instead where
+    the slots together are not expected to draw `break_even` tokens each, by what they drew before.
+    Where that would show in a slot's bits, only a draft model is spared. Slots that slide take a
+    plain step.
     """
-    guessed, cache = _guess(state, config, guesses, draft)
-    state = dataclasses.replace(state, cache=cache)
-    guesses_now = state.slots.guessing & (guessed[:, 0] >= 0)
+    slots, found = state.slots, None
+    likely = slots.active & slots.guessing
+    if draft is None:
+        each = jax.vmap(functools.partial(look_up, count=guesses))
+        found = jnp.where(slots.guessing[:, None], each(slots.history, slots.position), -1)
+        likely &= found[:, 0] >= 0
+    start = jnp.minimum(2 * break_even - 1, guesses + 1)
+    expected = jnp.where(slots.pace > 0, slots.pace, start)
+    gain = jnp.where(likely, expected, 1) - break_even
+    pays = jnp.sum(jnp.where(slots.active & ~slots.slide, gain, 0)) >= 0
+    if draft is not None:
+        found, state = _proposed(draft, state, config, guesses, pays)
+    assert found is not None
 
     def plain(state: State) -> State:
         return plain_step(params, state, row, config)
 
     def guessing(state: State) -> State:
-        return _verify(params, state, row, config, guessed, break_even)
+        return _verify(params, state, row, config, found)
 
-    return _among(guesses_now, guessing, _among(~guesses_now, plain, state))
+    guess = ~slots.slide & (pays if same_bits(config, len(slots.token), guesses) else True)
+    state = _among(guess, guessing, _among(~guess, plain, state))
+    drawn = (state.slots.position - slots.position).astype(jnp.float32)
+    pace = expected + jnp.where(pays, (drawn - expected) / WINDOW, (start - expected) / PATIENCE)
+    kept = dataclasses.replace(state.slots, pace=jnp.where(likely, pace, slots.pace))
+    return dataclasses.replace(state, slots=kept)
+
+
+def same_bits(config: ModelConfig, slots: int, guesses: int) -> bool:
+    """Whether a slot's bits are the same by a plain step and a guessing one, whoever it is for.
+
+    They are by our native programs; and one slot alone is always treated the same.
+    """
+    reads = guesses + 1
+    natively = kernels.in_use() and slots * reads <= kernels.MOST_ROWS
+    return slots == 1 or (
+        natively and reads <= kernels.MOST_QUERIES and not config.d_head % kernels.LANES
+    )
 
 
 def _among(mask: Bool[Array, " slots"], step: Callable[[State], State], state: State) -> State:
@@ -128,7 +161,6 @@ def _verify(
     row: Int[Array, ""],
     config: ModelConfig,
     guessed: Int[Array, "slots guesses"],
-    break_even: Float[Array, ""],
 ) -> State:
     """Draw at the last token's place, and on at each guess's as long as it was what was drawn."""
     before, last = state.slots, guessed.shape[1]
@@ -137,13 +169,13 @@ def _verify(
         params, state.cache[: config.layers], read, before.position, config, active=before.active
     )
     rows = reshard(logits(params, hidden, config), "batch", None, None)
-    expected = jnp.pad(guessed, [(0, 0), (0, 1)], constant_values=-1)
+    right = jnp.pad(guessed, [(0, 0), (0, 1)], constant_values=-1)
 
     def draw(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
         index, alive, state = carry
         going = state.slots.active
         here = jax.lax.dynamic_index_in_dim(rows, index, 1, keepdims=False)
-        guess = jax.lax.dynamic_index_in_dim(expected, index, 1, keepdims=False)
+        guess = jax.lax.dynamic_index_in_dim(right, index, 1, keepdims=False)
         state = _draw(here, state, row + index, config)
         after = state.slots
         alive = jnp.where(going, after.active, alive)
@@ -155,31 +187,13 @@ def _verify(
     state = dataclasses.replace(state, cache=(*own, *state.cache[config.layers :]))
     begin = (jnp.zeros((), jnp.int32), before.active, state)
     _, alive, state = jax.lax.while_loop(is_left, draw, begin)
-    slots = dataclasses.replace(state.slots, active=alive)
-    return dataclasses.replace(state, slots=_judged(before, slots, break_even))
+    return _with_active(state, alive)
 
 
-def _judged(before: Slots, after: Slots, break_even: Float[Array, ""]) -> Slots:
-    """The slots after a guessing step; those for which guessing has lost do it no more."""
-    tried = after.tried + before.active.astype(jnp.int32)
-    gained = after.gained + after.position - before.position
-    over = tried == WINDOW
-    loses = over & (gained < WINDOW * break_even)
-    return dataclasses.replace(
-        after,
-        guessing=after.guessing & ~loses,
-        tried=jnp.where(over, 0, tried),
-        gained=jnp.where(over, 0, gained),
-    )
-
-
-def _guess(
-    state: State, config: ModelConfig, guesses: int, draft: Draft | None
-) -> tuple[Int[Array, "slots guesses"], Cache]:
-    """What may come next in each slot, -1 where there is no guess; and the cache after it."""
-    if draft is None:
-        each = jax.vmap(functools.partial(look_up, count=guesses))
-        return each(state.slots.history, state.slots.position), state.cache
+def _proposed(
+    draft: Draft, state: State, config: ModelConfig, guesses: int, pays: Bool[Array, ""]
+) -> tuple[Int[Array, "slots guesses"], State]:
+    """What a draft model guesses where that pays, else -1; and the state after that."""
     own, theirs = state.cache[: config.layers], state.cache[config.layers :]
     slots = dataclasses.replace(state.slots, active=state.slots.active & state.slots.guessing)
     shape = (len(slots.token), guesses)
@@ -188,8 +202,8 @@ def _guess(
     def run() -> tuple[Array, Cache]:
         return _propose(draft, theirs, slots, none, config)
 
-    guessed, theirs = jax.lax.cond(jnp.any(slots.active), run, lambda: (none, theirs))
-    return guessed, (*own, *theirs)
+    found, theirs = jax.lax.cond(pays & jnp.any(slots.active), run, lambda: (none, theirs))
+    return found, dataclasses.replace(state, cache=(*own, *theirs))
 
 
 def _propose(
