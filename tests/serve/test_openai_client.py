@@ -1,4 +1,4 @@
-"""The `openai` package as the client, and the shapes that Open WebUI sends."""
+"""The `openai` package as the client."""
 
 import pytest
 
@@ -153,44 +153,3 @@ class TestChats:
     def test_refused(self, client, options, said):
         with pytest.raises(openai.BadRequestError, match=said):
             chat(client, **options)
-
-
-class TestOpenWebUI:
-    """Its requests, as it sends them to any server of OpenAI's kind."""
-
-    def test_lists_the_models(self, served):
-        with served.http() as http:
-            found = http.get("/v1/models", headers={"authorization": "Bearer none"}).json()
-        assert found["object"] == "list"
-        assert [(each["id"], each["object"]) for each in found["data"]] == [("tiny", "model")]
-
-    def test_streams_a_chat_with_its_controls(self, served):
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": "Hello!"}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": 0.8,
-            "top_p": 0.9,
-            "max_tokens": 20,
-            "frequency_penalty": 0,
-            "presence_penalty": 0,
-            "seed": 42,
-            "stop": ["</s>", "User:"],
-            "logit_bias": {},
-        }
-        *pieces, last, done = served.pieces("/v1/chat/completions", body)
-        assert done == "[DONE]"
-        assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
-        assert pieces[-1]["choices"][0]["finish_reason"] in ("stop", "length")
-        assert last["usage"]["completion_tokens"] > 0
-
-    def test_asks_for_a_title(self, served):
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": "### Task: a title"}],
-            "stream": False,
-            "max_completion_tokens": 20,
-        }
-        found = served.post("/v1/chat/completions", body).json()
-        assert found["choices"][0]["message"]["role"] == "assistant"

@@ -232,3 +232,5 @@ class ChatRequest(Sampling):
     """Also give each token's log-probability."""
     top_logprobs: Alternatives | None = None
     """With `logprobs`: and those of so many likeliest tokens."""
+    tools: Annotated[None, *off("the model calls no tools, switch them off", None)] = None
+    """Not supported."""
