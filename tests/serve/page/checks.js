@@ -115,4 +115,18 @@
     }
     return [wrong, right];
   },
+
+  /** By how many pixels the mirror's text is wider than the same text in one piece. */
+  stretched() {
+    const widthOf = (change) => {
+      const line = document.querySelector("#text .mirror").cloneNode(true);
+      line.style.cssText = "position: absolute; padding: 0; white-space: nowrap";
+      change(line);
+      document.querySelector("#text").append(line);
+      const { width } = line.getBoundingClientRect();
+      line.remove();
+      return width;
+    };
+    return widthOf(() => {}) - widthOf((line) => line.replaceChildren(line.textContent));
+  },
 });

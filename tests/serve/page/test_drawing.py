@@ -43,6 +43,14 @@ def test_tints_lie_under_the_text_they_belong_to(visit):
         tab.button("Monospace").click()
 
 
+def test_a_line_breaks_where_it_does_in_one_piece(visit):
+    """Of many tokens, whose widths a browser rounds one by one."""
+    tab = visit()
+    tab.draw("Once ", max_tokens=100, seed=3)
+    assert tab.tokens.count() > 60
+    assert abs(tab.check("stretched")) < 0.15
+
+
 @pytest.mark.parametrize("how", ["key", "button", "typing"])
 def test_stop(visit, served, slow, how):
     tab = visit()
@@ -194,3 +202,14 @@ def test_samples_side_by_side(visit):
     tab.expect(tab.panes).to_have_count(3)
     tab.button("Retry").click()
     tab.expect(tab.status).to_contain_text("Drew 48 tokens")
+
+
+def test_samples_leave_the_end_that_they_go_on_from_in_view(visit):
+    tab = visit()
+    tab.page.locator("#samples-wanted").get_by_label("2").check()
+    tab.draw("line\n" * 18 + "Once ", max_tokens=4)
+    below = tab.page.locator("#text").evaluate(
+        "each => each.scrollHeight - each.clientHeight - each.scrollTop"
+    )
+    assert tab.page.locator("#text").evaluate("each => each.scrollTop") > 0
+    assert abs(below) < 2

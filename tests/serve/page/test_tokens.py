@@ -91,8 +91,10 @@ def test_by_keyboard_alone(visit):
     branched = tab.drew()
     assert branched.startswith("Once ")
     assert len(chosen) > 1 or branched[5] == chosen
+    tab.page.set_viewport_size({"width": 390, "height": 500})
     press("Control+/")
     tab.expect(tab.page.locator("#help")).to_be_visible()
+    assert tab.page.locator("#help").evaluate("each => each.scrollTop") == 0
     press("Escape")
     tab.expect(tab.page.locator("#help")).to_be_hidden()
 

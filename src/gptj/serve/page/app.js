@@ -117,7 +117,10 @@ class Playground {
     const { n } = this.controls.values;
     if (slot !== MAIN) this.#draw([slot], this.document);
     else if (n === 1) this.#draw([MAIN], { main, samples: [] });
-    else this.#draw(range(n), { main, samples: range(n).map(() => ({ ...EMPTY, finish: null })) });
+    else {
+      this.#draw(range(n), { main, samples: range(n).map(() => ({ ...EMPTY, finish: null })) });
+      this.editor.showEnd(); // which the samples go on from
+    }
   }
 
   /** Draw anew what was drawn last, if the text still ends with it. */

@@ -54,7 +54,11 @@ export class Editor {
       this.area.setSelectionRange(end, end);
     }
     this.#paint();
-    if (follow && wasAtEnd) this.frame.scrollTop = this.frame.scrollHeight;
+    if (follow && wasAtEnd) this.showEnd();
+  }
+
+  showEnd() {
+    this.frame.scrollTop = this.frame.scrollHeight;
   }
 
   /** Spans are changed where they stand, so that streaming touches only the last few. */
