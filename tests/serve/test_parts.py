@@ -1,5 +1,8 @@
 """The parts alone: the queue's arithmetic, budgets over time, transcripts, fingerprints."""
 
+import asyncio
+import concurrent.futures
+
 import jax
 import pytest
 
@@ -7,13 +10,18 @@ from gptj import model
 from gptj.config import ModelConfig
 from gptj.engine.config import EngineConfig
 from gptj.engine.engine import Engine
+from gptj.engine.request import Request
 from gptj.errors import UserError
+from gptj.serve.asked import Asked
 from gptj.serve.config import ServeConfig
 from gptj.serve.facts import facts, fingerprint
-from gptj.serve.keys import Key
+from gptj.serve.keys import Key, Keys
 from gptj.serve.line import LONGEST_WAIT, Line
+from gptj.serve.metrics import Metrics
 from gptj.serve.refusal import SHOWN, Refused, translated
+from gptj.serve.streams import EventStream
 from gptj.serve.transcript import STOPS, plain, read_transcript
+from gptj.serve.worker import Worker
 from gptj.tokenizer import Tokenizer
 
 BYTES, SHAPE = Tokenizer.bytes(), ModelConfig(2, 32, 4, 8, 128, 257, 384, 128)
@@ -97,6 +105,59 @@ class TestAKey:
         with pytest.raises(Refused) as refused, key.spending(61):
             pass
         assert refused.value.status == 400
+
+
+def test_a_key_of_any_letters_is_found_in_a_header():
+    keys = Keys(["ann schlüssel", "bob plain"], ServeConfig())
+    sent = "Bearer schlüssel".encode().decode("latin-1")  # as the framework reads a header
+    assert keys.find(sent).name == "ann"
+    assert keys.find("Bearer schlüssel") is None
+
+
+def run(coroutine):
+    """What it returns, run in a thread of its own: the page's tests leave a loop in this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def test_a_stream_that_a_mistake_of_ours_ends_says_so():
+    sent = []
+
+    async def events():
+        yield "data: 1\n\n"
+        raise ZeroDivisionError
+
+    async def waits():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    async def streams():
+        stream = EventStream(events(), lambda refused: f"data: {refused.status} {refused}\n\n")
+        await stream({"state": {"id": "my-id"}}, waits, send)
+
+    with pytest.raises(ZeroDivisionError):
+        run(streams())
+    assert sent[-1]["body"].startswith(b"data: 500 this should not have happened")
+    assert b"see request my-id in the log" in sent[-1]["body"]
+    assert sent[-1]["more_body"]  # so the connection is not ended as if all were well
+
+
+def test_who_comes_as_the_engine_fails_is_told(params):
+    class Post:
+        def put(self, _):
+            worker.failure = ZeroDivisionError()  # and has opened the post for the last time
+
+    async def comes():
+        asked = Asked([Request([1])], lambda _: None)
+        worker.hand_in(asked)
+        await asyncio.wait_for(asked.accepted, 5)
+
+    worker = Worker(Engine(params, SHAPE, BYTES, EngineConfig(slots=2)), Metrics())
+    worker._post = Post()
+    with pytest.raises(Refused, match="the engine has stopped"):
+        run(comes())
 
 
 class TestATranscript:

@@ -186,6 +186,22 @@ class TestWhatAnotherReplicaGoesOnWith:
 
 
 @needs_ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, as it is imported
+def test_whatever_goes_wrong_is_told():
+    from gptj.serve.replicas import Replicas
+
+    async def goes_wrong():
+        course, asked = await TestWhatAnotherReplicaGoesOnWith.course()
+        replicas = object.__new__(Replicas)
+        replicas._ask = lambda _: 1 / 0
+        await replicas._run(course)
+        return [delta async for delta in asked.deltas()]
+
+    with pytest.raises(ZeroDivisionError):
+        run(goes_wrong())
+
+
+@needs_ray
 def test_both_answer_as_one_engine_would(url, served):
     for seed in range(4):
         found, (own,) = (

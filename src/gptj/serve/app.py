@@ -22,7 +22,7 @@ from gptj.serve.limits import Limits
 from gptj.serve.logs import Observed
 from gptj.serve.metrics import Metrics
 from gptj.serve.original import Original
-from gptj.serve.refusal import Refused, from_http, from_validation
+from gptj.serve.refusal import Refused, from_http, from_validation, unforeseen
 from gptj.serve.service import Service, watch
 
 PAGE = Path(__file__).parent / "page"
@@ -89,9 +89,7 @@ def _refuse_in_our_words(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(http: Request, error: Exception) -> Response:
-        known = getattr(http.state, "id", "unknown")
-        refused = Refused(500, f"this should not have happened: see request {known} in the log")
-        return refused.response(http.url.path)
+        return unforeseen(http.scope).response(http.url.path)
 
 
 def _add_page(app: FastAPI) -> frozenset[str]:

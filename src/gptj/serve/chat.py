@@ -152,10 +152,7 @@ class ChatJob:
         }
 
     def _usage(self) -> Usage:
-        read = len(self._prompt)
-        return Usage(
-            prompt_tokens=read, completion_tokens=self._drawn, total_tokens=read + self._drawn
-        )
+        return Usage.of(len(self._prompt), self._drawn)
 
     async def events(self) -> AsyncGenerator[str, None]:
         """The answers in pieces, as they come; each answer begins with its role.
@@ -163,9 +160,7 @@ class ChatJob:
         Raises:
           Refused: before the first event, or after it where the answers are broken off.
         """
-        options = self._asked.stream_options
-        with_usage = bool(options and options.include_usage)
-        self._blank = {"usage": None} if with_usage else {}
+        self._blank = {"usage": None} if self._asked.with_usage else {}
         placers = [Placer(self._service.tokenizer) for _ in range(self._n)]
         with in_words(CHAT_NAMES):
             async with self._service.ask(self._http, [self._request()]) as asked:
@@ -179,7 +174,7 @@ class ChatJob:
                         yield self._piece(n, ChatDelta(content=delta.text), placed)
                     if ended:
                         yield self._piece(n, ChatDelta(), reason=finish(ended))
-        if with_usage:
+        if self._asked.with_usage:
             yield self._event([], usage=self._usage())
         yield DONE
 

@@ -197,10 +197,7 @@ class Job:
         )
 
     def _usage(self) -> Usage:
-        read = sum(len(prompt.tokens) for prompt in self._prompts)
-        return Usage(
-            prompt_tokens=read, completion_tokens=self._drawn, total_tokens=read + self._drawn
-        )
+        return Usage.of(sum(len(prompt.tokens) for prompt in self._prompts), self._drawn)
 
     async def events(self) -> AsyncGenerator[str, None]:
         """The answers in pieces, as they come.
@@ -208,15 +205,13 @@ class Job:
         Raises:
           Refused: before the first event, or after it where the answers are broken off.
         """
-        options = self._asked.stream_options
-        with_usage = bool(options and options.include_usage)
-        blank = {"usage": None} if with_usage else {}
+        blank = {"usage": None} if self._asked.with_usage else {}
         with in_words(NAMES):
             async with self._service.ask(self._http, self._requests()) as asked:
                 yield ""
                 async for choice in self._pieces(asked):
                     yield event(self._response([choice], **blank))
-        if with_usage:
+        if self._asked.with_usage:
             yield event(self._response([], usage=self._usage()))
         yield DONE
 

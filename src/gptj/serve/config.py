@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ class ServeConfig:
             raise UserError(f"drain_seconds={self.drain_seconds} must be at least 0")
         if not all(self.chat_stop or ()):
             raise UserError("chat_stop must be strings, none of them empty")
-        if "*" in self.cors:
-            raise UserError("cors=* would let any web page ask: name the origins that may")
+        for origin in self.cors:
+            if not re.fullmatch("[a-z][a-z0-9+.-]*://[^/*]+", origin):
+                raise UserError(
+                    f"cors={origin} must be the origin of web pages that may ask, such as "
+                    "https://example.org, without a path or *"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Keys:
                 )
             limits[what] = int(value)
         key = Key(name, limits["concurrency"], limits["tokens_per_minute"])
-        self._digests.append((_digest(secret), key))
+        self._digests.append((_digest(secret.encode("utf-8", "surrogateescape")), key))
 
     def find(self, authorization: str | None) -> Key | None:
         """Whose key a header `Authorization: Bearer KEY` holds; none where it is nobody's.
@@ -137,15 +137,15 @@ class Keys:
         if not self._digests:
             return self._everyone
         scheme, _, secret = (authorization or "").partition(" ")
-        given, found = _digest(secret.strip()), None
+        given, found = _digest(secret.strip().encode("latin-1")), None  # as headers are decoded
         for digest, key in self._digests:
             if hmac.compare_digest(digest, given):
                 found = key
         return found if scheme.lower() == "bearer" else None
 
 
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
 
 
 def read_keys(config: ServeConfig, environment: Mapping[str, str]) -> Keys:

@@ -19,6 +19,11 @@ class Usage(Said):
     total_tokens: int
     """Both together."""
 
+    @classmethod
+    def of(cls, read: int, drawn: int) -> Usage:
+        """So many tokens read and drawn."""
+        return cls(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
+
 
 class CompletionLogprobs(Said):
     """A list entry for each token."""

@@ -162,6 +162,11 @@ class Sampling(Strict):
         except RecursionError as error:
             raise _wrong("guided_json", "is nested too deeply") from error
 
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream is to end with the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
     def check_stream(self) -> None:
         """Refuse what goes with a stream where there is none.
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from gptj.errors import UserError
 
@@ -62,6 +63,12 @@ class Refused(Exception):
     def response(self, path: str) -> Response:
         """It as an answer to a request for `path`."""
         return Json(self.body(path), self.status, headers=self.headers)
+
+
+def unforeseen(scope: Scope) -> Refused:
+    """The answer to a request that a mistake of ours has ended."""
+    known = scope.get("state", {}).get("id", "unknown")
+    return Refused(500, f"this should not have happened: see request {known} in the log")
 
 
 class ClientGone(Exception):

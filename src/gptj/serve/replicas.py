@@ -199,7 +199,7 @@ class Replicas:
                 except RayActorError as error:
                     say("a replica was lost", attempt=attempt + 1, error=type(error).__name__)
             raise lost(f"{ATTEMPTS} times in a row")
-        except (Refused, UserError, RayError) as error:
+        except Exception as error:  # whatever it is, who waits must hear of it
             course.asked.refuse(error)
 
     async def _ask(self, course: Course) -> None:

@@ -30,6 +30,9 @@ T = TypeVar("T")
 TOKENIZING = 2
 """Texts that are tokenized at once: it takes a hundred times the memory of the text."""
 
+SHORT = 2000
+"""Characters that are tokenized sooner than another thread is asked to."""
+
 
 class Service:
     """One model, ready to be asked."""
@@ -104,8 +107,10 @@ class Service:
         first = secrets.randbelow(SEEDS) if given is None else given
         return [(first + n) % SEEDS if given is None else first for n in range(count)]
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Do what takes long in another thread, so that others are answered meanwhile."""
+    async def aside(self, size: int, work: Callable[[], T]) -> T:
+        """Tokenize so many characters, or ids: many in another thread, so that nobody waits."""
+        if size <= SHORT:
+            return work()
         return await anyio.to_thread.run_sync(work, limiter=self._tokenizing)
 
     async def read(
@@ -124,12 +129,13 @@ class Service:
         """
 
         def encode() -> list[list[int]]:
-            return [self._tokens(f"prompt {n}", each, sampling) for n, each in enumerate(prompts)]
+            return [
+                self._tokens(f"prompt {n}" if len(prompts) > 1 else "the prompt", each, sampling)
+                for n, each in enumerate(prompts)
+            ]
 
         with in_words(names):
-            if len(prompts) == 1:
-                return [await self.aside(lambda: self._tokens("the prompt", prompts[0], sampling))]
-            return await self.aside(encode)
+            return await self.aside(sum(map(len, prompts)), encode)
 
     @staticmethod
     def check_characters(what: str, text: str) -> None:
@@ -166,7 +172,7 @@ class Service:
         kept = text[-self._longest * (most + 1) :]
         with in_words(names):
             self.check_characters("the prompt", kept)
-            return (await self.aside(lambda: self.tokenizer.encode(kept)))[-most:]
+            return (await self.aside(len(kept), lambda: self.tokenizer.encode(kept)))[-most:]
 
     @contextlib.asynccontextmanager
     async def ask(self, http: HttpRequest, requests: list[Request]) -> AsyncIterator[Asked]:
@@ -189,7 +195,8 @@ class Service:
             finally:
                 self.worker.forget(asked)
                 bill.used = asked.used
-                http.state.note.update(tokens=asked.used, waited=asked.waited)
+                waited = None if asked.waited is None else round(asked.waited, 4)
+                http.state.note.update(tokens=asked.used, waited=waited)
 
     def _cost(self, request: Request) -> int:
         """Tokens that are read, and drawn at most."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gptj.serve.refusal import ClientGone, Refused
+from gptj.serve.refusal import ClientGone, Refused, unforeseen
 
 T = TypeVar("T")
 
@@ -52,7 +52,8 @@ async def _leaves(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events, as they come.
 
-    Refused before the first event, it is answered like any request; after it, by an event.
+    Refused before the first event, it is answered like any request; after it, by an event, as is
+    whatever else goes wrong.
     """
 
     media_type = "text/event-stream"
@@ -73,11 +74,11 @@ class EventStream(Response):
         """Send them until they end or the client goes."""
         async with contextlib.aclosing(self._events):
             try:
-                await unless_gone(receive, self._send(send))
+                await unless_gone(receive, self._send(scope, send))
             except ClientGone:
                 scope["state"]["note"]["gone"] = True
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, scope: Scope, send: Send) -> None:
         first = await anext(self._events)
         headers = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **headers})
@@ -87,6 +88,11 @@ class EventStream(Response):
                 await self._send_piece(send, piece)
         except Refused as refused:
             await self._send_piece(send, self._refusal(refused))
+        except ClientGone:
+            raise
+        except Exception:
+            await self._send_piece(send, self._refusal(unforeseen(scope)))
+            raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_piece(self, send: Send, piece: str) -> None:

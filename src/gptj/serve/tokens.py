@@ -97,7 +97,7 @@ async def tokenize(service: Service, asked: TokenizeRequest) -> Tokenized:
     service.check_model(asked.model)
     with in_words(NAMES):
         service.check_characters("the prompt", asked.prompt)
-        ids = await service.aside(lambda: service.tokenizer.encode(asked.prompt))
+        ids = await service.aside(len(asked.prompt), lambda: service.tokenizer.encode(asked.prompt))
     return Tokenized(count=len(ids), max_model_len=service.positions, tokens=ids)
 
 
@@ -112,5 +112,5 @@ async def detokenize(service: Service, asked: DetokenizeRequest) -> Detokenized:
     if wrong := next((token for token in asked.tokens if token >= most), None):
         said = f"tokens has {wrong} and the model knows 0 to {most - 1}"
         raise Refused(400, said, param="tokens")
-    text = await service.aside(lambda: service.tokenizer.decode(asked.tokens))
+    text = await service.aside(len(asked.tokens), lambda: service.tokenizer.decode(asked.tokens))
     return Detokenized(prompt=text)

@@ -95,10 +95,9 @@ class Worker:
 
     def hand_in(self, asked: Asked) -> None:
         """Give requests to the engine before its next step."""
-        if self.failure:
+        self._post.put(lambda: self._hand_in(asked))
+        if self.failure:  # nobody may open the post any more
             asked.refuse(_stopped())
-        else:
-            self._post.put(lambda: self._hand_in(asked))
 
     def forget(self, asked: Asked) -> None:
         """Take out what is left of them; nobody waits for it. What is over stays so."""
