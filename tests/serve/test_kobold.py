@@ -1,6 +1,7 @@
 """KoboldAI's protocol, asked as its clients ask."""
 
 import threading
+import time
 
 import pytest
 
@@ -149,7 +150,9 @@ class TestAbort:
         from gptj.engine.config import EngineConfig
 
         with serve(options=EngineConfig(slots=1, chunk=16, burst=1)) as served:
-            found = []
+            engine, found = served.service.worker.engine, []
+            step = engine.step
+            engine.step = lambda: (time.sleep(0.02), step())[1]  # or they end before they are seen
             slow = {"prompt": "", "max_length": 120, "bypass_eos": True, "sampler_seed": 4}
             asking = [
                 threading.Thread(
