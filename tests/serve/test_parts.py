@@ -19,6 +19,7 @@ from gptj.serve.keys import Key, Keys
 from gptj.serve.line import LONGEST_WAIT, Line
 from gptj.serve.metrics import Metrics
 from gptj.serve.refusal import SHOWN, Refused, translated
+from gptj.serve.run import Gathering
 from gptj.serve.streams import EventStream
 from gptj.serve.transcript import STOPS, plain, read_transcript
 from gptj.serve.worker import Worker
@@ -142,6 +143,28 @@ def test_a_stream_that_a_mistake_of_ours_ends_says_so():
     assert sent[-1]["body"].startswith(b"data: 500 this should not have happened")
     assert b"see request my-id in the log" in sent[-1]["body"]
     assert sent[-1]["more_body"]  # so the connection is not ended as if all were well
+
+
+def test_what_is_written_in_one_turn_is_sent_at_once_and_before_a_close():
+    sent = []
+
+    class Transport:
+        write = staticmethod(sent.append)
+        close = staticmethod(lambda: sent.append("closed"))
+
+    async def writes():
+        transport = Gathering(Transport(), asyncio.get_running_loop())
+        transport.write(b"head, ")
+        transport.write(b"body")
+        assert sent == []
+        await asyncio.sleep(0)
+        assert sent == [b"head, body"]
+        transport.write(b"end")
+        transport.close()
+        await asyncio.sleep(0)
+
+    run(writes())
+    assert sent == [b"head, body", b"end", "closed"]
 
 
 def test_who_comes_as_the_engine_fails_is_told(params):

@@ -195,6 +195,35 @@ class _Process:
             await asyncio.sleep(0.02)
 
 
+class Gathering:
+    """A transport that sends what is written in one turn of the loop as one packet.
+
+    An answer is its head and its body: to send each alone costs a refusal a quarter of its time.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._held = transport, loop, list[bytes]()
+
+    def write(self, data: bytes) -> None:
+        """Send it at the end of this turn."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Send what is left, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            self._transport.write(b"".join(held))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 def _impatient(seconds: float) -> type[H11Protocol]:
     """The protocol of uvicorn, but for those who take too long to say what they want."""
 
@@ -205,7 +234,8 @@ def _impatient(seconds: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             """Begin to wait."""
-            super().connection_made(transport)
+            gathering: Any = Gathering(transport, self.loop)
+            super().connection_made(gathering)
             self._wait()
 
         def data_received(self, data: bytes) -> None:
