@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,6 +17,7 @@ from gptj.train.sinks import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d")
 INK, FAINT = "#212529", "#adb5bd"
@@ -33,16 +34,81 @@ class PlotConfig:
     """The picture to write; its suffix may also be .svg or .pdf."""
 
 
+class Point(NamedTuple):
+    """A model's score, and what its training cost in floating-point operations."""
+
+    name: str
+    flops: float | None
+    score: float
+    error: float | None = None
+
+
+def plot_scores(panels: Mapping[str, tuple[Sequence[Point], Point]], out: Path) -> None:
+    """Draw scores against training FLOPs: of each title the models known, and one of our own.
+
+    Those without FLOPs are left out; our own without them is a line across. A name's last part is
+    the model's size, the rest its family, which is drawn as one curve.
+
+    Raises:
+      UserError: `out` cannot be written, or matplotlib is not installed.
+    """
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure = _figure((4.2 * across, 3.4 * down))
+    frames = figure.subplots(down, across, squeeze=False).flat
+    for (title, (known, own)), axes in zip(panels.items(), frames, strict=False):
+        _draw_families(axes, [point for point in known if point.flops])
+        if own.flops:
+            spread = None if own.error is None else [[own.error], [own.error]]
+            axes.errorbar(own.flops, own.score, spread, fmt="D", color=INK, label=own.name)
+        else:
+            axes.axhline(own.score, color=INK, linewidth=1.4, label=own.name)
+        axes.set_xscale("log")
+        axes.margins(0.12)
+        _finish(axes, title, "training FLOPs")
+    for axes in frames:
+        axes.set_axis_off()
+    figure.axes[0].legend(frameon=False, fontsize=7, loc="upper left")
+    _save(figure, out)
+
+
+def _draw_families(axes: Axes, points: Sequence[Point]) -> None:
+    families: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: point.flops or 0):
+        families.setdefault(point.name.rpartition("-")[0], []).append(point)
+    for (family, members), color in zip(sorted(families.items()), COLORS, strict=False):
+        flops, scores = [each.flops or 0 for each in members], [each.score for each in members]
+        axes.plot(flops, scores, "o-", color=color, markersize=4, linewidth=0.9, label=family)
+        for each in members:
+            size, at = each.name.rpartition("-")[2], (each.flops or 0, each.score)
+            axes.annotate(size, at, (4, -8), textcoords="offset points", fontsize=6, color=color)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plotting needs matplotlib: pip install 'gptj[plot]'") from None
+    return Figure(figsize=size, dpi=150, layout="constrained")
+
+
+def _save(figure: Figure, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}): choose another --out"
+        ) from error
+
+
 def plot(config: PlotConfig) -> None:
     """Draw training and held-out loss, gradient norm and speed against the step.
 
     Raises:
       UserError: a run has no metrics, or matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plotting needs matplotlib: pip install 'gptj[plot]'") from None
+    figure = _figure((9, 4.6))
     if config.out.suffix not in SUFFIXES:
         raise UserError(f"out={config.out} must end in one of {', '.join(SUFFIXES)}")
     if not config.runs:
@@ -52,7 +118,6 @@ def plot(config: PlotConfig) -> None:
         if not measured:
             raise UserError(f"{run} has no metrics: give the folder of a run ({METRICS} in it)")
 
-    figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
     grid = figure.add_gridspec(2, 3)
     loss = figure.add_subplot(grid[:, :2])
     norm, speed = figure.add_subplot(grid[0, 2]), figure.add_subplot(grid[1, 2])
@@ -67,13 +132,7 @@ def plot(config: PlotConfig) -> None:
     _finish(norm, "gradient norm", "")
     speed.set_ylim(bottom=0)
     _finish(speed, "tokens a second", "step")
-    try:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(config.out)
-    except OSError as error:
-        raise UserError(
-            f"{config.out} cannot be written ({error.strerror}): choose another --out"
-        ) from error
+    _save(figure, config.out)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[Row], color: str, name: str) -> None:

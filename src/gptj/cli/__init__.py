@@ -33,6 +33,7 @@ VERBS = {
     "prepare": Verb("data", "turn text files into tokens to train on"),
     "train": Verb("runs", "train a model, or go on with a run"),
     "generate": Verb("models", "write on from a prompt"),
+    "eval": Verb("evaluate", "measure how good a model is"),
     "plot": Verb("runs", "draw the curves of runs"),
     "report": Verb("runs", "write a page about a run"),
     "show-rows": Verb("runs", "print the text that a step trained on"),

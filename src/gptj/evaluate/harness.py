@@ -1,0 +1,156 @@
+"""The adapter to EleutherAI's harness: `lm_eval`'s requests, answered by our scorer and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from rich.console import Console
+
+from gptj.api import load
+from gptj.engine.request import SamplingParams
+from gptj.engine.scoring import Asked
+from gptj.errors import UserError
+from gptj.evaluate.progress import Progress
+from gptj.evaluate.requests import Reader, Style
+from gptj.evaluate.scorer import Scorer
+
+NEW_TOKENS = 256
+"""Longest completion where a task does not say, as in the harness's own adapter."""
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the longest completion; the first that is given counts."""
+
+
+@register_model("gptj")
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """A model of ours as the harness sees it: texts in, log-probabilities and texts out.
+
+    It does what the harness's Hugging Face adapter does, with these differences: padding rows of
+    the vocabulary are never among the alternatives, and what cannot be honoured is refused.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        *,
+        scorer: Scorer | None = None,
+        dtype: str | None = None,
+        quantize: Any = None,
+        tokenizer: str | None = None,
+        style: Style = "today",
+        batch_size: int | str = 1,
+        **unknown: Any,
+    ) -> None:
+        """The model at a path or Hub id, as `gptj.load` takes it; or the one a scorer holds.
+
+        Args:
+          style: how prompts become tokens; see `gptj.evaluate.requests.Style`.
+          batch_size: the harness passes 1 where none is asked for. Ours is of tokens, not to be
+            chosen here.
+
+        Raises:
+          UserError: there is no such model, or an argument is not one of these.
+        """
+        super().__init__()
+        if unknown or str(batch_size) not in ("1", "auto"):
+            names = ", ".join(unknown) or f"batch_size={batch_size}"
+            raise UserError(
+                f"the harness's {names} means nothing to gptj: leave it out (model_args are "
+                "pretrained, dtype, quantize, tokenizer, style)"
+            )
+        if scorer is None:
+            model = load(pretrained, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
+            progress = Progress(Console(stderr=True))
+            scorer = Scorer(model.params, model.config, model.tokenizer, progress=progress)
+        self.scorer = scorer
+        self.reader = Reader(scorer.tokenizer, scorer.config.context, style)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-text token."""
+        return self.scorer.tokenizer.eos_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model sees at once."""
+        return self.scorer.config.context
+
+    def tok_encode(self, string: str, **_: Any) -> list[int]:
+        """The ids of a text."""
+        return self.reader.tokens(string)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """For each context and continuation its log-probability, and whether it is greedy."""
+        pairs = [self.reader.pair(*request.args) for request in requests]
+        asked = [
+            (request.args, list(pair.context), list(pair.continuation))
+            for request, pair in zip(requests, pairs, strict=True)
+        ]
+        return self._loglikelihood_tokens(asked)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        asked = [Asked(tuple(before), tuple(after)) for _, before, after in requests]
+        found = [(each.logprob, each.greedy) for each in self.scorer.score(asked)]
+        for request, answer in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request[0], answer)
+        return found
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The log-probability of each whole text, every token scored once."""
+        texts = [self.reader.rolling(*request.args) for request in requests]
+        scores = iter(self.scorer.score([each for windows in texts for each in windows]))
+        totals = [sum(next(scores).logprob for _ in windows) for windows in texts]
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The greedy completion of each context, up to the first of its stop strings."""
+        sampling = [_greedy(request.args[1]) for request in requests]
+        prompts = [
+            self.reader.prompt(request.args[0], how.max_tokens)
+            for request, how in zip(requests, sampling, strict=True)
+        ]
+        texts = [written[0] for written in self.scorer.write(prompts, sampling)]
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+
+def _greedy(asked: Mapping[str, Any]) -> SamplingParams:
+    """A task's `generation_kwargs`.
+
+    Raises:
+      UserError: they ask for draws, or for what the engine does not do; names it.
+    """
+    left = dict(asked)
+    until = left.pop("until", None) or []
+    lengths = [left.pop(name, None) for name in LENGTHS]
+    samples = left.pop("do_sample", False)
+    heat = left.pop("temperature", 0)
+    if samples or (heat and "do_sample" not in asked):
+        raise UserError(
+            f"the task asks for draws (do_sample={samples}, temperature={heat}): only greedy "
+            "completions are evaluated, leave out the task"
+        )
+    if left:
+        raise UserError(
+            f"the task asks for {', '.join(f'{name}={left[name]!r}' for name in left)}, which "
+            "means nothing to gptj: leave out the task"
+        )
+    longest = next((length for length in lengths if length is not None), NEW_TOKENS)
+    return SamplingParams(temperature=0, max_tokens=int(longest), stop=_stops(until))
+
+
+def _stops(until: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(each for each in ([until] if isinstance(until, str) else until) if each)
