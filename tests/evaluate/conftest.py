@@ -68,6 +68,14 @@ def data(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture
+def real_data() -> Path:
+    """The data sets themselves, where they lie beside the project."""
+    if not DATA.is_dir():
+        pytest.skip("the data sets are not here")
+    return DATA
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """A folder of transformers' with a random model of such a window, and its tokenizer."""
