@@ -1,5 +1,6 @@
 """The command line from end to end: what each verb does, says and leaves behind."""
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from rich.console import Console
 import gptj as package
 from gptj import checkpoint, cli
 from gptj.bench import ServeBenchConfig
-from gptj.cli import bench, data, models, runs, serve
+from gptj.cli import bench, data, evaluate, models, runs, serve
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.prepare import PrepareConfig
@@ -29,7 +30,7 @@ from gptj.train.loop import train
 from gptj.train.metrics import read_metrics
 
 VERBS = (
-    *("prepare", "train", "generate", "plot", "report", "show-rows", "verify"),
+    *("prepare", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
     *("convert", "inspect", "diff", "serve", "bench"),
 )
 CONVERTED = Converted(None, Path("out"), ())
@@ -83,7 +84,7 @@ class TestHelp:
         assert out.startswith(f"usage: gptj {verb}")
 
     @pytest.mark.parametrize("verb", VERBS)
-    def test_the_example_is_a_command_that_is_understood(self, gptj, verb, monkeypatch):
+    def test_the_example_is_a_command_that_is_understood(self, gptj, verb, monkeypatch, tmp_path):
         example = re.search("^Example: gptj (.*)$", gptj(verb, "--help").out, re.MULTILINE)
         heard = []
         model = SimpleNamespace(generate=lambda prompt, **sampling: heard.append(prompt))
@@ -103,6 +104,11 @@ class TestHelp:
             bench: dict.fromkeys(("serve", "report"), hear),
             runs: dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
         }
+        if verb == "eval":
+            ready = lambda command: heard.append(command.model) or (lambda *_: {})  # noqa: E731
+            opened = lambda *_: contextlib.nullcontext((None, {}))  # noqa: E731
+            stands_in[evaluate] = {"_tasks": ready, "_opened": opened}
+            monkeypatch.chdir(tmp_path)
         if verb == "serve":
             running = pytest.importorskip("gptj.serve.run", exc_type=ImportError)
             setup = SimpleNamespace(listener=SimpleNamespace(close=lambda: None))

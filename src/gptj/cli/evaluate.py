@@ -62,7 +62,7 @@ class EvalCommand:
     Default: as many as the window holds."""
     suite: Literal["article"] | None = None
     """Instead of tasks, the kinds of prompt that GPT-J's article shows, and with `local` GPT-3's
-    arithmetic: greedy completions beside draws from the likeliest 90 %%."""
+    arithmetic: greedy completions beside draws from the likeliest 90 %."""
     draws: int = 4
     """With a suite, draws of each prompt."""
     seed: int = 0
@@ -186,7 +186,9 @@ def _harness() -> tuple[Any, Any]:
     try:
         from gptj.evaluate import harness, tasks
     except ImportError as error:
-        raise UserError(f"the tasks need {error.name}: pip install 'gptj[eval]'") from error
+        raise UserError(
+            f"the tasks need {(error.name or '').partition('.')[0]}: pip install 'gptj[eval]'"
+        ) from error
     return harness, tasks
 
 

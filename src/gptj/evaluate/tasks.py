@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import math
@@ -49,7 +50,7 @@ def load(names: Sequence[str], data: Path | None = None) -> Tasks:
         manager = TaskManager()
         for name in names:
             if name not in manager.all_tasks:
-                like = [task for task in manager.all_tasks if name[:4] in task][:5]
+                like = difflib.get_close_matches(name, manager.all_tasks)
                 hint = f" (there are {', '.join(like)})" if like else ""
                 raise UserError(
                     f"the harness has no task {name!r}{hint}: `lm_eval ls tasks` lists all"
