@@ -5,8 +5,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 # On Linux the default build of torch carries CUDA, gigabytes of it; the tests need only the CPU
-# build. `TORCH=` leaves torch out, and the tests that compare with it skip.
-TORCH ?= torch==2.13.0
+# build. `TORCH=` leaves torch out, and the tests that compare with it skip; accelerate is what the
+# harness asks for beside it.
+TORCH ?= torch==2.13.0 accelerate==1.15.0
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input --quiet

@@ -34,6 +34,7 @@ from gptj.sharding import batch_ways, check_mesh, place, reshard
 from gptj.tokenizer import Tokenizer
 from gptj.train import loop
 from gptj.train.config import TrainConfig
+from gptj.train.evaluators import Evaluator
 from gptj.train.loop import TrainResult
 
 SAMPLE_TOKENS = 64
@@ -309,20 +310,26 @@ def _logits(
     return reshard(logits, batch, None, None)[:rows, :, : config.vocab_size]
 
 
-def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    console: Console | None = None,
+) -> TrainResult:
     """Train as `config` says, on the mesh that is set or on one device.
 
     Run again with the same `config` it goes on where the last checkpoint stands, and ends with the
     weights, bit for bit, of a run that was never stopped.
 
     Args:
+      evaluators: what else is measured of the model under way; see `gptj.train.evaluators`.
       console: where progress is shown; standard output when not given.
 
     Raises:
       UserError: what `config` names does not exist or does not fit together, or the run diverged.
       gptj.checkpoint.CheckpointError: a checkpoint could not be written or read.
     """
-    return loop.train(config, write_on=_write_on, console=console)
+    return loop.train(config, evaluators=evaluators, write_on=_write_on, console=console)
 
 
 def _write_on(

@@ -156,11 +156,11 @@ def _opened(command: EvalCommand, console: Console) -> Iterator[tuple[Scorer, di
 
 
 def _tasks(command: EvalCommand) -> Evaluation:
-    harness, tasks = _harness()
+    adapter, tasks = harness()
     found = tasks.load(command.tasks, command.local)
 
     def evaluate(scorer: Scorer, console: Console) -> dict[str, Any]:
-        model = harness.HarnessModel(scorer=scorer, style=command.style)
+        model = adapter.HarnessModel(scorer=scorer, style=command.style)
         measured = tasks.run(model, found, limit=command.limit)
         results.show(measured, command.name, console)
         if command.limit:
@@ -182,14 +182,20 @@ def _tasks(command: EvalCommand) -> Evaluation:
     return evaluate
 
 
-def _harness() -> tuple[Any, Any]:
+def harness() -> tuple[Any, Any]:
+    """The modules that need the harness.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
-        from gptj.evaluate import harness, tasks
+        from gptj.evaluate import harness as adapter
+        from gptj.evaluate import tasks
     except ImportError as error:
         raise UserError(
             f"the tasks need {(error.name or '').partition('.')[0]}: pip install 'gptj[eval]'"
         ) from error
-    return harness, tasks
+    return adapter, tasks
 
 
 def _picture(
@@ -250,7 +256,7 @@ def _text(command: EvalCommand) -> Evaluation:
 def _suite(command: EvalCommand) -> Evaluation:
     items = article.items(command.seed, command.limit)
     if command.local:
-        items += _harness()[1].arithmetic(command.local, command.limit)
+        items += harness()[1].arithmetic(command.local, command.limit)
 
     def evaluate(scorer: Scorer, console: Console) -> dict[str, Any]:
         found, answered = article.ask(scorer, items, command.draws)

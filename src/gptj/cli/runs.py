@@ -8,17 +8,58 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import tyro
 
 from gptj.api import train
 from gptj.checkpoint import verified
+from gptj.cli.evaluate import harness
 from gptj.cli.flags import MeshShape, parse
 from gptj.errors import UserError
 from gptj.hosts import HostsConfig, joined
 from gptj.plot import PlotConfig, plot
 from gptj.report import ReportConfig, report
 from gptj.train.config import TrainConfig
+from gptj.train.evaluators import Evaluator, of_sources
 from gptj.train.rows import rows_of
+
+
+@dataclasses.dataclass(frozen=True)
+class AlsoMeasured:
+    """What else is measured of the model under way; it lands in the same `metrics.jsonl`."""
+
+    eval_sources: bool = False
+    """At evaluations, also the held-out loss of each file or folder that was prepared."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks of EleutherAI's harness, as `gptj eval` has them."""
+    eval_tasks_every: int = 1000
+    """Steps from one time to the next that the tasks are asked; the last step always asks."""
+    eval_tasks_limit: int | None = 200
+    """Ask only the first so many questions of each task."""
+    eval_tasks_local: Path | None = None
+    """Take the questions from this folder's files instead of the network."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_tasks_every", "eval_tasks_limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+
+    def evaluators(self, config: TrainConfig) -> list[Evaluator]:
+        """These, ready to be called.
+
+        Raises:
+          UserError: the harness is not installed, or a task's data are not to be had, or there are
+            several hosts.
+        """
+        found = [of_sources(config)] if self.eval_sources else []
+        if self.eval_tasks:
+            if jax.process_count() > 1:
+                raise UserError("tasks are asked on one host only: leave out eval_tasks")
+            _, tasks = harness()
+            asked = tasks.load(self.eval_tasks, self.eval_tasks_local)
+            measure = tasks.under_way(asked, self.eval_tasks_limit)
+            found.append(Evaluator(self.eval_tasks_every, measure))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +73,7 @@ class TrainCommand:
     """
 
     train: tyro.conf.OmitArgPrefixes[TrainConfig]
+    also: tyro.conf.OmitArgPrefixes[AlsoMeasured] = AlsoMeasured()
     mesh: MeshShape = MeshShape()
     hosts: HostsConfig = HostsConfig()
 
@@ -44,7 +86,7 @@ def run_train(args: Sequence[str]) -> None:
     example = "gptj train --data data/mine --model demo --steps 2000 --out runs/mine"
     command = parse(TrainCommand, "train", args, example, default)
     with joined(command.hosts), command.mesh.use():
-        train(command.train)
+        train(command.train, evaluators=command.also.evaluators(command.train))
 
 
 def load_recipe(path: Path) -> TrainConfig:

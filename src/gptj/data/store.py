@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +152,20 @@ class TokenStore:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         return Tokenizer.load(self.path / _TOKENIZER)
+
+    def part(self, sources: Sequence[SourceRecord]) -> TokenStore:
+        """The documents of some of its sources, which lie one after the other, as a store."""
+        first, count = sources[0].first_document, sum(record.documents for record in sources)
+        documents = self.documents[first : first + count + 1]
+        tokens = self.tokens[documents[0] : documents[-1]]
+        manifest = dataclasses.replace(
+            self.manifest,
+            tokens=len(tokens),
+            documents=count,
+            bytes=sum(record.bytes for record in sources),
+            sources=tuple(sources),
+        )
+        return TokenStore(self.path, manifest, tokens, documents - documents[0])
 
     def text(self, document: int) -> str:
         """The text of one document, counted from 0.

@@ -15,15 +15,23 @@ from typing import Any
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
+from jaxtyping import Array
 from lm_eval.api.metrics import mean, perplexity
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.evaluate import local
 from gptj.evaluate.article import Item
+from gptj.evaluate.harness import HarnessModel
 from gptj.evaluate.results import Measured
+from gptj.evaluate.scorer import Scorer
+from gptj.model import Params
+from gptj.tokenizer import Tokenizer
+from gptj.train.evaluators import Measure
+from gptj.train.sinks import Row
 
 Tasks = dict[str, Any]
 """Tasks, and groups of them, as the harness holds them."""
@@ -86,6 +94,16 @@ def run(model: LM, asked: Tasks, *, limit: int | None = None) -> list[Measured]:
         for name, metrics in result["results"].items()
         for each in _measured(name, metrics, result, asked["tasks"].get(name))
     ]
+
+
+def under_way(asked: Tasks, limit: int | None = None) -> Measure:
+    """What `run` finds, of a model that is being trained: its own weights, and no copy of them."""
+
+    def measure(params: Params[Array], config: ModelConfig, tokenizer: Tokenizer) -> Row:
+        found = run(HarnessModel(scorer=Scorer(params, config, tokenizer)), asked, limit=limit)
+        return {f"{each.task}_{each.metric}": each.value for each in found}
+
+    return measure
 
 
 def arithmetic(data: Path, limit: int | None = None) -> list[Item]:

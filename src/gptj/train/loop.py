@@ -23,6 +23,7 @@ from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 from gptj.train import run as runs
 from gptj.train.config import TrainConfig
+from gptj.train.evaluators import Evaluator
 from gptj.train.feed import Feed
 from gptj.train.heldout import HeldOut, held_out
 from gptj.train.meter import Meter
@@ -65,10 +66,14 @@ def train(
     config: TrainConfig,
     *,
     evaluate: Evaluate = held_out,
+    evaluators: Sequence[Evaluator] = (),
     write_on: WriteOn | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Train as `config` says, on the mesh that is set or on one device.
+
+    Args:
+      evaluators: what else is measured now and then; it lands in the same metrics.
 
     Raises:
       UserError: what `config` names does not exist or does not fit together, or the run diverged.
@@ -91,7 +96,7 @@ def train(
             contextlib.closing(Record(config.out, start, config.log_to)) as record,
             contextlib.closing(Loop(setup, saver, display, record, stop)) as loop,
         ):
-            loop.evaluate, loop.write_on = evaluate, write_on
+            loop.evaluate, loop.write_on, loop.evaluators = evaluate, write_on, evaluators
             return loop.run(state)
 
 
@@ -99,6 +104,7 @@ class Loop:
     """A run under way."""
 
     evaluate: Evaluate
+    evaluators: Sequence[Evaluator] = ()
     write_on: WriteOn | None
 
     def __init__(
@@ -154,7 +160,8 @@ class Loop:
             if self.streak < config.rewind_after and (stopping or self.due(step)):
                 row, unread = self.row(*unread), None
                 scored = self.score(state, step) if self.evaluates(step, stopping) else None
-                row = self.log({**row, **(scored.row() if scored else {})})
+                also = {} if stopping else self.measure(state, step)
+                row = self.log({**row, **(scored.row() if scored else {}), **also})
                 if stopping or step == config.steps or not self.streak:
                     self.save(state, step, scored, stopping)
             if self.streak >= config.rewind_after:
@@ -206,7 +213,8 @@ class Loop:
     def due(self, step: int) -> bool:
         """Whether something other than a step comes after `step` updates."""
         config = self.config
-        return step == config.steps or not step % config.eval_every or not step % config.save_every
+        often = config.eval_every, config.save_every, *(each.every for each in self.evaluators)
+        return step == config.steps or any(step % every == 0 for every in often)
 
     def evaluates(self, step: int, stopping: bool) -> bool:
         """Whether the state after `step` updates is scored: always at the end."""
@@ -238,6 +246,20 @@ class Loop:
             )
         self.meter.laps.pause()
         return scored
+
+    def measure(self, state: TrainState, step: int) -> Row:
+        """What the evaluators find that are due, said at once."""
+        row: Row = {}
+        at_end = step == self.config.steps
+        due = [each for each in self.evaluators if at_end or step % each.every == 0]
+        with self.meter.watch.on("evaluate"):
+            for each in due:
+                found = each.measure(state.params, self.setup.model, self.setup.store.tokenizer)
+                self.display.say("  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+                row |= found
+        if due:
+            self.meter.laps.pause()
+        return row
 
     def save(self, state: TrainState, step: int, scored: HeldOut | None, stopping: bool) -> None:
         """Begin to save, if now is the time."""

@@ -1,0 +1,71 @@
+"""What else is measured of a model under way: callables, for training knows no evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+
+from jaxtyping import Array
+
+from gptj.config import ModelConfig
+from gptj.data.store import TokenStore
+from gptj.errors import UserError
+from gptj.model import Params
+from gptj.tokenizer import Tokenizer
+from gptj.train.config import TrainConfig
+from gptj.train.heldout import held_out
+from gptj.train.sinks import Row
+
+MOST_SOURCES = 32
+"""A curve for each of more sources is of no use to anyone."""
+
+Measure = Callable[[Params[Array], ModelConfig, Tokenizer], Row]
+"""Weights, as they lie on the mesh that is set and not to be kept, to metrics by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Something that is measured now and then, and after the last step."""
+
+    every: int
+    """Steps from one time to the next."""
+    measure: Measure
+
+
+def of_sources(config: TrainConfig) -> Evaluator:
+    """The held-out loss of each source of the data: each file or folder that was prepared.
+
+    Raises:
+      UserError: there is no held-out part, or it has too many sources.
+    """
+    folder = config.data / "heldout"
+    if not folder.is_dir():
+        raise UserError(f"{config.data} has no held-out part: leave out eval_sources")
+    store = TokenStore.open(folder)
+    records = itertools.groupby(store.sources, lambda record: record.name.partition("/")[0])
+    parts = [(name, store.part(list(each))) for name, each in records]
+    if len(parts) > MOST_SOURCES:
+        raise UserError(
+            f"the held-out text of {config.data} has {len(parts)} sources, more than "
+            f"{MOST_SOURCES}: prepare it from a folder for each source, or leave out eval_sources"
+        )
+
+    def measure(params: Params[Array], model: ModelConfig, _: Tokenizer) -> Row:
+        nats, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
+        for name, part in parts:  # a folder's files may lie apart, so a name comes more than once
+            found = held_out(
+                params,
+                part,
+                model,
+                seq=config.seq or model.context,
+                batch=config.batch // config.accumulate,
+                dtype=config.compute.dtype,
+                batches=config.eval_batches,
+            )
+            nats[name] += found.loss * found.tokens
+            tokens[name] += found.tokens
+        return {f"heldout_loss_{name}": nats[name] / count for name, count in tokens.items()}
+
+    return Evaluator(config.eval_every, measure)
