@@ -13,6 +13,7 @@ as many as fill our batch. Both sides' answers are compared.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -43,17 +44,18 @@ def questions(count: int) -> list[tuple[list[int], list[int]]]:
 
 
 def save(folder: Path) -> None:
-    """The model as both sides load it, and a tokenizer that neither uses."""
+    """The model as both sides load it. Padding rows are made impossible: theirs counts them in."""
     import jax
 
     from gptj.api import Model
     from gptj.config import preset
     from gptj.convert.convert import ConvertConfig, convert
     from gptj.model import init
-    from gptj.tokenizer import Tokenizer
 
     config = preset("125m")
-    Model(config, init(jax.random.key(0), config), Tokenizer.bytes()).save(folder / "own")
+    params = init(jax.random.key(0), config)
+    bias = params.output_bias.at[config.vocab_size :].set(-1e9)
+    Model(config, dataclasses.replace(params, output_bias=bias), None).save(folder / "own")
     convert(ConvertConfig(str(folder / "own"), folder / "hf", to="huggingface"))
 
 
@@ -62,18 +64,27 @@ def ours(folder: Path, count: int, batch: int) -> Answer:
     import gptj
     from gptj.engine.scoring import Asked, score
 
-    model = gptj.load(folder / "hf")
+    model = gptj.load(folder / "own")
     asked = [Asked(tuple(context), tuple(ending)) for context, ending in questions(count)]
     return lambda: [tuple(each) for each in score(model.params, model.config, asked)]
 
 
 def harness(folder: Path, count: int, batch: int) -> Answer:
-    """By the harness's own adapter for transformers."""
+    """By the harness's own adapter for transformers, which wants a tokenizer without using it."""
     import torch
     from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    from gptj.tokenizer import END_OF_TEXT, Tokenizer
 
     torch.set_num_threads(threads())
-    model = HFLM(str(folder / "hf"), dtype="float32", device="cpu", batch_size=batch)
+    Tokenizer.bytes().save(folder / "bytes.json")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "bytes.json"), eos_token=END_OF_TEXT
+    )
+    model = HFLM(
+        str(folder / "hf"), tokenizer=tokenizer, dtype="float32", device="cpu", batch_size=batch
+    )
     asked = [(("", ""), *pair) for pair in questions(count)]
     return lambda: model._loglikelihood_tokens(asked, disable_tqdm=True)
 

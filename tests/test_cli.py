@@ -89,7 +89,7 @@ class TestHelp:
         heard = []
         model = SimpleNamespace(generate=lambda prompt, **sampling: heard.append(prompt))
 
-        def hear(*words):
+        def hear(*words, **_):
             return heard.append(words[0]) or []
 
         stands_in = {

@@ -24,6 +24,9 @@ NEW_TOKENS = 256
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the longest completion; the first that is given counts."""
 
+DEFAULTS = {"batch_size": 1, "device": "cuda:0"}
+"""What the harness passes where nothing was asked for. Our batches and devices are our own."""
+
 
 @register_model("gptj")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
@@ -42,26 +45,24 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         quantize: Any = None,
         tokenizer: str | None = None,
         style: Style = "today",
-        batch_size: int | str = 1,
-        **unknown: Any,
+        **others: Any,
     ) -> None:
         """The model at a path or Hub id, as `gptj.load` takes it; or the one a scorer holds.
 
         Args:
           style: how prompts become tokens; see `gptj.evaluate.requests.Style`.
-          batch_size: the harness passes 1 where none is asked for. Ours is of tokens, not to be
-            chosen here.
+          others: what the harness passes to every model, its defaults only.
 
         Raises:
           UserError: there is no such model, or an argument is not one of these.
         """
         super().__init__()
-        if unknown or str(batch_size) not in ("1", "auto"):
-            names = ", ".join(unknown) or f"batch_size={batch_size}"
-            raise UserError(
-                f"the harness's {names} means nothing to gptj: leave it out (model_args are "
-                "pretrained, dtype, quantize, tokenizer, style)"
-            )
+        for name, value in others.items():
+            if DEFAULTS.get(name) != value:
+                raise UserError(
+                    f"the harness's {name}={value} means nothing to gptj: leave it out (model_args "
+                    "are pretrained, dtype, quantize, tokenizer and style)"
+                )
         if scorer is None:
             model = load(pretrained, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
             progress = Progress(Console(stderr=True))
