@@ -27,8 +27,8 @@ def evaluate(gptj, folder, data, tmp_path):
     return run
 
 
-def record(tmp_path: Path) -> dict:
-    return json.loads((tmp_path / "out/results.json").read_text())
+def record(tmp_path: Path, kind: str = "tasks") -> dict:
+    return json.loads((tmp_path / f"out/{kind}.json").read_text())
 
 
 def test_the_default_tasks_beside_the_published_rows(evaluate, tmp_path):
@@ -43,7 +43,7 @@ def test_the_default_tasks_beside_the_published_rows(evaluate, tmp_path):
         ("lambada_openai", "perplexity"), ("piqa", "acc"), ("piqa", "acc_norm"),
     }  # fmt: skip
     assert (found["as"], found["harness"]) == ("today", tasks.VERSION)
-    picture = (tmp_path / "out/results.png").read_bytes()
+    picture = (tmp_path / "out/tasks.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
 
 
@@ -72,7 +72,7 @@ def test_interrupted_it_says_what_is_kept_and_ends_the_same(evaluate, monkeypatc
     code, out, err = evaluate("--tasks", "piqa")
     assert (code, err) == (130, "gptj eval: interrupted\n")
     assert "answers are kept in" in out
-    assert not (tmp_path / "out/results.json").exists()
+    assert not (tmp_path / "out/tasks.json").exists()
     monkeypatch.setattr(rooms, "score", right)
     assert "were scored before: going on" in evaluate("--tasks", "piqa").out
     assert record(tmp_path) == whole
@@ -81,7 +81,7 @@ def test_interrupted_it_says_what_is_kept_and_ends_the_same(evaluate, monkeypatc
 def test_as_in_2021_the_results_say_so(evaluate, tmp_path):
     pytest.importorskip("ftfy")
     code, out, _ = evaluate("--tasks", "winogrande", "--as", "gptj-2021")
-    assert (code, record(tmp_path)["as"]) == (0, "gptj-2021")
+    assert (code, record(tmp_path, "tasks-gptj-2021")["as"]) == (0, "gptj-2021")
     assert "prompts as gptj-2021" in out
 
 
@@ -98,7 +98,7 @@ def test_a_runs_own_training_is_where_it_stands_in_the_picture(gptj, tiny_run, d
 def test_a_text(evaluate, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat on it's mat " * 30)
     code, out, _ = evaluate("--text", tmp_path / "text.txt", "--stride", 50)
-    found = record(tmp_path)
+    found = record(tmp_path, "text")
     assert code == 0
     assert f"{found['bits_per_byte']:.4f} bits a byte (1 documents" in out
     assert (found["stride"], found["bytes"]) == (50, 720)
@@ -111,7 +111,7 @@ def test_the_articles_suite(evaluate, monkeypatch, make_model, gptj, tmp_path, d
         "eval", make_model(512), *words, *out, "--local", _arithmetic(data, tmp_path)
     )
     assert (code, err) == (0, "")
-    found = record(tmp_path)
+    found = record(tmp_path, "article")
     assert len(found["results"]) == len(found["answers"]) == 8 + 3 + 10
     assert {"greedy", "nucleus", "advantage", "likeliest"} <= set(found["results"][0])
     assert len(found["answers"][0]["nucleus"]) == 2

@@ -31,8 +31,6 @@ from gptj.quantised import Quantisation
 from gptj.train.metrics import read_metrics
 from gptj.train.run import COURSE
 
-RESULTS, PICTURE = "results.json", "results.png"
-
 
 @dataclasses.dataclass(frozen=True)
 class EvalCommand:
@@ -82,7 +80,7 @@ class EvalCommand:
     def __post_init__(self) -> None:
         if self.text and self.suite:
             raise UserError("a text and a suite are two evaluations: leave out one")
-        kind = "text" if self.text else "suite" if self.suite else "tasks"
+        kind = "suite" if self.suite else self.kind
         of = {
             **dict.fromkeys(("tasks", "train_flops", "style"), ("tasks",)),
             **dict.fromkeys(("limit", "local"), ("tasks", "suite")),
@@ -106,9 +104,20 @@ class EvalCommand:
         return Path(self.model.rstrip("/")).name or "model"
 
     @property
+    def kind(self) -> str:
+        """What is evaluated: tasks, a text, or the name of a suite."""
+        return self.suite or ("text" if self.text else "tasks")
+
+    @property
     def folder(self) -> Path:
         """Where everything is written."""
         return self.out or Path("evals") / self.name
+
+    @property
+    def results(self) -> Path:
+        """The file of the results; the picture is beside it."""
+        style = "" if self.style == "today" else f"-{self.style}"
+        return self.folder / f"{self.kind}{style}.json"
 
 
 Evaluation = Callable[[Scorer, Console], dict[str, Any]]
@@ -123,9 +132,8 @@ def run_eval(args: Sequence[str]) -> None:
     evaluate = prepare(command)  # refused before a model is loaded
     with command.mesh.use(), _opened(command, console) as (scorer, record):
         record |= evaluate(scorer, console)
-    path = command.folder / RESULTS
-    results.write(path, record)
-    _say(console, f"wrote {path}")
+    results.write(command.results, record)
+    _say(console, f"wrote {command.results}")
 
 
 @contextlib.contextmanager
@@ -168,14 +176,17 @@ def _tasks(command: EvalCommand) -> Evaluation:
         _say(console, f"prompts as {command.style}; published rows: {source()}")
         if cut := model.reader.shortened:
             window = scorer.config.context
-            _say(console, f"{cut:,} contexts lost their beginning: the window is {window} tokens")
+            _say(
+                console,
+                f"{cut:,} requests lost their context's beginning: it exceeds {window} tokens",
+            )
         _picture(command, scorer.config, measured, console)
         return {
             "as": command.style,
             "harness": tasks.VERSION,
             "limit": command.limit,
             "local": command.local and str(command.local),
-            "shortened_contexts": model.reader.shortened,
+            "shortened": model.reader.shortened,
             "results": [dataclasses.asdict(each) for each in measured],
         }
 
@@ -218,12 +229,13 @@ def _picture(
             )
     if not panels:
         return
+    picture = command.results.with_suffix(".png")
     try:
-        plot_scores(panels, command.folder / PICTURE)
+        plot_scores(panels, picture)
     except UserError as error:  # the figures are what counts
         _say(console, f"no picture: {error}")
     else:
-        _say(console, f"wrote {command.folder / PICTURE}")
+        _say(console, f"wrote {picture}")
 
 
 def _spent(run: Path, config: ModelConfig) -> float | None:

@@ -55,22 +55,31 @@ def load(names: Sequence[str], data: Path | None = None) -> Tasks:
     with _quiet():
         if data is not None:
             return {"tasks": {name: _local(name, data) for name in names}}
-        manager = TaskManager()
-        for name in names:
-            if name not in manager.all_tasks:
-                like = difflib.get_close_matches(name, manager.all_tasks)
-                hint = f" (there are {', '.join(like)})" if like else ""
-                raise UserError(
-                    f"the harness has no task {name!r}{hint}: `lm_eval ls tasks` lists all"
-                )
-        try:
-            return dict(manager.load(list(names)))
-        except Exception as error:  # the libraries that download have no error in common
-            reason = str(error).partition("\n")[0]
+        found = _downloaded(names)
+    for name, task in found["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             raise UserError(
-                f"the data of {', '.join(names)} are not to be had ({reason}): check the network, "
-                "or name a folder of files with --local"
-            ) from error
+                f"the task {name} runs code that a model wrote, or shows it pictures or sounds, "
+                "which gptj does not: leave it out"
+            )
+    return found
+
+
+def _downloaded(names: Sequence[str]) -> Tasks:
+    manager = TaskManager()
+    for name in names:
+        if name not in manager.all_tasks:
+            like = difflib.get_close_matches(name, manager.all_tasks)
+            hint = f" (there are {', '.join(like)})" if like else ""
+            raise UserError(f"the harness has no task {name!r}{hint}: `lm_eval ls tasks` lists all")
+    try:
+        return dict(manager.load(list(names)))
+    except Exception as error:  # the libraries that download have no error in common
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the data of {', '.join(names)} are not to be had ({reason}): check the network, or "
+            "name a folder of files with --local"
+        ) from error
 
 
 def run(model: LM, asked: Tasks, *, limit: int | None = None) -> list[Measured]:
