@@ -16,8 +16,9 @@ from typing import NamedTuple
 import pytest
 
 EIGHT = "--xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "gptj-tests")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
-
 
 # Compiled programs are kept while the tests run, for the many processes that want the same ones:
 # of all workers, in a folder that the first makes and removes. Nothing is left behind, or found.

@@ -8,6 +8,7 @@ import pytest
 import gptj
 from gptj.evaluate import article
 from gptj.evaluate.arithmetic import KINDS, problems
+from gptj.evaluate.requests import Reader
 from gptj.evaluate.scorer import Scorer
 
 
@@ -96,7 +97,8 @@ def test_shares_are_counted(tiny_run, monkeypatch):
     texts = [["0"], [" 2"], ["4."], ["7"]], [["0", "1"], ["2", "2"], ["x", ""], ["6", "5"]]
     drawn = iter(texts)
     monkeypatch.setattr(scorer, "write", lambda prompts, sampling: next(drawn))
-    (found,), answered = article.ask(scorer, asked, draws=2)
+    reader = Reader(model.tokenizer, model.config.context)
+    (found,), answered = article.ask(scorer, reader, asked, draws=2)
     assert (found.kind, found.items) == ("a", 4)
     assert found.greedy == pytest.approx((0.75, 0.25))
     assert found.nucleus == pytest.approx((0.5, math.sqrt((0 + 0.25 + 0.25 + 0) / 3 / 4)))

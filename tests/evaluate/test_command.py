@@ -156,7 +156,12 @@ def test_a_window_that_is_too_short_is_said_before_anything_is_scored(
     row = {"goal": "the", "sol1": " ".join(["cat sat"] * 30), "sol2": "a", "label": 0}
     long.write_text(json.dumps(row) + "\n")
     words = ("--tasks", "piqa", "--local", tmp_path / "data", "--out", tmp_path / "out")
-    refused("eval", short_folder, *words, said=("longer than the model's window of 24", "evaluate"))
+    refused(
+        "eval",
+        short_folder,
+        *words,
+        said=("piqa: a continuation of", "the model's window of 24: evaluate a model of a longer"),
+    )
     assert [path.read_text() for path in (tmp_path / "out").glob("answers*")] == [""]
 
 

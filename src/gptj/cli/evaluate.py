@@ -22,7 +22,7 @@ from gptj.evaluate import article, perplexity, results
 from gptj.evaluate.cache import Cache, fingerprint
 from gptj.evaluate.progress import Progress
 from gptj.evaluate.published import COLUMNS, TASKS, published, source
-from gptj.evaluate.requests import Style
+from gptj.evaluate.requests import Reader, Style
 from gptj.evaluate.results import Measured
 from gptj.evaluate.scorer import Scorer
 from gptj.flops import flops_per_token
@@ -174,12 +174,7 @@ def _tasks(command: EvalCommand) -> Evaluation:
         if command.limit:
             _say(console, f"of each task the first {command.limit} questions")
         _say(console, f"prompts as {command.style}; published rows: {source()}")
-        if cut := model.reader.shortened:
-            window = scorer.config.context
-            _say(
-                console,
-                f"{cut:,} requests lost their context's beginning: it exceeds {window} tokens",
-            )
+        _say_shortened(console, model.reader)
         _picture(command, scorer.config, measured, console)
         return {
             "as": command.style,
@@ -271,13 +266,17 @@ def _suite(command: EvalCommand) -> Evaluation:
         items += harness()[1].arithmetic(command.local, command.limit)
 
     def evaluate(scorer: Scorer, console: Console) -> dict[str, Any]:
-        found, answered = article.ask(scorer, items, command.draws)
+        reader = Reader(scorer.tokenizer, scorer.config.context)
+        found, answered = article.ask(scorer, reader, items, command.draws)
         article.show(found, command.draws, console)
+        _say_shortened(console, reader)
         return {
             "suite": command.suite,
             "seed": command.seed,
             "draws": command.draws,
             "top_p": article.TOP_P,
+            "limit": command.limit,
+            "shortened": reader.shortened,
             "results": [dataclasses.asdict(each) for each in found],
             "answers": [
                 {**each.item._asdict(), "greedy": each.greedy, "nucleus": each.nucleus}
@@ -286,6 +285,15 @@ def _suite(command: EvalCommand) -> Evaluation:
         }
 
     return evaluate
+
+
+def _say_shortened(console: Console, reader: Reader) -> None:
+    if reader.shortened:
+        _say(
+            console,
+            f"{reader.shortened:,} requests lost the beginning of their context: the model's "
+            f"window is {reader.window} tokens",
+        )
 
 
 def _say(console: Console, text: str) -> None:

@@ -96,12 +96,12 @@ def _first(found: Sequence[Item], limit: int | None) -> list[Item]:
 
 
 def ask(
-    scorer: Scorer, asked: Sequence[Item], draws: int
+    scorer: Scorer, reader: Reader, asked: Sequence[Item], draws: int
 ) -> tuple[list[Behaviour], list[Answered]]:
-    """Score the right answers and have the model write its own, once greedy and `draws` times."""
-    reader = Reader(scorer.tokenizer, scorer.config.context)
-    scores = scorer.score([reader.pair(item.prompt, item.answer) for item in asked])
-    rooms = [len(reader.pair(item.prompt, item.answer).continuation) + BEYOND for item in asked]
+    """Score the right answers, and have the model write its own: greedily, and `draws` times."""
+    pairs = [reader.pair(item.prompt, item.answer) for item in asked]
+    scores = scorer.score(pairs)
+    rooms = [len(pair.continuation) + BEYOND for pair in pairs]
     prompts = [reader.prompt(item.prompt, room) for item, room in zip(asked, rooms, strict=True)]
 
     def write(**how: float) -> list[list[str]]:

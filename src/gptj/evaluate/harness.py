@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -17,6 +17,8 @@ from gptj.errors import UserError
 from gptj.evaluate.progress import Progress
 from gptj.evaluate.requests import Reader, Style
 from gptj.evaluate.scorer import Scorer
+
+Read = TypeVar("Read")
 
 NEW_TOKENS = 256
 """Longest completion where a task does not say, as in the harness's own adapter."""
@@ -88,7 +90,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """For each context and continuation its log-probability, and whether it is greedy."""
-        pairs = [self.reader.pair(*request.args) for request in requests]
+        pairs = [_read(request, self.reader.pair, *request.args) for request in requests]
         asked = [
             (request.args, list(pair.context), list(pair.continuation))
             for request, pair in zip(requests, pairs, strict=True)
@@ -108,7 +110,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """The log-probability of each whole text, every token scored once."""
-        texts = [self.reader.rolling(*request.args) for request in requests]
+        texts = [_read(request, self.reader.rolling, *request.args) for request in requests]
         scores = iter(self.scorer.score([each for windows in texts for each in windows]))
         totals = [sum(next(scores).logprob for _ in windows) for windows in texts]
         for request, total in zip(requests, totals, strict=True):
@@ -117,15 +119,23 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy completion of each context, up to the first of its stop strings."""
-        sampling = [_greedy(request.args[1]) for request in requests]
+        sampling = [_read(request, _greedy, request.args[1]) for request in requests]
         prompts = [
-            self.reader.prompt(request.args[0], how.max_tokens)
+            _read(request, self.reader.prompt, request.args[0], how.max_tokens)
             for request, how in zip(requests, sampling, strict=True)
         ]
         texts = [written[0] for written in self.scorer.write(prompts, sampling)]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
+
+
+def _read(request: Instance, read: Callable[..., Read], *words: Any) -> Read:
+    """What `read` makes of a request; where it cannot, the error names the task."""
+    try:
+        return read(*words)
+    except UserError as error:
+        raise UserError(f"{request.task_name}: {error}" if request.task_name else error) from error
 
 
 def _greedy(asked: Mapping[str, Any]) -> SamplingParams:
