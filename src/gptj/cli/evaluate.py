@@ -22,7 +22,7 @@ from gptj.evaluate import article, perplexity, results
 from gptj.evaluate.cache import Cache, fingerprint
 from gptj.evaluate.progress import Progress
 from gptj.evaluate.published import COLUMNS, TASKS, published, source
-from gptj.evaluate.requests import Reader, Style
+from gptj.evaluate.requests import Reader, Style, mender
 from gptj.evaluate.results import Measured
 from gptj.evaluate.scorer import Scorer
 from gptj.flops import flops_per_token
@@ -165,6 +165,7 @@ def _opened(command: EvalCommand, console: Console) -> Iterator[tuple[Scorer, di
 
 def _tasks(command: EvalCommand) -> Evaluation:
     adapter, tasks = harness()
+    mender(command.style)  # refused if it cannot be had
     found = tasks.load(command.tasks, command.local)
 
     def evaluate(scorer: Scorer, console: Console) -> dict[str, Any]:

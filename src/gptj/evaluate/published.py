@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 
-class Asked(NamedTuple):
+class Heading(NamedTuple):
     """A column of the table, and the harness's metric that it is."""
 
     key: str
@@ -19,12 +19,12 @@ class Asked(NamedTuple):
 
 
 COLUMNS = (
-    Asked("lambada_ppl", "LAMBADA ppl", "lambada_openai", "perplexity"),
-    Asked("lambada_acc", "LAMBADA acc %", "lambada_openai", "acc"),
-    Asked("winogrande", "Winogrande acc %", "winogrande", "acc"),
-    Asked("hellaswag", "HellaSwag norm %", "hellaswag", "acc_norm"),
-    Asked("piqa", "PIQA acc %", "piqa", "acc"),
-    Asked("piqa", "PIQA norm %", "piqa", "acc_norm"),
+    Heading("lambada_ppl", "LAMBADA ppl", "lambada_openai", "perplexity"),
+    Heading("lambada_acc", "LAMBADA acc %", "lambada_openai", "acc"),
+    Heading("winogrande", "Winogrande acc %", "winogrande", "acc"),
+    Heading("hellaswag", "HellaSwag norm %", "hellaswag", "acc_norm"),
+    Heading("piqa", "PIQA acc %", "piqa", "acc"),
+    Heading("piqa", "PIQA norm %", "piqa", "acc_norm"),
 )
 """Whether the table's PIQA is acc or acc_norm is not known, so it stands beside both."""
 

@@ -25,12 +25,10 @@ class Reader:
         Raises:
           UserError: the style needs ftfy, which is not installed.
         """
-        if style not in STYLES:
-            raise UserError(f"as={style!r} is not one of {', '.join(STYLES)}")
         self.tokenizer, self.window, self.style = tokenizer, window, style
         self.shortened = 0
         """Contexts that lost their beginning so far, for the window to hold what comes after."""
-        self._fix = _ftfy() if style == "gptj-2021" else None
+        self._fix = mender(style)
 
     def tokens(self, text: str) -> list[int]:
         """The ids of a text; `<|endoftext|>` in it is the token, as in the harness."""
@@ -120,7 +118,16 @@ def windows(tokens: Sequence[int], first: int, window: int, stride: int) -> Iter
         yield Asked(line[start:begin], line[begin:end])
 
 
-def _ftfy() -> Callable[[str], str]:
+def mender(style: Style) -> Callable[[str], str] | None:
+    """What a style does to a text before it is tokenized; nothing today.
+
+    Raises:
+      UserError: there is no such style, or it needs ftfy, which is not installed.
+    """
+    if style not in STYLES:
+        raise UserError(f"as={style!r} is not one of {', '.join(STYLES)}")
+    if style == "today":
+        return None
     try:
         import ftfy
     except ImportError:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from gptj.errors import UserError
-from gptj.evaluate.published import COLUMNS, Asked, Model, published
+from gptj.evaluate.published import COLUMNS, Heading, Model, published
 
 PERCENT = ("acc", "acc_norm")
 """Metrics that are shares, shown in percent."""
@@ -66,14 +66,14 @@ def show(found: Sequence[Measured], name: str, console: Console) -> None:
             console.print(str(each), highlight=False, markup=False)
 
 
-def of_column(found: Sequence[Measured], column: Asked) -> Measured | None:
+def of_column(found: Sequence[Measured], column: Heading) -> Measured | None:
     """What was measured of a column of the published table, if it was."""
     return next(
         (each for each in found if (each.task, each.metric) == (column.task, column.metric)), None
     )
 
 
-def _cell(model: Model, column: Asked) -> str:
+def _cell(model: Model, column: Heading) -> str:
     return f"{model.values[column.key]:g}" if column.key in model.values else "-"
 
 
