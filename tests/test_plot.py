@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptj.errors import UserError
-from gptj.plot import PlotConfig, _smooth, plot
+from gptj.plot import PlotConfig, Point, _smooth, plot, plot_scores
 
 pytest.importorskip("matplotlib")
 
@@ -132,3 +132,25 @@ class TestMistakes:
         with (own_run / "metrics.jsonl").open("ab") as log:
             log.write(b'\xff\xff\n{"step": 13}\n')
         refused("plot", own_run, said=(f"{own_run}/metrics.jsonl:13", "delete that line"))
+
+
+KNOWN = [Point("GPT-3-13B", 2e22, 70.0), Point("GPT-3-1.3B", 2e21, 60.0), Point("Ada", None, 50.0)]
+
+
+def test_scores_against_flops_by_family_with_ours_marked(tmp_path, drawn):
+    own = Point("mine", 1e20, 40.0, 2.0)
+    plot_scores({"a": (KNOWN, own), "b": (KNOWN, own)}, tmp_path / "deep/scores.png")
+    (figure,) = drawn
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
+    family = figure.axes[0].lines[0]
+    assert (list(family.get_xdata()), list(family.get_ydata())) == ([2e21, 2e22], [60, 70])
+    assert {text.get_text() for text in figure.axes[0].texts} == {"1.3B", "13B"}
+    assert labels(figure) == ["GPT-3", "mine"]
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_without_flops_ours_is_a_line_across_and_no_frame_is_left_empty(tmp_path, drawn):
+    panels = {name: (KNOWN, Point("mine", None, 40.0)) for name in "abcd"}
+    plot_scores(panels, tmp_path / "scores.png")
+    assert list(drawn[0].axes[0].lines[-1].get_ydata()) == [40, 40]
+    assert [axes.axison for axes in drawn[0].axes] == [True] * 4 + [False] * 2

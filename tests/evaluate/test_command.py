@@ -78,6 +78,14 @@ def test_interrupted_it_says_what_is_kept_and_ends_the_same(evaluate, monkeypatc
     assert record(tmp_path) == whole
 
 
+def test_without_matplotlib_the_figures_still_come(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, _ = evaluate("--tasks", "piqa", "--limit", 2)
+    assert code == 0
+    assert "no picture: plotting needs matplotlib: pip install 'gptj[plot]'" in out
+    assert len(record(tmp_path)["results"]) == 2
+
+
 def test_as_in_2021_the_results_say_so(evaluate, tmp_path):
     pytest.importorskip("ftfy")
     code, out, _ = evaluate("--tasks", "winogrande", "--as", "gptj-2021")
