@@ -168,7 +168,7 @@ def show(found: Sequence[Behaviour], draws: int, console: Console) -> None:
         table.add_row(each.kind, str(each.items), *map(percent, shares))
     console.print(table)
     console.print(
-        f"± one standard error; p={TOP_P} is the mean of {draws} draws, and the difference is "
-        "greedy less that; likeliest: the right answer is so, token by token",
+        f"± one standard error, 0 where all items are alike; p={TOP_P}: the mean of {draws} draws; "
+        "difference: greedy less that; likeliest: the right answer is, token by token",
         highlight=False,
     )
