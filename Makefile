@@ -70,7 +70,7 @@ define install
 	@echo "setting up $(VENV) ($(2) the first time)"
 	@if [ -e $(VENV)/.unfinished ] || ! $(RUN) -m pip --version >/dev/null 2>&1; then \
 	  $(PYTHON) -m venv --clear $(VENV) && touch $(VENV)/.unfinished; fi
-	@$(QUIETLY); quietly $(INSTALL) --require-hashes --only-binary :all: --no-binary $(UNBUILT) -r locks/$(1).txt
+	@$(QUIETLY); quietly $(INSTALL) --require-hashes --no-deps --only-binary :all: --no-binary $(UNBUILT) -r locks/$(1).txt
 	@$(QUIETLY); quietly $(INSTALL) --no-index --no-deps --no-build-isolation -e .
 	$(3)
 	@rm -f $(VENV)/.unfinished $(VENV)/setup.log $(VENV)/.$(1)-* && touch $@

@@ -59,6 +59,13 @@ def test_a_mesh_scores_the_same(tiny_run, model):
     np.testing.assert_allclose(*([e.logprob for e in side] for side in (alone, found)), rtol=1e-5)
 
 
+def alike(found, whole) -> bool:
+    """The same to float32's rounding, which depends on what is scored beside."""
+    pairs = zip(found, whole, strict=True)
+    near = all(one.logprob == pytest.approx(other.logprob, rel=1e-6) for one, other in pairs)
+    return near and [a.greedy for a in found] == [b.greedy for b in whole]
+
+
 def test_nothing_is_scored_twice(scorer, monkeypatch):
     first = scorer().score([*ASKED, *ASKED])
     texts = scorer().write([[1, 2], [3]], [SAMPLING] * 2)
@@ -88,7 +95,7 @@ def test_an_interruption_loses_nothing(model, scorer, tmp_path, monkeypatch):
     monkeypatch.setattr(
         rooms, "score", lambda p, c, asked, known: left.extend(asked) or right(p, c, asked, known)
     )
-    assert scorer().score(ASKED) == whole
+    assert alike(scorer().score(ASKED), whole)
     assert len(left) == 40 - 17
 
 
@@ -98,7 +105,7 @@ def test_a_line_that_a_crash_cut_short_is_scored_again(scorer, tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with contextlib.closing(Cache(file)) as cache:
         assert len(cache) == 39
-    assert scorer().score(ASKED) == whole
+    assert alike(scorer().score(ASKED), whole)
     with contextlib.closing(Cache(file)) as cache:
         assert len(cache) == 40
 
