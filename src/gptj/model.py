@@ -254,7 +254,6 @@ def block(
     key = rotary(heads(w.key), positions, config.rotary_dims, config.rotary_base)
     mixed = attend(query, key, heads(w.value)).reshape(-1, config.heads, config.d_head)
     inner = einsum("re,ef->rf", y, w.ffn_in, "batch", "ffn")
-
     branches = einsum("rhd,hde->re", mixed, w.attention_out, "batch", None, unreduced=("tensor",))
     branches += feed_forward_out(inner, w.ffn_in_bias, w.ffn_out)
     branches = reshard(branches, "batch", None) + spread(w.ffn_out_bias, rows)
@@ -284,8 +283,7 @@ def hidden_states(
     at = jnp.arange(tokens.shape[1]) if positions is None else positions
 
     def layer(x: Array, stored: Block[Array]) -> tuple[Array, None]:
-        x = checkpoint_name(x, LAYER_INPUT)
-        return block(x, stored, config, at, attend), None
+        return block(checkpoint_name(x, LAYER_INPUT), stored, config, at, attend), None
 
     layer, x = rematerialised(layer, remat), embed(params, tokens, dtype)
     if isinstance(params.blocks, tuple):

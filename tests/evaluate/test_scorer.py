@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import gptj
+from gptj.engine.packing import Asked
 from gptj.engine.request import SamplingParams
-from gptj.engine.scoring import Asked
 from gptj.errors import UserError
 from gptj.evaluate import scorer as rooms
 from gptj.evaluate.cache import Cache, fingerprint

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from gptj.config import ModelConfig
-from gptj.engine.scoring import Asked, Score
+from gptj.engine.packing import Asked
+from gptj.engine.scoring import Score
 from gptj.errors import UserError
 from gptj.model import Params
 

@@ -11,8 +11,8 @@ from lm_eval.api.registry import register_model
 from rich.console import Console
 
 from gptj.api import load
+from gptj.engine.packing import Asked
 from gptj.engine.request import SamplingParams
-from gptj.engine.scoring import Asked
 from gptj.errors import UserError
 from gptj.evaluate.progress import Progress
 from gptj.evaluate.requests import Reader, Style

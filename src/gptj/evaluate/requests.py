@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from gptj.engine.scoring import Asked
+from gptj.engine.packing import Asked
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 

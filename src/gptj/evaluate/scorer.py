@@ -10,8 +10,9 @@ from gptj.attention import KEYS
 from gptj.config import ModelConfig
 from gptj.engine.config import EngineConfig
 from gptj.engine.engine import Engine
+from gptj.engine.packing import Asked
 from gptj.engine.request import Delta, Request, SamplingParams
-from gptj.engine.scoring import Asked, Score, score
+from gptj.engine.scoring import Score, score
 from gptj.errors import UserError
 from gptj.evaluate.cache import Cache
 from gptj.evaluate.progress import Progress
