@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import statistics
 import subprocess
@@ -62,7 +63,8 @@ def save(folder: Path) -> None:
 def ours(folder: Path, count: int, batch: int) -> Answer:
     """By `gptj eval`'s scorer."""
     import gptj
-    from gptj.engine.scoring import Asked, score
+    from gptj.engine.packing import Asked
+    from gptj.engine.scoring import score
 
     model = gptj.load(folder / "own")
     asked = [Asked(tuple(context), tuple(ending)) for context, ending in questions(count)]
@@ -155,6 +157,7 @@ def main() -> None:
         save(Path(folder))
         result = measure(args.rounds, args.questions, args.batch, Path(folder))
     print("ours over the harness's:", result["ratio"])
+    result["date"] = datetime.date.today().isoformat()
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {args.out}")
 

@@ -15,6 +15,7 @@ machine's memory gives to a plain reading.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
 import subprocess
@@ -209,6 +210,7 @@ def main() -> None:
         print(side, cases)
     print("ours over torch:", result["ratio"])
     result["decode_step"] = {dtype: decode_steps(dtype) for dtype in ("float32", "bfloat16")}
+    result["date"] = datetime.date.today().isoformat()
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {args.out}")
 
