@@ -45,6 +45,16 @@ def test_it_is_called_when_due_with_the_weights_as_they_are(config):
     assert seen[-1] == float(result.params.output_bias.sum())
 
 
+def test_one_that_fails_costs_no_step(config):
+    def measure(*_):
+        raise UserError("it does not fit")
+
+    with pytest.raises(UserError, match="it does not fit"):
+        gptj.train(config, evaluators=[Evaluator(5, measure)])
+    assert [row["step"] for row in read_metrics(config.out)][-1] == 5
+    assert (config.out / "checkpoints" / "00000005" / "commit_success.txt").exists()
+
+
 def test_it_changes_nothing_of_the_run(config, tmp_path):
     plain = gptj.train(dataclasses.replace(config, out=tmp_path / "plain")).params
     also = gptj.train(config, evaluators=[Evaluator(3, lambda *_: {}), of_sources(config)]).params

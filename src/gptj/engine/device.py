@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 
 
 TOO_LONG = 1.5
-"""How much longer a guessing step may take than a plain one where it is always made."""
+"""Plain steps that a guessing one may take, without its draft, where it is always made."""
 
 
 class Device:
@@ -93,16 +93,21 @@ class Device:
             if jax.process_count() > 1:
                 break_even = 1.5
             else:
-                guessing, plain = self._step_seconds(True), self._step_seconds(False)
-                break_even = math.ceil(4 * guessing / plain) / 4
+                full, spared = self._step_seconds(True), self._step_seconds(False)
+                guesses, self._guesses = self._guesses, 0
+                plain = self._step_seconds(False)
+                break_even = math.ceil(4 * full / plain) / 4
                 with kernels.wanted():
-                    chosen = same_bits(self.config, len(self.slots.token), self._guesses)
-                if break_even > (self._guesses + 1 if chosen else TOO_LONG):
-                    self._guesses = 0
+                    chosen = same_bits(self.config, len(self.slots.token), guesses)
+                if break_even <= guesses + 1 and (chosen or spared <= TOO_LONG * plain):
+                    self._guesses = guesses
         self._break_even = _beside(self.params, jnp.float32(break_even))
 
     def _step_seconds(self, guessing: bool) -> float:
-        """How long a step takes in which all slots draw, after a prompt in which guesses abound."""
+        """How long a step takes in which all slots draw, after a prompt in which guesses abound.
+
+        Those that may not guess take a plain step, or where one cannot be chosen spare a draft.
+        """
         sampling, seconds = SamplingParams(), []
         values = one_slot(
             self.config, [0] * 8, sampling, eos=None, guessing=guessing, history=self.history

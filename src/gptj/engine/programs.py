@@ -1,6 +1,6 @@
 """What the engine runs on the devices: the jitted uses of the forward pass and of the steps.
 
-Each compiles once: prompts are read in chunks of one size, all slots draw together whatever is in
+Each compiles once: prompts are read in chunks of few sizes, all slots draw together whatever is in
 them, and how far to look into the cache and how many steps to make are values, not shapes.
 """
 

@@ -119,18 +119,21 @@ def guessing_step(
     def guessing(state: State) -> State:
         return _verify(params, state, row, config, found)
 
-    guess = ~slots.slide & (pays if same_bits(config, len(slots.token), guesses) else True)
+    chosen = same_bits(config, len(slots.token), guesses)
+    guess = ~slots.slide & (pays if chosen else True)
     state = _among(guess, guessing, _among(~guess, plain, state))
     drawn = (state.slots.position - slots.position).astype(jnp.float32)
-    pace = expected + jnp.where(pays, (drawn - expected) / WINDOW, (start - expected) / PATIENCE)
+    # A draft model that was spared knows no more what was drawn: it stays given up.
+    again = (start - expected) / PATIENCE if draft is None else 0.0
+    pace = expected + jnp.where(pays, (drawn - expected) / WINDOW, again)
     kept = dataclasses.replace(state.slots, pace=jnp.where(likely, pace, slots.pace))
     return dataclasses.replace(state, slots=kept)
 
 
 def same_bits(config: ModelConfig, slots: int, guesses: int) -> bool:
-    """Whether a slot's bits are the same by a plain step and a guessing one, whoever it is for.
+    """Whether a slot's bits do not tell by whose sake a step was a plain one or a guessing one.
 
-    They are by our native programs; and one slot alone is always treated the same.
+    By our native programs both give the same; and with one slot it is its own tokens that decide.
     """
     reads = guesses + 1
     natively = kernels.in_use() and slots * reads <= kernels.MOST_ROWS

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -104,14 +105,13 @@ def ask(
     rooms = [len(pair.continuation) + BEYOND for pair in pairs]
     prompts = [reader.prompt(item.prompt, room) for item, room in zip(asked, rooms, strict=True)]
 
-    def write(**how: float) -> list[list[str]]:
-        sampling = [
-            SamplingParams(max_tokens=room, stop=("\n",), seed=number, **how)  # type: ignore[arg-type]
-            for number, room in enumerate(rooms)
-        ]
-        return scorer.write(prompts, sampling)
-
-    greedy, drawn = write(temperature=0), write(top_p=TOP_P, n=draws)
+    greedy = scorer.write(prompts, [_sampling(room, temperature=0) for room in rooms])
+    counts = Counter[str]()
+    nucleus = []
+    for item, room in zip(asked, rooms, strict=True):  # a prompt's seed is its number of its kind
+        nucleus.append(_sampling(room, top_p=TOP_P, n=draws, seed=counts[item.kind]))
+        counts[item.kind] += 1
+    drawn = scorer.write(prompts, nucleus)
     answered = [
         Answered(item, first[0], texts)
         for item, first, texts in zip(asked, greedy, drawn, strict=True)
@@ -121,6 +121,10 @@ def ask(
         numbers = [n for n, item in enumerate(asked) if item.kind == kind]
         found.append(_behaviour(kind, [answered[n] for n in numbers], [scores[n] for n in numbers]))
     return found, answered
+
+
+def _sampling(room: int, **how: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=room, stop=("\n",), **how)
 
 
 def is_right(text: str, answer: str) -> bool:

@@ -69,7 +69,8 @@ class Scorer:
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]
     ) -> list[list[str]]:
         """What follows each prompt, drawn as its `sampling` says: `n` texts each."""
-        described = [repr(each) for each in sampling]
+        # With another tokenizer the same tokens are another text.
+        described = [f"{each} {self.tokenizer.sha256}" for each in sampling]
         found: list[list[str] | None] = [
             self._cache.texts(prompt, how) if self._cache is not None else None
             for prompt, how in zip(prompts, described, strict=True)

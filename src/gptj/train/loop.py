@@ -160,10 +160,14 @@ class Loop:
             if self.streak < config.rewind_after and (stopping or self.due(step)):
                 row, unread = self.row(*unread), None
                 scored = self.score(state, step) if self.evaluates(step, stopping) else None
-                also = {} if stopping else self.measure(state, step)
-                row = self.log({**row, **(scored.row() if scored else {}), **also})
-                if stopping or step == config.steps or not self.streak:
-                    self.save(state, step, scored, stopping)
+                row |= scored.row() if scored else {}
+                try:
+                    if not stopping or step == config.steps:
+                        row |= self.measure(state, step)
+                finally:  # an evaluator that fails costs no step
+                    row = self.log(row)
+                    if stopping or step == config.steps or not self.streak:
+                        self.save(state, step, scored, stopping)
             if self.streak >= config.rewind_after:
                 state, unread = self.rewind(step), None
                 step = first = int(state.step)
