@@ -30,7 +30,7 @@ from gptj.engine.request import Request, SamplingParams
 from gptj.engine.step import Draft
 
 PROMPT, NEW, GUESSES = 128, 128, 4
-PLAIN = "without"
+PLAIN, CHOOSING = "without", ("lookup", "draft")
 
 
 def prompts(model: gptj.Model, text: str, count: int) -> list[list[int]]:
@@ -88,7 +88,7 @@ def main() -> None:
         parser.error("give a TEXT to take prompts from")
     path, text = (args.model, args.text.read_text()) if args.model else trained_on_novels()
     model, draft = gptj.load(path), gptj.load(path, quantize="int4")
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float | None]] = {}
     for slots in (1, 8):
         ways = engines(model, draft, slots)
         for heat in (0.0, 0.8):
@@ -99,7 +99,8 @@ def main() -> None:
             rates = measure(ways, asked, args.rounds)
             ratios = {name: round(rate / rates[PLAIN], 3) for name, rate in rates.items()}
             name = f"{slots} slots, temperature {heat:g}"
-            found[name] = {f"{PLAIN}, tokens a second": round(rates[PLAIN], 1), **ratios}
+            costs = {f"{way}, break-even": ways[way].device.break_even for way in CHOOSING}
+            found[name] = {f"{PLAIN}, tokens a second": round(rates[PLAIN], 1), **ratios, **costs}
             print(name, json.dumps(found[name]), flush=True)
     result = {
         "command": " ".join(["python", "benchmarks/speculate.py", *sys.argv[1:]]),

@@ -124,6 +124,25 @@ def test_where_guessing_loses_it_ends(slots, config):
     assert (paces[-1] == paces[len(paces) // 2]).all()
 
 
+@pytest.mark.skipif(not kernels.available(), reason="the native programs cannot be built here")
+@pytest.mark.parametrize(("slots", "dtype"), [(8, "float32"), (16, "bfloat16")])
+def test_natively_no_bit_shows_how_a_token_was_drawn(slots, dtype):
+    if slots * 6 > kernels.most_rows(dtype):
+        pytest.skip("this processor has no tiles")
+    params, other = (
+        jax.tree.map(lambda x: x.astype(dtype), model.init(jax.random.key(n), NATIVE))
+        for n in (0, 1)
+    )
+    draft = Draft(other, NATIVE)
+    options = EngineConfig(slots, chunk=32, burst=4, speculate=5, prefix_bytes=0)
+    always, never = (
+        Engine(params, NATIVE, BYTES, dataclasses.replace(options, break_even=cost), draft)
+        for cost in (1.0, 6.5)
+    )
+    assert always.device.may_spare_draft
+    assert always.run(REQUESTS[:12]) == never.run(REQUESTS[:12])
+
+
 @pytest.mark.parametrize("config", [CONFIG, NATIVE], ids=["", "natively"])
 def test_one_slot_forgets_who_was_there_before(config):
     noisy = jax.tree.map(lambda x: x * 1.1, model.init(jax.random.key(0), config))
@@ -145,7 +164,7 @@ def test_what_a_step_costs_is_measured_beside_one_without_guesses(monkeypatch):
     monkeypatch.setattr(one.device, "_step_seconds", seconds)
     one.device.judge(None)
     assert len(seen) == 3
-    assert float(one.device._break_even) == 3.0
+    assert one.device.break_even == 3.0
     assert one.device._guesses == 0  # always 1.6 times as long, if steps cannot be chosen
 
 
@@ -161,9 +180,9 @@ def test_where_it_takes_long_and_cannot_be_chosen_nothing_is_guessed(monkeypatch
 
 def test_what_it_costs_is_measured_before_the_first_request():
     one = engine(GUESSES, break_even=None)
-    assert not one.device.is_judged
+    assert one.device.break_even is None
     one.submit(Request("a"))
-    cost = float(one.device._break_even)
+    cost = one.device.break_even
     assert cost > 1  # for four tokens at a time
     assert cost * 4 == round(cost * 4)
 

@@ -18,7 +18,7 @@ from gptj.engine import programs
 from gptj.engine.cache import Cache, new_cache
 from gptj.engine.request import SamplingParams
 from gptj.engine.slots import Slots, one_slot
-from gptj.engine.step import Draft, LogProbs, same_bits
+from gptj.engine.step import Draft, LogProbs, any_step_alike, same_bits
 from gptj.model import Params
 from gptj.sharding import batch_ways, spec
 
@@ -73,12 +73,17 @@ class Device:
         counts = jax.jit(lambda: [jnp.int32(n) for n in range(burst + 1)])()
         self._counts = _beside(params, counts)
         """Numbers of steps, there already: a decode step uploads nothing."""
+        self.break_even: float | None = None
+        """How many tokens a guessing step must draw to be worth it, once that is known."""
         self._break_even: Array | None = None
 
     @property
-    def is_judged(self) -> bool:
-        """Whether it is known what guessing costs."""
-        return self._break_even is not None
+    def may_spare_draft(self) -> bool:
+        """Whether no completion shows for which others a draft model guesses."""
+        with kernels.wanted():
+            return self._draft is not None and any_step_alike(
+                self.params, self.config, len(self.slots.token), self._guesses
+            )
 
     def judge(self, break_even: float | None) -> None:
         """Say how many tokens a guessing step must draw on average to be worth it.
@@ -89,18 +94,19 @@ class Device:
         guessed.
         """
         if break_even is None:
-            self._break_even = _beside(self.params, jnp.float32(2))  # who may guess does
+            self._break_even = _beside(self.params, jnp.float32(1))  # who may guess does
             if jax.process_count() > 1:
                 break_even = 1.5
             else:
                 full, spared = self._step_seconds(True), self._step_seconds(False)
                 guesses, self._guesses = self._guesses, 0
                 plain = self._step_seconds(False)
-                break_even = math.ceil(4 * full / plain) / 4
+                break_even = max(1.0, math.ceil(4 * full / plain) / 4)
                 with kernels.wanted():
-                    chosen = same_bits(self.config, len(self.slots.token), guesses)
+                    chosen = same_bits(self.params, self.config, len(self.slots.token), guesses)
                 if break_even <= guesses + 1 and (chosen or spared <= TOO_LONG * plain):
                     self._guesses = guesses
+        self.break_even = break_even
         self._break_even = _beside(self.params, jnp.float32(break_even))
 
     def _step_seconds(self, guessing: bool) -> float:
@@ -108,7 +114,8 @@ class Device:
 
         Those that may not guess take a plain step, or where one cannot be chosen spare a draft.
         """
-        sampling, seconds = SamplingParams(), []
+        sampling = SamplingParams()
+        seconds: dict[int, list[float]] = {0: [], 1: []}
         values = one_slot(
             self.config, [0] * 8, sampling, eos=None, guessing=guessing, history=self.history
         )
@@ -116,22 +123,28 @@ class Device:
         for _ in range(5):
             for slot in range(slots):
                 self.put(slot, values)
-            jax.block_until_ready(self.slots)
-            begin = time.perf_counter()
-            jax.block_until_ready(self.draw(1))
-            seconds.append(time.perf_counter() - begin)
+            for steps, taken in seconds.items():
+                jax.block_until_ready(self.slots)
+                begin = time.perf_counter()
+                jax.block_until_ready(self.draw(steps))
+                taken.append(time.perf_counter() - begin)
         for slot in range(slots):
             self.set_active(slot, False)
-        return min(seconds)
+        return min(seconds[1]) - min(seconds[0])
 
     def read(
-        self, pieces: list[tuple[int, int, list[int]] | None], size: int, scored: int
+        self,
+        pieces: list[tuple[int, int, list[int]] | None],
+        size: int,
+        scored: int,
+        guessing: bool = True,
     ) -> LogProbs:
         """Read a chunk of `size` tokens of one slot's prompt in each part of the mesh.
 
         Args:
           pieces: for each part the slot, where the chunk begins, and its tokens and the next.
           scored: see `programs.prefill`.
+          guessing: whether a draft model, if there is one, reads it too.
         """
         tokens = np.zeros((self.parts, size + 1), np.int32)
         start = np.full(self.parts, self._spare, np.int32)
@@ -142,15 +155,10 @@ class Device:
                 tokens[part, : len(known)] = known
                 slots[part] = slot % self._per_part
         found, self.cache = programs.prefill(
-            self.params,
-            self.cache,
-            tokens,
-            start,
-            slots,
-            np.int32(scored),
-            self.config,
-            self._draft if self._guesses else None,
+            self.params, self.cache, tokens, start, slots, np.int32(scored), self.config
         )
+        if self._draft and self._guesses and guessing:
+            self.cache = programs.prefill_draft(self._draft, self.cache, tokens, start, slots)
         return found
 
     def draw(self, steps: int) -> tuple[Int32[Array, "rows slots"], LogProbs]:

@@ -36,6 +36,7 @@ from gptj.engine.scheduler import Scheduler
 from gptj.engine.slots import one_slot
 from gptj.engine.step import Draft, LogProbs
 from gptj.engine.text import TextWriter
+from gptj.engine.trial import Trial
 from gptj.model import Params
 from gptj.sharding import batch_ways
 from gptj.tokenizer import Tokenizer
@@ -86,6 +87,7 @@ class Engine:
             draft=draft,
             int8_cache=options.kv_cache == "int8",
         )
+        self._trial = Trial(options.slots) if self.device.may_spare_draft else None
         self._guides = Guides(tokenizer, config.padded_vocab_size)
         parts = self.device.parts
         self._scheduler = Scheduler(options.slots, parts)
@@ -130,25 +132,34 @@ class Engine:
         return self._queue(self._tokens(request, "the prompt"), request)
 
     def _queue(self, prompt: list[int], request: Request) -> int:
-        if self.options.speculate and not self.device.is_judged:
+        if self.options.speculate and self.device.break_even is None:
             self.device.judge(self.options.break_even)
         sampling = request.sampling
         room = sampling.max_tokens
         if sampling.overflow == "stop":
             room = min(room, max(0, self.positions - len(prompt)))
-        number, names = next(self._numbers), self.prefix.names(prompt[:-1])
+        number, guesses = next(self._numbers), self._guesses(sampling)
+        # What a draft that is spared has not read is of no use to one that is not.
+        is_spared = self._trial is not None and not guesses
+        names = self.prefix.names(prompt[:-1], b"spared" if is_spared else b"")
         jobs: list[Job] = []
         for choice in range(sampling.drawn):
             ends, writer = sampling.ends(self._eos), TextWriter(self.tokenizer, sampling.stop)
             leader = jobs[0] if jobs and names else None
             job = Job(
                 number, choice, prompt, sampling, request.score_from, room, names, ends, writer,
-                self._guides.start(sampling), leader,
+                self._guides.start(sampling), leader, guesses,
             )  # fmt: skip
             jobs.append(job)
         self._asked[number] = jobs
         self._scheduler.waiting.extend(jobs)
         return number
+
+    def _guesses(self, sampling: SamplingParams) -> bool:
+        """Whether several tokens of a request may be drawn in one step."""
+        if sampling.guide or sampling.overflow != "stop":
+            return False
+        return not self._trial or self._trial.begins(self.device.break_even or 1)
 
     def cancel(self, number: int) -> None:
         """End a request where it stands, for the reason `cancelled`; one that is over stays so."""
@@ -211,7 +222,7 @@ class Engine:
             values = one_slot(
                 self.config, job.prompt, job.sampling,
                 eos=self._eos, choice=job.choice, room=job.room, active=False,
-                guessing=job.may_guess, history=self.device.history,
+                guessing=job.guesses, history=self.device.history,
                 allowed=job.guide.allowed() if job.guide else None,
             )  # fmt: skip
             self.device.put(job.slot, values)
@@ -234,7 +245,8 @@ class Engine:
             (job.slot, job.read, job.prompt[job.read : job.read + size + 1]) if job else None
             for job in readers
         ]
-        found = self.device.read(pieces, size, 2 if any(wanted) else 1 if wanted else 0)
+        guessing = not self._trial or any(job and job.guesses for job in readers)
+        found = self.device.read(pieces, size, 2 if any(wanted) else 1 if wanted else 0, guessing)
         for part, job in enumerate(readers):
             if job:
                 self._keep(job)
@@ -312,6 +324,7 @@ class Engine:
     def _take(self, burst: _Burst) -> list[Job]:
         """Give the tokens of a burst to their jobs; returns those that got any."""
         tokens, touched = np.asarray(burst.tokens), []
+        by_step = np.any(tokens.reshape(self.options.burst, -1, tokens.shape[1]) >= 0, axis=1)
         wanted = any(job and job.wants_logprobs for job in burst.owners)
         found = jax.tree.map(np.asarray, burst.found) if wanted else None
         for slot, job in enumerate(burst.owners):
@@ -326,8 +339,11 @@ class Engine:
                     own = _logprob(mine, n, token, job.sampling.logprobs or 0)
                 job.push(token, own)
             touched.append(job)
+            job.steps += int(by_step[:, slot].sum())
             if job.is_done:
                 self._let_go(job)
+                if self._trial and job.guesses:
+                    self._trial.ended(len(job.tokens), job.steps)
             elif job.guide:
                 self.device.set_allowed(slot, job.guide.allowed())
         return touched

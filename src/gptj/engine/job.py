@@ -41,10 +41,14 @@ class Job:
     guide: Guide | None = None
     leader: Job | None = None
     """Another of the same prompt, to be read first."""
+    guesses: bool = False
+    """Whether several of its tokens may be drawn in one step."""
     state: State = State.WAITING
     slot: int = -1
     read: int = 0
     """Tokens of the prompt that are in the cache."""
+    steps: int = 0
+    """In which its tokens were drawn."""
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
@@ -65,11 +69,6 @@ class Job:
     def is_done(self) -> bool:
         """Whether nothing more will come of it."""
         return self.state is State.DONE
-
-    @property
-    def may_guess(self) -> bool:
-        """Whether several of its tokens may be drawn in one step."""
-        return not self.guide and self.sampling.overflow == "stop"
 
     @property
     def is_scored(self) -> bool:

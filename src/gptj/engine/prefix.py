@@ -28,11 +28,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def names(self, tokens: Sequence[int]) -> list[bytes]:
-        """The names of a prompt's whole chunks."""
+    def names(self, tokens: Sequence[int], kind: bytes = b"") -> list[bytes]:
+        """The names of a prompt's whole chunks; those of one kind are not found by another."""
         if not self._most:
             return []
-        sha, names = hashlib.sha256(), []
+        sha, names = hashlib.sha256(kind), []
         for end in range(self._chunk, len(tokens) + 1, self._chunk):
             sha.update(np.array(tokens[end - self._chunk : end], np.int32).tobytes())
             names.append(sha.digest())

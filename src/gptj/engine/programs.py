@@ -41,20 +41,17 @@ def prefill(
     slot: Int[Array, " ways"],
     scored: Int[Array, ""],
     config: ModelConfig,
-    draft: Draft | None = None,
 ) -> tuple[LogProbs, Cache]:
     """Read a chunk of one slot's prompt in each part that the mesh splits the slots into.
 
     With `scored` at 1, also the log-probabilities of each chunk's tokens but the first, and at 2
     those of the likeliest in their places; zeros for what is not asked for. They come back whole on
-    every device. Nothing is ever held for more than a chunk's logits. A draft model reads it too.
+    every device. Nothing is ever held for more than a chunk's logits.
     """
     tokens, slot = reshard(tokens, "batch", None), reshard(slot, "batch")
     read, targets = tokens[:, :-1], tokens[:, 1:]
     own, theirs = cache[: config.layers], cache[config.layers :]
     with kernels.wanted():
-        if draft:
-            _, theirs = forward(draft.params, theirs, read, start, draft.config, slot=slot)
         hidden, own = forward(params, own, read, start, config, slot=slot)
 
     def score() -> LogProbs:
@@ -68,6 +65,22 @@ def prefill(
 
     found = jax.lax.cond(scored > 0, score, lambda: no_log_probs(read.shape, config))
     return found, (*own, *theirs)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def prefill_draft(
+    draft: Draft,
+    cache: Cache,
+    tokens: Int[Array, "ways length+1"],
+    start: Int[Array, " ways"],
+    slot: Int[Array, " ways"],
+) -> Cache:
+    """A draft model's part of it, by a program of its own: so the model's is always the same."""
+    tokens, slot = reshard(tokens, "batch", None), reshard(slot, "batch")
+    own, theirs = cache[: -draft.config.layers], cache[-draft.config.layers :]
+    with kernels.wanted():
+        _, theirs = forward(draft.params, theirs, tokens[:, :-1], start, draft.config, slot=slot)
+    return (*own, *theirs)
 
 
 @functools.partial(
@@ -160,5 +173,5 @@ def copy_in(cache: Cache, chunk: Cache, slot: Int[Array, ""], start: Int[Array, 
     return jax.tree.map(put, cache, chunk)
 
 
-ALL = (prefill, decode, set_slot, set_active, set_allowed, copy_out, copy_in)
+ALL = (prefill, prefill_draft, decode, set_slot, set_active, set_allowed, copy_out, copy_in)
 """Every program that answering a request may run."""

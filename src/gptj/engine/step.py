@@ -119,7 +119,7 @@ def guessing_step(
     def guessing(state: State) -> State:
         return _verify(params, state, row, config, found)
 
-    chosen = same_bits(config, len(slots.token), guesses)
+    chosen = same_bits(params, config, len(slots.token), guesses)
     guess = ~slots.slide & (pays if chosen else True)
     state = _among(guess, guessing, _among(~guess, plain, state))
     drawn = (state.slots.position - slots.position).astype(jnp.float32)
@@ -130,15 +130,26 @@ def guessing_step(
     return dataclasses.replace(state, slots=kept)
 
 
-def same_bits(config: ModelConfig, slots: int, guesses: int) -> bool:
+def same_bits(params: Params[Array], config: ModelConfig, slots: int, guesses: int) -> bool:
     """Whether a slot's bits do not tell by whose sake a step was a plain one or a guessing one.
 
-    By our native programs both give the same; and with one slot it is its own tokens that decide.
+    With one slot it is its own tokens that decide.
+    """
+    return slots == 1 or any_step_alike(params, config, slots, guesses)
+
+
+def any_step_alike(params: Params[Array], config: ModelConfig, slots: int, guesses: int) -> bool:
+    """Whether a plain step and a guessing one give the same bits, as by our native programs.
+
+    What is left to XLA is the same for eight rows or a multiple of them: not for one and a few.
     """
     reads = guesses + 1
-    natively = kernels.in_use() and slots * reads <= kernels.MOST_ROWS
-    return slots == 1 or (
-        natively and reads <= kernels.MOST_QUERIES and not config.d_head % kernels.LANES
+    return (
+        kernels.in_use()
+        and slots % 8 == 0
+        and slots * reads <= kernels.most_rows(params.embedding.dtype)
+        and reads <= kernels.MOST_QUERIES
+        and not config.d_head % kernels.LANES
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
 
 from gptj import caches
@@ -59,10 +60,13 @@ def wanted() -> contextlib.AbstractContextManager[None]:
 
 def worth(x: Float[Array, "rows ..."]) -> bool:
     """Whether a matrix times these rows is to be one of them."""
-    if not in_use():
-        return False
-    in_tiles = x.dtype == jnp.bfloat16 and tiles()
-    return x.shape[0] <= (MOST_ROWS_IN_TILES if in_tiles else MOST_ROWS)
+    return in_use() and x.shape[0] <= most_rows(x.dtype)
+
+
+def most_rows(dtype: DTypeLike) -> int:
+    """How many rows of these numbers a native product is worth."""
+    in_tiles = jnp.dtype(dtype) == jnp.bfloat16 and tiles()
+    return MOST_ROWS_IN_TILES if in_tiles else MOST_ROWS
 
 
 def in_use() -> bool:
