@@ -91,20 +91,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """For each context and continuation its log-probability, and whether it is greedy."""
         pairs = [_read(request, self.reader.pair, *request.args) for request in requests]
-        asked = [
-            (request.args, list(pair.context), list(pair.continuation))
-            for request, pair in zip(requests, pairs, strict=True)
-        ]
-        return self._loglikelihood_tokens(asked)
+        found = [(each.logprob, each.greedy) for each in self.scorer.score(pairs)]
+        for request, answer in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, answer)
+        return found
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        asked = [Asked(tuple(before), tuple(after)) for _, before, after in requests]
-        found = [(each.logprob, each.greedy) for each in self.scorer.score(asked)]
-        for request, answer in zip(requests, found, strict=True):
-            self.cache_hook.add_partial("loglikelihood", request[0], answer)
-        return found
+        asked = [Asked.of(before, after) for _, before, after in requests]
+        return [(each.logprob, each.greedy) for each in self.scorer.score(asked)]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
