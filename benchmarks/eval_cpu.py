@@ -67,7 +67,7 @@ def ours(folder: Path, count: int, batch: int) -> Answer:
     from gptj.engine.scoring import score
 
     model = gptj.load(folder / "own")
-    asked = [Asked(tuple(context), tuple(ending)) for context, ending in questions(count)]
+    asked = [Asked.of(context, ending) for context, ending in questions(count)]
     return lambda: [tuple(each) for each in score(model.params, model.config, asked)]
 
 

@@ -107,7 +107,7 @@ class TestHelp:
         if verb == "eval":
             ready = lambda command: heard.append(command.model) or (lambda *_: {})  # noqa: E731
             opened = lambda *_: contextlib.nullcontext((None, {}))  # noqa: E731
-            stands_in[evaluate] = {"_tasks": ready, "_opened": opened}
+            stands_in[evaluate] = {"_tasks": ready, "_opened": opened, "_picture": lambda *_: None}
             monkeypatch.chdir(tmp_path)
         if verb == "serve":
             running = pytest.importorskip("gptj.serve.run", exc_type=ImportError)

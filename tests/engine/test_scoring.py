@@ -1,6 +1,7 @@
 """Packed texts score as each does alone, whatever stands beside it and on any mesh."""
 
 import dataclasses
+import tracemalloc
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from gptj.config import ModelConfig
 from gptj.engine import packing
 from gptj.engine.packing import Asked, pack
 from gptj.engine.scoring import score
+from gptj.errors import UserError
+from gptj.evaluate.requests import windows
 from gptj.model import forward, init
 from gptj.sharding import make_mesh, place
 
@@ -39,7 +42,7 @@ def questions(count, choices=4, seed=0):
         return tuple(draw.integers(0, CONFIG.vocab_size, draw.integers(1, most)).tolist())
 
     return [
-        Asked(context, answer)
+        Asked.of(context, answer)
         for context in (ids(90) for _ in range(count))
         for answer in (ids(30) for _ in range(choices))
     ]
@@ -82,7 +85,7 @@ def test_what_is_likeliest_is_found_so(params):
     for _ in range(9):
         tokens.append(int(np.argmax(logits_of(params, tokens)[len(tokens) - 1])))
     greedy, other = score(
-        params, CONFIG, [Asked((7,), tuple(tokens[1:])), Asked((7,), (*tokens[1:9], 60))]
+        params, CONFIG, [Asked.of((7,), tokens[1:]), Asked.of((7,), (*tokens[1:9], 60))]
     )
     assert greedy.greedy
     assert not other.greedy
@@ -103,7 +106,34 @@ def test_nothing_asked_is_nothing_scored(params):
     assert score(params, CONFIG, []) == []
 
 
-@given(st.lists(st.tuples(IDS, IDS).map(lambda each: Asked(*each)), max_size=40))
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Asked.of([1] * 60, [2] * 70), "text 1 has 130 tokens, .* window of 128"),
+        (Asked.of([], [2]), "1 of the 1 tokens of text 1"),
+        (Asked.of([2], []), "0 of the 1 tokens of text 1"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(params, asked, said):
+    config = dataclasses.replace(CONFIG, context=128)
+    with pytest.raises(UserError, match=said):
+        score(params, config, [Asked.of([1] * 60, [2] * 69), asked])
+
+
+def test_windows_of_a_text_take_no_memory_of_their_own():
+    tokens = np.random.default_rng(0).integers(0, 50_000, 20_000, np.int32)
+    tracemalloc.start()
+    try:
+        asked = list(windows(tokens, 0, window=1024, stride=4))
+        rows = sum(1 for _ in pack(asked))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows == len(asked) == 1 + (20_000 - 1024) // 4
+    assert most < len(asked) * 1024  # a byte a token; each held once would take four
+
+
+@given(st.lists(st.tuples(IDS, IDS).map(lambda each: Asked.of(*each)), max_size=40))
 def test_a_token_sees_its_own_text_and_no_other(asked):
     """From the rows alone: who is seen by a text's last token, in order, are its tokens."""
     found = {}
@@ -113,21 +143,29 @@ def test_a_token_sees_its_own_text_and_no_other(asked):
             end = begin + len(asked[number].continuation)
             last = row.places[end - 1]
             seen = [at for at in range(last + 1) if last < row.ends[at]]
-            assert tuple(row.tokens[seen]) == asked[number].read
+            assert row.tokens[seen].tolist() == asked[number].read.tolist()
             assert row.positions[seen].tolist() == list(range(len(seen)))
             context = len(asked[number].context)
             assert row.places[begin:end].tolist() == seen[context - 1 :]
-            found[number] = tuple(row.targets[begin:end])
-            begin = end
-    assert [found[number] for number in range(len(asked))] == [each.continuation for each in asked]
+            assert row.targets[begin:end].tolist() == asked[number].continuation.tolist()
+            found[number] = begin = end
+    assert sorted(found) == list(range(len(asked)))
+
+
+@given(st.lists(st.tuples(st.integers(28, 36), IDS), max_size=40))
+def test_texts_stand_in_the_order_of_their_tokens(drawn):
+    asked = [Asked.of([3] * count, ids) for count, ids in drawn]
+    reads = [each.read.tolist() for each in asked]
+    placed = [number for row in pack(asked) for number in row.texts]
+    assert placed == sorted(range(len(asked)), key=reads.__getitem__)
 
 
 def test_what_texts_begin_with_is_read_once():
     question, answers = tuple(range(50)), [(60, n, n) for n in range(8)]
-    (row,) = pack([Asked(question, answer) for answer in answers])
+    (row,) = pack([Asked.of(question, answer) for answer in answers])
     assert row.used == len(question) + 1 + len(answers)
 
 
 def test_a_long_text_has_a_row_of_its_length():
-    rows = list(pack([Asked((1,), (2,)), Asked(tuple(range(600)), (1,)), Asked((1,) * 1025, (1,))]))
+    rows = list(pack([Asked.of([1], [2]), Asked.of(range(600), [1]), Asked.of([1] * 1025, [1])]))
     assert [len(row.tokens) for row in rows] == [512, 1024, 2048]

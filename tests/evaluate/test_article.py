@@ -90,6 +90,17 @@ def test_every_prompt_has_one_answer_of_its_own():
     assert len(article.items(0, 1)) == len(kinds)
 
 
+def test_a_prompt_that_is_cut_counts_once(tiny_run):
+    model = gptj.load(tiny_run)
+    scorer = Scorer(model.params, model.config, model.tokenizer)
+    reader = Reader(model.tokenizer, model.config.context)
+    asked = [article.Item("a", f"{'x' * 70}{n}", " y") for n in range(3)]
+    (found,), _ = article.ask(scorer, reader, asked[:1], draws=1)
+    assert found.greedy.error is None
+    article.ask(scorer, reader, asked, draws=1)
+    assert reader.shortened == 3
+
+
 def test_shares_are_counted(tiny_run, monkeypatch):
     model = gptj.load(tiny_run)
     scorer = Scorer(model.params, model.config, model.tokenizer)

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,12 @@ pytest.importorskip("lm_eval")
 import lm_eval.tasks
 
 import gptj.evaluate
+from gptj.cli import evaluate as commands
+from gptj.config import ModelConfig
+from gptj.errors import UserError
 from gptj.evaluate import scorer as rooms
 from gptj.evaluate import tasks
+from gptj.flops import flops_per_token
 
 
 @pytest.fixture
@@ -28,7 +33,8 @@ def evaluate(gptj, folder, data, tmp_path):
 
 
 def record(tmp_path: Path, kind: str = "tasks") -> dict:
-    return json.loads((tmp_path / f"out/{kind}.json").read_text())
+    (path,) = (tmp_path / "out").glob(f"{kind}*.json")
+    return json.loads(path.read_text())
 
 
 def test_the_default_tasks_beside_the_published_rows(evaluate, tmp_path):
@@ -42,9 +48,37 @@ def test_the_default_tasks_beside_the_published_rows(evaluate, tmp_path):
     assert {(each["task"], each["metric"]) for each in found["results"]} >= {
         ("lambada_openai", "perplexity"), ("piqa", "acc"), ("piqa", "acc_norm"),
     }  # fmt: skip
-    assert (found["as"], found["harness"]) == ("today", tasks.VERSION)
-    picture = (tmp_path / "out/tasks.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    assert (found["settings"]["as"], found["harness"]) == ("today", tasks.VERSION)
+    (picture,) = (tmp_path / "out").glob("tasks-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {picture}, a line across: --train-flops says" in out
+    assert evaluate("--tasks", "piqa", "--train-flops", 1e20).out.endswith(".png\n")
+
+
+def test_other_settings_write_other_files(evaluate, tmp_path, data):
+    piqa, other = ("--tasks", "piqa"), shutil.copytree(data, tmp_path / "other")
+    first = ("--limit", "3")
+    asked = [piqa, (*piqa, *first), ("--tasks", "winogrande", *first), (*piqa, "--local", other)]
+    asked += [(*piqa, "--quantize", "int8"), (*piqa, "--as", "gptj-2021"), (*piqa, *first)]
+    written = []
+    for words in asked:
+        code, out, _ = evaluate(*words)
+        assert code == 0
+        written += [line.removeprefix("wrote ") for line in out.splitlines() if ".json" in line]
+    names = [Path(path).name.rpartition("-")[0] for path in written]
+    assert names[:3] == ["tasks-piqa", "tasks-piqa-first3", "tasks-winogrande-first3"]
+    assert names[3:] == ["tasks-piqa", "tasks-piqa-int8", "tasks-piqa-gptj-2021", names[1]]
+    assert written[-1] == written[1]  # the same again
+    assert len(set(written)) == len(written) - 1
+    assert {str(path) for path in (tmp_path / "out").glob("tasks*.json")} == set(written)
+
+
+def test_another_version_asks_anew(evaluate, monkeypatch, tmp_path):
+    assert evaluate("--tasks", "piqa").code == 0
+    monkeypatch.setattr(commands, "version", lambda name: "9.9")
+    assert "before" not in evaluate("--tasks", "piqa").out
+    assert len(list((tmp_path / "out").glob("answers-*.jsonl"))) == 2
+    assert len(list((tmp_path / "out").glob("tasks-*.json"))) == 2
 
 
 def test_it_goes_on_from_what_was_answered_before(evaluate, tmp_path):
@@ -72,7 +106,7 @@ def test_interrupted_it_says_what_is_kept_and_ends_the_same(evaluate, monkeypatc
     code, out, err = evaluate("--tasks", "piqa")
     assert (code, err) == (130, "gptj eval: interrupted\n")
     assert "answers are kept in" in out
-    assert not (tmp_path / "out/tasks.json").exists()
+    assert not list((tmp_path / "out").glob("tasks*"))
     monkeypatch.setattr(rooms, "score", right)
     assert "were scored before: going on" in evaluate("--tasks", "piqa").out
     assert record(tmp_path) == whole
@@ -89,18 +123,20 @@ def test_without_matplotlib_the_figures_still_come(evaluate, monkeypatch, tmp_pa
 def test_as_in_2021_the_results_say_so(evaluate, tmp_path):
     pytest.importorskip("ftfy")
     code, out, _ = evaluate("--tasks", "winogrande", "--as", "gptj-2021")
-    assert (code, record(tmp_path, "tasks-gptj-2021")["as"]) == (0, "gptj-2021")
+    assert (code, record(tmp_path)["settings"]["as"]) == (0, "gptj-2021")
     assert "prompts as gptj-2021" in out
 
 
-def test_a_runs_own_training_is_where_it_stands_in_the_picture(gptj, tiny_run, data, tmp_path):
-    from gptj.cli.evaluate import _spent
-    from gptj.config import ModelConfig
-    from gptj.flops import flops_per_token
-
+def test_a_runs_own_training_is_where_it_stands_in_the_picture(tiny_run, own_run, tmp_path):
     model = ModelConfig.load(tiny_run / "model.json")
-    assert _spent(tiny_run, model) == 12 * 4 * 64 * flops_per_token(model, 64)
-    assert _spent(tmp_path, model) is None
+    assert commands._spent(tiny_run, model) == 12 * 4 * 64 * flops_per_token(model, 64)
+    assert commands._spent(tmp_path, model) is None
+    course = json.loads((own_run / "run.json").read_text())
+    (own_run / "run.json").write_text(json.dumps({**course, "from": "runs/other"}))
+    assert commands._spent(own_run, model) is None  # what runs/other took is not known
+    (own_run / "run.json").write_text("{")
+    with pytest.raises(UserError, match="damaged: say --train-flops"):
+        commands._spent(own_run, model)
 
 
 def test_a_text(evaluate, tmp_path):
@@ -147,6 +183,10 @@ def _arithmetic(data: Path, tmp_path: Path) -> Path:
         (("--stride", "3"), "--stride means nothing to an evaluation of tasks"),
         (("--draws", "3"), "--draws means nothing to an evaluation of tasks"),
         (("--limit", "0"), "limit=0 must be at least 1"),
+        (("--text", "a", "--stride", "0"), "stride=0 must be at least 1"),
+        (("--train-flops", "0"), "train_flops=0.0 must be a number above 0"),
+        (("--train-flops", "-1.5"), "train_flops=-1.5 must be a number above 0"),
+        (("--train-flops", "nan"), "train_flops=nan must be a number above 0"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
         (("--tasks", "piqa", "--local", "nowhere"), "there is no nowhere/piqa/*.jsonl or .arrow"),
         (("--tasks", "mmlu", "--local", "nowhere"), "--local knows no files for the task 'mmlu'"),
@@ -188,6 +228,19 @@ def test_no_files_and_no_network(refused, folder, few_tasks):
 
 def test_a_task_that_the_harness_does_not_have(refused, folder, few_tasks):
     refused("eval", folder, "--tasks", "piqua", said=("no task 'piqua'", "(there are piqa)"))
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"generation_kwargs": {"do_sample": True}}, "name: the task asks for draws"),
+        ({"UNSAFE_CODE": True}, "the task name runs code that a model wrote"),
+    ],
+)
+def test_a_task_that_we_do_not_do_is_refused_at_once(refused, monkeypatch, task, said):
+    one = SimpleNamespace(**task, get_config={**task, "output_type": "generate_until"}.get)
+    monkeypatch.setattr(tasks, "_downloaded", lambda names: {"tasks": {"name": one}})
+    refused("eval", "nowhere", "--tasks", "name", said=(said,))
 
 
 def test_without_the_harness_it_says_what_to_install(refused, monkeypatch):

@@ -9,6 +9,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
+from gptj.engine.scoring import Score
 from gptj.errors import UserError
 from gptj.evaluate import tasks
 
@@ -50,6 +51,26 @@ def test_every_metric_of_the_tasks(pair, data):
     assert {metric for task, metric in found if task == "piqa"} == {"acc", "acc_norm"}
     assert {metric for task, metric in found if task == "lambada_openai"} == {"perplexity", "acc"}
     assert all(each.questions == 12 for each in found.values())
+
+
+def test_what_a_task_draws_at_random_is_drawn_alike(data, monkeypatch):
+    before, drawn = random.getstate(), []
+    monkeypatch.setattr(
+        tasks.local,
+        "rows",
+        lambda *_, rows=tasks.local.rows: drawn.append(random.random()) or rows(*_),
+    )
+    for _ in range(2):
+        tasks.load(["piqa"], data)
+    random.setstate(before)
+    assert drawn == [random.Random(0).random()] * 2  # as the harness's own command seeds it
+
+
+def test_a_perplexity_beyond_all_numbers(ours, folder, data, monkeypatch):
+    model = ours(folder)
+    monkeypatch.setattr(model.scorer, "score", lambda asked: [Score(-1e4, False)] * len(asked))
+    with pytest.raises(UserError, match="perplexity is too large for a number"):
+        measured(model, ["lambada_openai"], data)
 
 
 def test_pairs_that_adapters_get_wrong(pair):
@@ -96,6 +117,10 @@ def test_completions_token_for_token(pair):
         {"until": " c", "max_gen_toks": 12},
         {"until": ["a", "t", " "], "max_new_tokens": 9, "temperature": 0.0},
         {"until": [], "max_gen_toks": 4, "do_sample": False, "temperature": 0.7},
+        {
+            **{"until": ["a"], "max_gen_toks": 7, "do_sample": False, "top_p": 0.5, "top_k": 3},
+            **{"num_beams": 1, "length_penalty": 2.0, "repetition_penalty": 1.0},
+        },
     ]
     asked = [
         (" ".join(draw.choices(words, k=draw.randint(1, 30))), dict(how))
@@ -149,8 +174,11 @@ def test_the_harness_finds_the_adapter_by_name(folder):
     [
         ({"do_sample": True}, "do_sample=True"),
         ({"temperature": 0.5}, "temperature=0.5"),
-        ({"top_p": 0.9}, "top_p=0.9"),
+        ({"do_sample": True, "top_p": 0.9}, "do_sample=True, temperature=0"),
+        ({"do_sample": None, "temperature": 0.5}, "temperature=0.5"),
         ({"num_beams": 4}, "num_beams=4"),
+        ({"do_sample": False, "top_p": 0.9, "repetition_penalty": 1.2}, "repetition_penalty=1.2"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3"),
         ({"max_gen_toks": 300}, "300 tokens are to be written and the model's window is 256"),
     ],
 )

@@ -8,6 +8,9 @@ import pytest
 from gptj.errors import UserError
 from gptj.evaluate.local import ARITHMETIC, DATA, rows
 
+WINOGRANDE = '{"sentence": "_ sat", "option1": "a", "option2": "b", "answer": ""}\n'
+HELLASWAG = '{"query": "a", "choices": ["b", "c"], "label": 2}\n'
+
 
 @pytest.fixture
 def own(data, tmp_path):
@@ -49,6 +52,9 @@ def test_arrow_files_are_read(own):
         ("lambada_openai", "lambada/test.jsonl", '{"text": "a b"}\n{"te', r"jsonl:2 is not a line"),
         ("lambada_openai", "lambada/test.jsonl", "[1]\n", r"jsonl:1 is not a JSON object"),
         ("lambada_openai", "lambada/test.jsonl", '{"txt": "a"}\n', "question 1 .* has no text"),
+        ("lambada_openai", "lambada/test.jsonl", '{"text": 7}\n', "question 1 .* has text=7"),
+        ("winogrande", "winogrande/dev.jsonl", WINOGRANDE, "question 1 .* has answer='', which is"),
+        ("hellaswag", "hellaswag/val.jsonl", HELLASWAG, "question 1 .* has label=2, which is no"),
         ("hellaswag", "hellaswag/val.jsonl", '{"query": "a"}\n', "question 1 of hellaswag has no"),
         ("piqa", "piqa/valid-labels.lst", None, r"valid-labels\.lst, the answers to .*valid"),
         ("piqa", "piqa/valid-labels.lst", "0\n1\n", "2 answers to the 12 questions"),
@@ -65,6 +71,13 @@ def test_what_is_wrong_is_said_in_one_sentence(own, task, file, text, said):
     with pytest.raises(UserError, match=said) as failure:
         rows(task, own)
     assert "\n" not in str(failure.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(own):
+    (own / "lambada/test.jsonl").unlink()
+    (own / "lambada/test.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"lambada/test\.jsonl cannot be read \(Is a directory\)"):
+        rows("lambada_openai", own)
 
 
 def test_the_data_sets_themselves(real_data):

@@ -16,7 +16,7 @@ from gptj.evaluate.cache import Cache, fingerprint
 from gptj.evaluate.scorer import Scorer
 from gptj.sharding import make_mesh
 
-ASKED = [Asked((1, 2, n), (3, n)) for n in range(40)]
+ASKED = [Asked.of((1, 2, n), (3, n)) for n in range(40)]
 SAMPLING = SamplingParams(max_tokens=5, n=2, seed=1)
 
 
@@ -39,7 +39,9 @@ def scorer(model, tmp_path):
 
 def test_scores_are_those_of_the_model(model):
     found = Scorer(model.params, model.config, model.tokenizer).score(ASKED[:3])
-    for each, (context, continuation) in zip(found, ASKED, strict=False):
+    for each, (context, continuation) in zip(
+        found, ((each.context, each.continuation) for each in ASKED), strict=False
+    ):
         logits = model.logits(np.array([[*context, *continuation]]))[0]
         logprobs = jax.nn.log_softmax(logits)
         at = range(len(context) - 1, len(context) + 1)
@@ -114,6 +116,21 @@ def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .*: choose another --out"):
         Cache(tmp_path / "file" / "answers")
+
+
+def test_a_full_disk_is_said_in_one_sentence(full_disk, tmp_path):
+    said = r"cannot be written \(File too large\).* goes on from"
+    with contextlib.closing(Cache(tmp_path / "answers")) as cache:
+
+        def fill():
+            for number in range(20):
+                cache.keep_texts([number], "how", ["a text"])
+
+        with full_disk(300), pytest.raises(UserError, match=said):
+            fill()
+    with contextlib.closing(Cache(tmp_path / "answers")) as cache:
+        assert len(cache) > 3
+        assert cache.texts([3], "how") == ["a text"]
 
 
 def test_a_fingerprint_tells_models_apart(model):

@@ -85,6 +85,18 @@ def test_too_many_sources(config, monkeypatch):
         of_sources(config)
 
 
+def test_a_source_whose_files_lie_apart_is_one(config, monkeypatch):
+    real = evaluators.TokenStore.open(config.data / "heldout")
+    apart = [dataclasses.replace(each, name=f"{n % 2}/{n}") for n, each in enumerate(real.sources)]
+    assert len(apart) > 2
+    store = dataclasses.replace(
+        real, manifest=dataclasses.replace(real.manifest, sources=tuple(apart))
+    )
+    monkeypatch.setattr(evaluators.TokenStore, "open", lambda path: store)
+    monkeypatch.setattr(evaluators, "MOST_SOURCES", 2)
+    assert of_sources(config).every == config.eval_every
+
+
 def test_no_held_out_part(config, tmp_path):
     (tmp_path / "data/heldout").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="no held-out part: leave out eval_sources"):

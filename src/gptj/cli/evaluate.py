@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import math
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +25,7 @@ from gptj.errors import UserError
 from gptj.evaluate import article, perplexity, results
 from gptj.evaluate.cache import Cache, fingerprint
 from gptj.evaluate.progress import Progress
-from gptj.evaluate.published import COLUMNS, TASKS, published, source
+from gptj.evaluate.published import COLUMNS, TASKS, Heading, published, source
 from gptj.evaluate.requests import Reader, Style, mender
 from gptj.evaluate.results import Measured
 from gptj.evaluate.scorer import Scorer
@@ -30,6 +34,23 @@ from gptj.plot import Point, plot_scores
 from gptj.quantised import Quantisation
 from gptj.train.metrics import read_metrics
 from gptj.train.run import COURSE
+
+OF_KIND = {
+    **dict.fromkeys(("tasks", "style", "train_flops"), ("tasks",)),
+    **dict.fromkeys(("limit", "local"), ("tasks", "article")),
+    **dict.fromkeys(("draws", "seed"), ("article",)),
+    **dict.fromkeys(("text", "stride"), ("text",)),
+}
+"""Which kinds of evaluation a flag is of; those that are not here are of all."""
+
+FLAG = {"style": "as"}
+"""What a field is called on the command line, where that is no name in Python."""
+
+DECIDING = ("fingerprint", "settings", "gptj", "jax", "harness")
+"""What of a record decides the answers, and so tells one file of results from another."""
+
+LONGEST_NAME = 100
+"""Characters of a results' file's name before its hash: tasks can be many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +89,8 @@ class EvalCommand:
     train_flops: float | None = None
     """What the model's training cost, for the picture. Default: computed for a run's folder."""
     out: Path | None = None
-    """Folder for the results and the answers so far. Default: evals/ and the model's name."""
+    """Folder for the answers so far and the results, whose file is named by what was asked.
+    Default: evals/ and the model's name."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to store and compute in. Default: what the weights are stored in."""
     quantize: Quantisation | None = None
@@ -80,28 +102,24 @@ class EvalCommand:
     def __post_init__(self) -> None:
         if self.text and self.suite:
             raise UserError("a text and a suite are two evaluations: leave out one")
-        kind = "suite" if self.suite else self.kind
-        of = {
-            **dict.fromkeys(("tasks", "train_flops", "style"), ("tasks",)),
-            **dict.fromkeys(("limit", "local"), ("tasks", "suite")),
-            **dict.fromkeys(("draws", "seed"), ("suite",)),
-            "stride": ("text",),
-        }
-        for name, kinds in of.items():
-            flag = "as" if name == "style" else name.replace("_", "-")
+        for name, kinds in OF_KIND.items():
+            flag = FLAG.get(name, name).replace("_", "-")
             default = EvalCommand.__dataclass_fields__[name].default
-            if getattr(self, name) != default and kind not in kinds:
-                raise UserError(f"--{flag} means nothing to an evaluation of {kind}: leave it out")
-        for name in ("limit", "draws"):
+            if getattr(self, name) != default and self.kind not in kinds:
+                of = "a suite" if self.suite else self.kind
+                raise UserError(f"--{flag} means nothing to an evaluation of {of}: leave it out")
+        for name in ("limit", "draws", "stride"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
+        if self.train_flops is not None and not 0 < self.train_flops < math.inf:
+            raise UserError(f"train_flops={self.train_flops} must be a number above 0, or left out")
         if not self.tasks:
             raise UserError(f"no task to ask: name one, such as {', '.join(TASKS)}")
 
     @property
     def name(self) -> str:
         """What the model is called in tables and folders."""
-        return Path(self.model.rstrip("/")).name or "model"
+        return os.path.basename(os.path.abspath(self.model)) or "model"
 
     @property
     def kind(self) -> str:
@@ -114,10 +132,41 @@ class EvalCommand:
         return self.out or Path("evals") / self.name
 
     @property
-    def results(self) -> Path:
-        """The file of the results; the picture is beside it."""
-        style = "" if self.style == "today" else f"-{self.style}"
-        return self.folder / f"{self.kind}{style}.json"
+    def settings(self) -> dict[str, Any]:
+        """What the flags say of how the model is asked, by their names; paths whole."""
+        names = [name for name, kinds in OF_KIND.items() if self.kind in kinds]
+        names = [*names, "dtype", "quantize", "tokenizer"]
+        return {
+            FLAG.get(name, name): _plain(getattr(self, name))
+            for name in names
+            if name != "train_flops"  # of the picture alone
+        }
+
+    def results(self, record: dict[str, Any]) -> Path:
+        """The file of a record; the picture is beside it.
+
+        What was asked is in its name, and a hash of all that decides the answers: no other
+        evaluation's results are written over, and the same command's are.
+        """
+        deciding = json.dumps([record.get(name) for name in DECIDING], sort_keys=True)
+        digest = hashlib.blake2b(deciding.encode(), digest_size=4).hexdigest()
+        words = [
+            self.kind,
+            "+".join(self.tasks if self.tasks != TASKS else [path.stem for path in self.text]),
+            self.style if self.style != "today" else "",
+            f"first{self.limit}" if self.limit else "",
+            f"stride{self.stride}" if self.stride else "",
+            self.quantize or self.dtype or "",
+        ]
+        name = re.sub(r"[^\w+.-]", "_", "-".join(filter(None, words)))
+        return self.folder / f"{name[:LONGEST_NAME]}-{digest}.json"
+
+
+def _plain(value: Any) -> Any:
+    """A flag's value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 Evaluation = Callable[[Scorer, Console], dict[str, Any]]
@@ -132,8 +181,11 @@ def run_eval(args: Sequence[str]) -> None:
     evaluate = prepare(command)  # refused before a model is loaded
     with command.mesh.use(), _opened(command, console) as (scorer, record):
         record |= evaluate(scorer, console)
-    results.write(command.results, record)
-    _say(console, f"wrote {command.results}")
+        path = command.results(record)
+        results.write(path, record)
+        _say(console, f"wrote {path}")
+        if command.kind == "tasks":
+            _picture(command, scorer, record, path.with_suffix(".png"), console)
 
 
 @contextlib.contextmanager
@@ -153,8 +205,11 @@ def _opened(command: EvalCommand, console: Console) -> Iterator[tuple[Scorer, di
         "gptj": version("gptj"),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "settings": command.settings,
     }
-    with contextlib.closing(Cache(command.folder / f"answers-{mark}.jsonl")) as cache:
+    # Another version may answer otherwise. The harness's is of the questions, which are looked up.
+    answers = f"answers-{mark}-gptj-{record['gptj']}-jax-{record['jax']}.jsonl"
+    with contextlib.closing(Cache(command.folder / answers)) as cache:
         try:
             progress = Progress(console)
             yield Scorer(model.params, model.config, model.tokenizer, cache, progress), record
@@ -176,12 +231,8 @@ def _tasks(command: EvalCommand) -> Evaluation:
             _say(console, f"of each task the first {command.limit} questions")
         _say(console, f"prompts as {command.style}; published rows: {source()}")
         _say_shortened(console, model.reader)
-        _picture(command, scorer.config, measured, console)
         return {
-            "as": command.style,
             "harness": tasks.VERSION,
-            "limit": command.limit,
-            "local": command.local and str(command.local),
             "shortened": model.reader.shortened,
             "results": [dataclasses.asdict(each) for each in measured],
         }
@@ -206,41 +257,62 @@ def harness() -> tuple[Any, Any]:
 
 
 def _picture(
-    command: EvalCommand, config: ModelConfig, measured: Sequence[Measured], console: Console
+    command: EvalCommand,
+    scorer: Scorer,
+    record: dict[str, Any],
+    picture: Path,
+    console: Console,
 ) -> None:
     """The shares of the published table against training FLOPs, this model marked."""
-    flops = command.train_flops or _spent(Path(command.model), config)
-    panels = {}
-    for column in COLUMNS:
-        own = results.of_column(measured, column)
-        if own and own.metric in results.PERCENT:
-            error = None if own.error is None else 100 * own.error
-            panels[column.title] = (
-                [
-                    Point(model.name, model.training_flops, model.values[column.key])
-                    for model in published()
-                    if column.key in model.values
-                ],
-                Point(command.name, flops, 100 * own.value, error),
-            )
-    if not panels:
+    found = [Measured(**each) for each in record["results"]]
+    owns = {column: own for column in COLUMNS if (own := results.of_column(found, column))}
+    owns = {column: own for column, own in owns.items() if own.metric in results.PERCENT}
+    if not owns:
         return
-    picture = command.results.with_suffix(".png")
     try:
-        plot_scores(panels, picture)
+        flops = command.train_flops or _spent(Path(command.model), scorer.config)
+        plot_scores(
+            {
+                column.title: _panel(column, own, command.name, flops)
+                for column, own in owns.items()
+            },
+            picture,
+        )
     except UserError as error:  # the figures are what counts
         _say(console, f"no picture: {error}")
     else:
-        _say(console, f"wrote {picture}")
+        unknown = ", a line across: --train-flops says what training took in all"
+        _say(console, f"wrote {picture}{'' if flops else unknown}")
+
+
+def _panel(
+    column: Heading, own: Measured, name: str, flops: float | None
+) -> tuple[list[Point], Point]:
+    points = [
+        Point(model.name, model.training_flops, model.values[column.key])
+        for model in published()
+        if column.key in model.values
+    ]
+    error = None if own.error is None else 100 * own.error
+    return points, Point(name, flops, 100 * own.value, error)
 
 
 def _spent(run: Path, config: ModelConfig) -> float | None:
-    """What training took, where the model is the folder of a run."""
+    """What training took, where the model is the folder of a run that began with random weights.
+
+    Raises:
+      UserError: the run's record is damaged.
+    """
     rows = read_metrics(run)
     if not rows or not (run / COURSE).is_file():
         return None
-    length = json.loads((run / COURSE).read_text())["seq"]
-    return float(rows[-1]["tokens"] * flops_per_token(config, length))
+    try:
+        course = json.loads((run / COURSE).read_text())
+        began, length = course.get("from"), int(course["seq"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run / COURSE} is damaged: say --train-flops") from error
+    # What the run itself spent is the smaller part of it.
+    return None if began else float(rows[-1]["tokens"] * flops_per_token(config, length))
 
 
 def _text(command: EvalCommand) -> Evaluation:
@@ -251,7 +323,6 @@ def _text(command: EvalCommand) -> Evaluation:
         found = perplexity.score_texts(scorer, texts, command.stride)
         _say(console, str(found))
         return {
-            "text": [str(path) for path in command.text],
             "stride": command.stride or scorer.config.context,
             **dataclasses.asdict(found),
             "perplexity": found.perplexity,
@@ -272,11 +343,7 @@ def _suite(command: EvalCommand) -> Evaluation:
         article.show(found, command.draws, console)
         _say_shortened(console, reader)
         return {
-            "suite": command.suite,
-            "seed": command.seed,
-            "draws": command.draws,
             "top_p": article.TOP_P,
-            "limit": command.limit,
             "shortened": reader.shortened,
             "results": [dataclasses.asdict(each) for each in found],
             "answers": [
@@ -292,8 +359,8 @@ def _say_shortened(console: Console, reader: Reader) -> None:
     if reader.shortened:
         _say(
             console,
-            f"{reader.shortened:,} requests lost the beginning of their context: the model's "
-            f"window is {reader.window} tokens",
+            f"contexts that lost their beginning to the model's window of {reader.window} tokens: "
+            f"{reader.shortened:,}",
         )
 
 

@@ -54,7 +54,10 @@ class AlsoMeasured:
         found = [of_sources(config)] if self.eval_sources else []
         if self.eval_tasks:
             if jax.process_count() > 1:
-                raise UserError("tasks are asked on one host only: leave out eval_tasks")
+                raise UserError(
+                    "tasks are asked on one host only: leave out eval_tasks, and let `gptj eval "
+                    f"{config.out}` on one host ask the newest checkpoint"
+                )
             _, tasks = harness()
             asked = tasks.load(self.eval_tasks, self.eval_tasks_local)
             measure = tasks.under_way(asked, self.eval_tasks_limit)

@@ -8,8 +8,9 @@ says who sees it. Scoring four answers to one question then reads the question o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -18,16 +19,41 @@ SHORTEST = 512
 """Tokens of a row, or a power of two times as many where a text is longer."""
 
 
-class Asked(NamedTuple):
-    """What is scored: tokens after a context, both token ids; the context is never empty."""
+HEAD = 32
+"""Tokens of a text that are compared at once; most texts differ in them."""
 
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
+Ids = Int32[np.ndarray, " length"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Asked:
+    """What is scored: the last `scored` of some tokens, after those before them, one at least.
+
+    The tokens may be a view of a longer text, so that its windows take no memory of their own.
+    """
+
+    tokens: Ids
+    scored: int
+
+    @classmethod
+    def of(cls, context: Sequence[int], continuation: Sequence[int]) -> Asked:
+        """A continuation after a context."""
+        return cls(np.array([*context, *continuation], np.int32), len(continuation))
 
     @property
-    def read(self) -> tuple[int, ...]:
+    def context(self) -> Ids:
+        """What comes before; never empty."""
+        return self.tokens[: len(self.tokens) - self.scored]
+
+    @property
+    def continuation(self) -> Ids:
+        """What is scored."""
+        return self.tokens[len(self.tokens) - self.scored :]
+
+    @property
+    def read(self) -> Ids:
         """What the model reads: all tokens but the last, after which nothing is asked."""
-        return (*self.context, *self.continuation)[:-1]
+        return self.tokens[:-1]
 
 
 @dataclasses.dataclass
@@ -60,7 +86,7 @@ class Row:
         Afterwards these are all of its own. False, and nothing done, where there is no room.
         """
         read, end = asked.read, self.used + len(asked.read) - common
-        scored = self.scored + len(asked.continuation)
+        scored = self.scored + asked.scored
         if max(end, scored) > len(self.tokens):
             return False
         new = slice(self.used, end)
@@ -68,7 +94,7 @@ class Row:
         path[common:] = range(self.used, end)
         self.ends[path] = end
         asked_for = slice(self.scored, scored)
-        self.places[asked_for] = path[len(asked.context) - 1 :]
+        self.places[asked_for] = path[len(read) - asked.scored :]
         self.targets[asked_for] = asked.continuation
         self.texts.append(number)
         self.used, self.scored = end, scored
@@ -77,24 +103,37 @@ class Row:
 
 def pack(asked: Sequence[Asked]) -> Iterator[Row]:
     """Rows that hold all of them: short texts together, alike ones next to each other."""
-    reads = [each.read for each in asked]
     by_length: dict[int, list[int]] = {}
-    for number, read in enumerate(reads):
-        doublings = max(0, (len(read) - 1) // SHORTEST).bit_length()
+    for number, each in enumerate(asked):
+        doublings = max(0, (len(each.read) - 1) // SHORTEST).bit_length()
         by_length.setdefault(SHORTEST << doublings, []).append(number)
     for length, numbers in sorted(by_length.items()):
-        row, path, before = Row.empty(length), list[int](), tuple[int, ...]()
-        for number in sorted(numbers, key=reads.__getitem__):
-            common = _common(before, reads[number])
+        row, path, before = Row.empty(length), list[int](), np.empty(0, np.int32)
+        for number in sorted(numbers, key=lambda number: _place(asked[number].read)):
+            read = asked[number].read
+            common = _common(before, read)
             if not row.add(number, asked[number], path, common):
                 yield row
                 row, path = Row.empty(length), []
                 row.add(number, asked[number], path, 0)
-            before = reads[number]
+            before = read
         yield row
 
 
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+def _place(read: Ids) -> tuple[bytes, Any]:
+    """Sorts as the tokens do, without a copy of more than their head."""
+    return read[:HEAD].astype(">i4").tobytes(), _whole(read)
+
+
+@functools.cmp_to_key
+def _whole(one: Ids, other: Ids) -> int:
+    """Which comes first, token by token; what another begins with comes before it."""
+    at = _common(one, other)
+    rests = one[at : at + 1].tolist(), other[at : at + 1].tolist()
+    return (rests[0] > rests[1]) - (rests[0] < rests[1])
+
+
+def _common(one: Ids, other: Ids) -> int:
     """How many tokens both begin with."""
     length = min(len(one), len(other))
     differ = np.not_equal(one[:length], other[:length]).nonzero()[0]

@@ -17,6 +17,7 @@ from gptj.config import ModelConfig
 from gptj.engine.packing import Asked, Row, pack
 from gptj.engine.sampling import log_probabilities
 from gptj.engine.step import whole
+from gptj.errors import UserError
 from gptj.model import Params, hidden_states, logits
 from gptj.sharding import batch_ways, place, reshape, reshard
 
@@ -51,7 +52,12 @@ def score(
     Args:
       asked: a context and its continuation have together at most `config.context + 1` tokens.
       on_score: called with an index in `asked` and its score, as each becomes known.
+
+    Raises:
+      UserError: a context is empty, or a text is too long.
     """
+    for number, each in enumerate(asked):
+        _check(number, each, config)
     found: dict[int, Score] = {}
     underway: list[tuple[list[Row], tuple[Array, Array]]] = []
 
@@ -111,6 +117,20 @@ def log_probs(
     return whole(own), whole(likeliest)
 
 
+def _check(number: int, asked: Asked, config: ModelConfig) -> None:
+    length = len(asked.tokens)
+    if not 0 < asked.scored < length:
+        raise UserError(
+            f"{asked.scored} of the {length} tokens of text {number} are to be scored: one at "
+            "least, and one before it, must be there"
+        )
+    if length > config.context + 1:
+        raise UserError(
+            f"text {number} has {length} tokens, and the model's window of {config.context} holds "
+            "all but the last: leave out the beginning of its context"
+        )
+
+
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
     """Rows of one length, as many at a time as are read together."""
     for length, alike in itertools.groupby(rows, lambda row: len(row.tokens)):
@@ -137,6 +157,6 @@ def _scores(
     for number_of_row, row in enumerate(rows):
         begin = 0
         for number in row.texts:
-            part = slice(begin, begin := begin + len(asked[number].continuation))
+            part = slice(begin, begin := begin + asked[number].scored)
             total = float(np.sum(logprobs[number_of_row, part], dtype=np.float64))
             yield number, Score(total, bool(likeliest[number_of_row, part].all()))

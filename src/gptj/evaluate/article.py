@@ -45,7 +45,8 @@ class Share(NamedTuple):
     """A mean over items, with its standard error."""
 
     value: float
-    error: float
+    error: float | None
+    """`None` for a single item."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _behaviour(kind: str, answered: Sequence[Answered], scores: Sequence[Score])
 
 
 def _share(values: Sequence[float]) -> Share:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return Share(statistics.fmean(values), error)
 
 
@@ -164,7 +165,8 @@ def show(found: Sequence[Behaviour], draws: int, console: Console) -> None:
     """The results as a table, in percent."""
 
     def percent(share: Share) -> str:
-        return f"{100 * share.value:.1f} ± {100 * share.error:.1f}"
+        error = "" if share.error is None else f" ± {100 * share.error:.1f}"
+        return f"{100 * share.value:.1f}{error}"
 
     table = Table("% right", "items", "likeliest", "greedy", f"p={TOP_P}", "difference", box=None)
     for each in found:

@@ -26,6 +26,17 @@ NEW_TOKENS = 256
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the longest completion; the first that is given counts."""
 
+OF_DRAWS = frozenset(
+    ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+)
+OF_BEAMS = frozenset(("early_stopping", "length_penalty"))
+NEUTRAL = {
+    **{"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "diversity_penalty": 0},
+    **{"repetition_penalty": 1, "no_repeat_ngram_size": 0},
+}
+"""What tasks may say of a greedy completion without a change to it: transformers too passes over
+what is of draws or of several beams, and these at these values."""
+
 DEFAULTS = {"batch_size": 1, "device": "cuda:0"}
 """What the harness passes where nothing was asked for. Our batches and devices are our own."""
 
@@ -91,20 +102,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """For each context and continuation its log-probability, and whether it is greedy."""
         pairs = [_read(request, self.reader.pair, *request.args) for request in requests]
-        asked = [
-            (request.args, list(pair.context), list(pair.continuation))
-            for request, pair in zip(requests, pairs, strict=True)
-        ]
-        return self._loglikelihood_tokens(asked)
+        found = [(each.logprob, each.greedy) for each in self.scorer.score(pairs)]
+        for request, answer in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, answer)
+        return found
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        asked = [Asked(tuple(before), tuple(after)) for _, before, after in requests]
-        found = [(each.logprob, each.greedy) for each in self.scorer.score(asked)]
-        for request, answer in zip(requests, found, strict=True):
-            self.cache_hook.add_partial("loglikelihood", request[0], answer)
-        return found
+        asked = [Asked.of(before, after) for _, before, after in requests]
+        return [(each.logprob, each.greedy) for each in self.scorer.score(asked)]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -119,7 +126,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy completion of each context, up to the first of its stop strings."""
-        sampling = [_read(request, _greedy, request.args[1]) for request in requests]
+        sampling = [_read(request, greedy, request.args[1]) for request in requests]
         prompts = [
             _read(request, self.reader.prompt, request.args[0], how.max_tokens)
             for request, how in zip(requests, sampling, strict=True)
@@ -138,22 +145,24 @@ def _read(request: Instance, read: Callable[..., Read], *words: Any) -> Read:
         raise UserError(f"{request.task_name}: {error}" if request.task_name else error) from error
 
 
-def _greedy(asked: Mapping[str, Any]) -> SamplingParams:
-    """A task's `generation_kwargs`.
+def greedy(asked: Mapping[str, Any]) -> SamplingParams:
+    """How we answer a task's `generation_kwargs`.
 
     Raises:
       UserError: they ask for draws, or for what the engine does not do; names it.
     """
-    left = dict(asked)
-    until = left.pop("until", None) or []
+    left = {name: value for name, value in asked.items() if value is not None}
+    until = left.pop("until", [])
     lengths = [left.pop(name, None) for name in LENGTHS]
-    samples = left.pop("do_sample", False)
-    heat = left.pop("temperature", 0)
-    if samples or (heat and "do_sample" not in asked):
+    heat = left.get("temperature", 0)
+    if samples := left.pop("do_sample", heat > 0):
         raise UserError(
             f"the task asks for draws (do_sample={samples}, temperature={heat}): only greedy "
             "completions are evaluated, leave out the task"
         )
+    for name in [*left]:
+        if name in OF_DRAWS | OF_BEAMS or NEUTRAL.get(name) == left[name]:
+            del left[name]
     if left:
         raise UserError(
             f"the task asks for {', '.join(f'{name}={left[name]!r}' for name in left)}, which "

@@ -95,7 +95,25 @@ def rows(task: str, folder: Path) -> list[Row]:
                 f"{path}: question {number + 1} of {task} has no {', '.join(missing)}: get the "
                 "file anew"
             )
+        if wrong := [field for field in fields if not _is_right(field, row)]:
+            raise UserError(
+                f"{path}: question {number + 1} of {task} has {wrong[0]}={row[wrong[0]]!r:.40}, "
+                "which is no such thing: get the file anew"
+            )
     return [{field: row[field] for field in fields} for row in found]
+
+
+def _is_right(field: str, row: Row) -> bool:
+    """Whether a field holds what the task's prompts and metrics are made of."""
+    value, options = row[field], row.get("endings", row.get("choices"))
+    match field:
+        case "endings" | "choices":
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+        case "label" | "gold":
+            return str(value) in map(str, range(len(options) if isinstance(options, list) else 2))
+        case "answer":
+            return value in ("1", "2")
+    return isinstance(value, str)
 
 
 def _file(task: str, folder: Path, name: str) -> Path:
@@ -114,8 +132,12 @@ def _file(task: str, folder: Path, name: str) -> Path:
 
 
 def _json_lines(path: Path) -> list[Row]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the file") from error
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines()):
+    for number, line in enumerate(lines):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gptj.data.read import Document, Source, find_sources, read_documents
 from gptj.errors import UserError
 from gptj.evaluate.requests import windows
@@ -70,8 +72,8 @@ def score_texts(scorer: Scorer, texts: Sequence[str], stride: int | None = None)
     if not 1 <= stride <= window:
         raise UserError(f"stride={stride} must be from 1 to the model's window of {window} tokens")
     tokens = [
-        [token for piece in tokenizer.pieces(text) for token in tokenizer.encode(piece)]
-        for text in texts
+        np.concatenate([np.array(tokenizer.encode(piece), np.int32) for piece in pieces])
+        for pieces in map(tokenizer.pieces, texts)
     ]
     asked = [part for ids in tokens for part in windows(ids, tokenizer.eos_id, window, stride)]
     if not asked:

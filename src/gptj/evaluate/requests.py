@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from gptj.engine.packing import Asked
 from gptj.errors import UserError
@@ -26,9 +29,13 @@ class Reader:
           UserError: the style needs ftfy, which is not installed.
         """
         self.tokenizer, self.window, self.style = tokenizer, window, style
-        self.shortened = 0
-        """Contexts that lost their beginning so far, for the window to hold what comes after."""
+        self._shortened: set[str] = set()
         self._fix = mender(style)
+
+    @property
+    def shortened(self) -> int:
+        """How many contexts lost their beginning so far, for the window to hold what follows."""
+        return len(self._shortened)
 
     def tokens(self, text: str) -> list[int]:
         """The ids of a text; `<|endoftext|>` in it is the token, as in the harness."""
@@ -53,9 +60,10 @@ class Reader:
             )
         # The last token is only predicted, so the window holds one more; in 2021 it did not.
         room = self.window + (self.style == "today") - len(after)
-        self.shortened += len(before) > room
+        if len(before) > room:
+            self._shortened.add(context)
         kept = before[-room:] if room else before[-1:]
-        return Asked(tuple(kept), tuple(after))
+        return Asked.of(kept, after)
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         eos = [self.tokenizer.eos_id]
@@ -94,7 +102,8 @@ class Reader:
                 "evaluate a model of a longer context, or leave out the task"
             )
         ids = self.tokens(text)
-        self.shortened += len(ids) > most
+        if len(ids) > most:
+            self._shortened.add(text)
         return ids[-most:]
 
     def _only_today(self, what: str) -> None:
@@ -105,17 +114,16 @@ class Reader:
             )
 
 
-def windows(tokens: Sequence[int], first: int, window: int, stride: int) -> Iterator[Asked]:
+def windows(tokens: ArrayLike, first: int, window: int, stride: int) -> Iterator[Asked]:
     """A text in pieces of `stride` tokens, each scored given as many before it as the window holds.
 
     The first piece is as long as the window, given `first`, and the last one has the full context
     too. Smaller strides give each token more to go by, at more work.
     """
-    line, end = (first, *tokens), 1
+    line, end = np.append(np.int32(first), np.asarray(tokens, np.int32)), 1
     while end < len(line):
         begin, end = end, min(len(line), end + (window if end == 1 else stride))
-        start = max(0, end - 1 - window)
-        yield Asked(line[start:begin], line[begin:end])
+        yield Asked(line[max(0, end - 1 - window) : end], end - begin)
 
 
 def mender(style: Style) -> Callable[[str], str] | None:

@@ -14,7 +14,7 @@ from gptj.engine.packing import Asked
 from gptj.engine.request import Delta, Request, SamplingParams
 from gptj.engine.scoring import Score, score
 from gptj.errors import UserError
-from gptj.evaluate.cache import Cache
+from gptj.evaluate.cache import Cache, key_of
 from gptj.evaluate.progress import Progress
 from gptj.model import Params
 from gptj.tokenizer import Tokenizer
@@ -49,21 +49,21 @@ class Scorer:
 
     def score(self, asked: Sequence[Asked]) -> list[Score]:
         """The score of each; those asked twice, or before, are computed once."""
-        unique = list(dict.fromkeys(asked))
-        found = {
-            each: self._cache.score(each) if self._cache is not None else None for each in unique
-        }
-        new = [each for each in unique if found[each] is None]
+        keys = [key_of(each) for each in asked]
+        unique = dict(zip(keys, asked, strict=True))
+        cache = self._cache
+        found = {key: None if cache is None else cache.score(key) for key in unique}
+        new = [key for key, before in found.items() if before is None]
 
         def known(number: int, each: Score) -> None:
             found[new[number]] = each
-            if self._cache is not None:
-                self._cache.keep_score(new[number], each)
+            if cache is not None:
+                cache.keep_score(new[number], each)
             bar.advance()
 
         with self._progress.of("scored", len(unique), len(unique) - len(new)) as bar:
-            score(self.params, self.config, new, known)
-        return [each for request in asked if (each := found[request]) is not None]
+            score(self.params, self.config, [unique[key] for key in new], known)
+        return [each for key in keys if (each := found[key]) is not None]
 
     def write(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]

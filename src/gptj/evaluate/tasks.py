@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import math
+import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
+import numpy as np
 from jaxtyping import Array
 from lm_eval.api.metrics import mean, perplexity
 from lm_eval.api.model import LM
@@ -25,7 +27,7 @@ from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.evaluate import local
 from gptj.evaluate.article import Item
-from gptj.evaluate.harness import HarnessModel
+from gptj.evaluate.harness import HarnessModel, greedy
 from gptj.evaluate.results import Measured
 from gptj.evaluate.scorer import Scorer
 from gptj.model import Params
@@ -39,8 +41,8 @@ Tasks = dict[str, Any]
 VERSION: str = lm_eval.__version__
 """The harness's."""
 
-SHOTS_SEED = 1234
-"""What the harness draws the examples of few-shot tasks with."""
+SEED, SHOTS_SEED = 0, 1234
+"""The harness's for Python's draws, and for NumPy's and the examples of few-shot tasks."""
 
 
 def load(names: Sequence[str], data: Path | None = None) -> Tasks:
@@ -50,9 +52,10 @@ def load(names: Sequence[str], data: Path | None = None) -> Tasks:
       data: a folder of data files, as `gptj.evaluate.local` describes; downloaded without.
 
     Raises:
-      UserError: there is no such task, or its data are not to be had.
+      UserError: there is no such task, it asks for what we do not do, or its data are not to be
+        had.
     """
-    with _quiet():
+    with _harnessed():
         if data is not None:
             return {"tasks": {name: _local(name, data) for name in names}}
         found = _downloaded(names)
@@ -62,6 +65,11 @@ def load(names: Sequence[str], data: Path | None = None) -> Tasks:
                 f"the task {name} runs code that a model wrote, or shows it pictures or sounds, "
                 "which gptj does not: leave it out"
             )
+        if task.get_config("output_type") == "generate_until":
+            try:
+                greedy(task.get_config("generation_kwargs") or {})
+            except UserError as error:  # said now, and not after the other tasks
+                raise UserError(f"{name}: {error}") from error
     return found
 
 
@@ -89,15 +97,21 @@ def run(model: LM, asked: Tasks, *, limit: int | None = None) -> list[Measured]:
       limit: ask only so many questions of each task, the first ones.
 
     Raises:
-      UserError: a question does not fit the model.
+      UserError: a question does not fit the model, or a perplexity is beyond all numbers.
     """
-    with _quiet():
+    with _harnessed():
         for task in asked["tasks"].values():
             task.set_fewshot_seed(seed=SHOTS_SEED)
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-        # Without iterations the harness bootstraps nothing; our errors are in closed form.
-        result = evaluate(lm=model, task_dict=asked, limit=limit, bootstrap_iters=0)
+        try:
+            # Without iterations the harness bootstraps nothing; our errors are in closed form.
+            result = evaluate(lm=model, task_dict=asked, limit=limit, bootstrap_iters=0)
+        except OverflowError:
+            raise UserError(
+                "a perplexity is too large for a number: the model has diverged, or is not the "
+                "one its tokenizer belongs to"
+            ) from None
     return [
         each
         for name, metrics in result["results"].items()
@@ -118,7 +132,7 @@ def under_way(asked: Tasks, limit: int | None = None) -> Measure:
 def arithmetic(data: Path, limit: int | None = None) -> list[Item]:
     """The questions of GPT-3's arithmetic sets, as the harness asks them."""
     tasks = load([f"arithmetic_{name}" for name in local.ARITHMETIC], data)["tasks"]
-    with _quiet():
+    with _harnessed():
         return [
             Item(name, task.doc_to_text(doc), task.doc_to_target(doc))
             for name, task in tasks.items()
@@ -180,10 +194,13 @@ def _error(aggregation: Any, value: float, samples: Sequence[Any]) -> float | No
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries' bars and notes left out: what matters is said by us."""
+def _harnessed() -> Iterator[None]:
+    """Around the harness: its seeds, for tasks that shuffle answers, and no bars or notes of it."""
     logger, bar = logging.getLogger("lm_eval"), lm_eval.api.task.tqdm
     level, had_bars = logger.level, datasets.is_progress_bar_enabled()
+    drawn = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(SHOTS_SEED)
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
@@ -192,5 +209,7 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         lm_eval.api.task.tqdm = bar
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
         if had_bars:
             datasets.enable_progress_bars()

@@ -46,9 +46,9 @@ def of_sources(config: TrainConfig) -> Evaluator:
     store = TokenStore.open(folder)
     records = itertools.groupby(store.sources, lambda record: record.name.partition("/")[0])
     parts = [(name, store.part(list(each))) for name, each in records]
-    if len(parts) > MOST_SOURCES:
+    if (count := len({name for name, _ in parts})) > MOST_SOURCES:
         raise UserError(
-            f"the held-out text of {config.data} has {len(parts)} sources, more than "
+            f"the held-out text of {config.data} has {count} sources, more than "
             f"{MOST_SOURCES}: prepare it from a folder for each source, or leave out eval_sources"
         )
 
