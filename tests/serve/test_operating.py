@@ -127,6 +127,19 @@ class TestTheLog:
         assert (line["status"], line["tokens"], line["user"], line["seed"]) == (200, 3, "ann", 1)
         assert 0 <= line["waited"] <= line["seconds"]
 
+    def test_has_another_for_a_prediction_once_it_is_drawn(self, served, lines):
+        body = {"context": "abc", "length": 5, "temp": 0.0}
+        headers = {"x-request-id": "later"}
+        served.post("/model/predict", body, headers=headers)  # and nobody fetches it
+        served.until(lambda: len(lines) == 2)
+        asked, drawn = sorted(lines, key=lambda line: line["event"], reverse=True)
+        assert (asked["event"], drawn["event"]) == ("request", "prediction")
+        assert {line["id"] for line in lines} == {"later"}
+        assert "tokens" not in asked
+        assert 3 < drawn["tokens"] <= 8
+        assert (drawn["key"], drawn["seed"]) == ("anyone", asked["seed"])
+        assert 0 <= drawn["waited"] <= drawn["seconds"]
+
     def test_does_not_tell_what_was_said(self, served, lines):
         served.post(URL, {**SHORT, "prompt": "a secret"})
         served.until(lambda: lines)
