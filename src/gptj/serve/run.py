@@ -150,6 +150,7 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         self._service.worker.start(self._on_change)
+        self._setup.listener.listen(BACKLOG)  # who reads the address may connect at once
         host, port = self._setup.listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{port}", flush=True)
