@@ -128,7 +128,7 @@ class Sampling(Strict):
     """Send the answer in pieces, as server-sent events, as it is written."""
     stream_options: StreamOptions | None = None
     """With `stream`."""
-    user: str | None = None
+    user: Annotated[str, Field(max_length=200)] | None = None
     """Who asks, for the server's log."""
 
     def sampling(self, **more: Any) -> SamplingParams:
