@@ -65,6 +65,12 @@ class Refused(Exception):
         return Json(self.body(path), self.status, headers=self.headers)
 
 
+def broken_off() -> Refused:
+    """The end of an answer that is cut short because the server stops."""
+    headers = {"retry-after": "5"}
+    return Refused(503, "the server stops, and broke the answer off", headers=headers)
+
+
 def unforeseen(scope: Scope) -> Refused:
     """The answer to a request that a mistake of ours has ended."""
     known = scope.get("state", {}).get("id", "unknown")
