@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 MOST_STOPS, MOST_STOP_CHARACTERS = 64, 4096
@@ -109,6 +109,13 @@ def _prompts(value: Any) -> list[str | list[int]]:
             return value
     wrong("must be text, a list of texts, a list of token ids, or a list of such lists")
 
+
+Temperature = Annotated[float, Field(ge=0, le=100)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+"""Both within what logits of 32 bits can be divided by."""
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
 
 Ids = Annotated[list[int], PlainValidator(_ids), WithJsonSchema(IDS)]
 """Token ids."""

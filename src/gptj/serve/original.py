@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from gptj.engine.request import Request, SamplingParams
 from gptj.serve.asked import Asked
 from gptj.serve.completions import finish
-from gptj.serve.fields import Said, Strict
+from gptj.serve.fields import Probability, Said, Strict, Temperature
 from gptj.serve.logs import say
 from gptj.serve.refusal import Refused, in_words
 from gptj.serve.service import Service
@@ -37,9 +37,6 @@ KEPT, KEPT_SECONDS = 1000, 600.0
 
 QIDS = 1 << 53
 """Numbers of predictions, drawn by chance; larger ones JavaScript would round."""
-
-Temperature = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 class CompleteRequest(Strict):
