@@ -45,6 +45,13 @@ class TestProbes:
             assert client.get("/health").json() == {"status": "alive"}
             assert client.get("/ready").json() == {"status": "ready"}
 
+    def test_elsewhere_are_told_where_to_look(self, served):
+        with served.http() as client:
+            for path, status in (("/nothing", 404), (URL, 405)):
+                answer = client.get(path)
+                assert answer.status_code == status
+                assert "/openapi.json" in answer.json()["error"]["message"]
+
     def test_alive_before_it_is_ready(self, serve, monkeypatch):
         from gptj.engine.engine import Engine
 
@@ -171,7 +178,9 @@ class TestKeys:
                 assert client.get(path).status_code == 401
             for wrong in ("key-a ", "key", "Key-a", "", "é", "key-akey-b"):
                 header = {"authorization": f"Bearer {wrong}x".encode()}
-                assert client.get("/v1/models", headers=header).status_code == 401
+                answer = client.get("/v1/models", headers=header)
+                assert answer.status_code == 401
+                assert "is not known here" in answer.json()["error"]["message"]
             assert client.get("/v1/models", headers={"authorization": "key-a"}).status_code == 401
             for scheme in ("Bearer", "bearer"):
                 header = {"authorization": f"{scheme} key-a"}
@@ -189,7 +198,8 @@ class TestKeys:
             assert first.result().status_code == 200
             over = served.post(URL, LONG, headers=bearer("key-b"))
             assert over.status_code == 429
-            assert "200 tokens a minute are used up" in over.json()["error"]["message"]
+            said = "200 tokens a minute are used up: try again in "
+            assert said + over.headers["retry-after"] in over.json()["error"]["message"]
             assert 1 <= int(over.headers["retry-after"]) <= 60
             never = served.post(URL, {**LONG, "n": 2}, headers=bearer("key-b"))
             assert never.status_code == 400

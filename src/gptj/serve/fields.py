@@ -5,6 +5,7 @@ A list of a million wrong things is one error here, where pydantic would make a 
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -33,8 +34,10 @@ class Strict(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for name in body if isinstance(body, dict) else ():
             if name not in known:
-                said = "{name} is not a parameter here: leave it out"
-                raise PydanticCustomError("unknown_parameter", said, {"name": name[:100]})
+                shown, close = name[:100], difflib.get_close_matches(name[:100], known, 1)
+                hint = f"did you mean {close[0]}?" if close else "leave it out"
+                said = "{name} is not a parameter here: {hint}"
+                raise PydanticCustomError("unknown_parameter", said, {"name": shown, "hint": hint})
         return body
 
 

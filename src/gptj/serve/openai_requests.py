@@ -166,7 +166,7 @@ class Sampling(Strict):
         if form and form.json_schema:
             wanted = form.json_schema.schema_
         if form and (form.type == "json_schema") != (form.json_schema is not None):
-            raise _wrong("response_format", "json_schema goes with the type `json_schema`")
+            raise _wrong("response_format", "json_schema and the type `json_schema` go together")
         if form and form.type != "text" and schema is not None:
             raise _wrong("guided_json", "response_format says the form already: leave out one")
         try:

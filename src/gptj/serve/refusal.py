@@ -28,6 +28,13 @@ TYPES = {
 """By status what OpenAI calls the kind of an error; any other is `invalid_request_error`."""
 
 
+ROUTES = {
+    404: "there is nothing at this path: /openapi.json lists those there are",
+    405: "this path takes another method: /openapi.json says which",
+}
+"""By status, what those are told who miss a route."""
+
+
 class Refused(Exception):
     """A request that is not answered, or an answer that is broken off."""
 
@@ -140,4 +147,5 @@ def from_validation(error: RequestValidationError) -> Refused:
 
 def from_http(error: HTTPException) -> Refused:
     """What the framework refuses: no such route, another method, a body it cannot parse."""
-    return Refused(error.status_code, str(error.detail), headers=error.headers)
+    said = ROUTES.get(error.status_code, str(error.detail))
+    return Refused(error.status_code, said, headers=error.headers)

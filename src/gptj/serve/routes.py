@@ -279,9 +279,7 @@ async def health(http: Request) -> Response:
 )
 async def ready(http: Request) -> Response:
     """Say whether requests are answered: not before the warm-up, and not while draining."""
-    state = service_of(http).state
-    if state != "ready":
-        raise Refused(503, f"the server is {state}", code="not_ready", headers={"retry-after": "5"})
+    service_of(http).check_ready()
     return Json(State(status="ready"))
 
 
