@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
+from figures import RESULTS, write
 
 from gptj.checkpoint import KeepPolicy, Saver
 from gptj.config import ModelConfig
@@ -34,7 +29,6 @@ from gptj.train.optimizer import OptimizerConfig
 from gptj.train.state import TrainState, new_state
 from gptj.train.step import StepConfig, train_step
 
-RESULTS = Path(__file__).parent / "results" / "checkpoint_stall.json"
 MODEL = ModelConfig(6, 512, 8, 64, 2048, 8192, 8192, context=256)
 BATCH, SEQUENCE = 4, 128
 
@@ -109,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180, help="of each stretch")
     parser.add_argument("--every", type=float, default=60, help="seconds from save to save")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of stretches")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "checkpoint_stall.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gptj-stall-", dir=".") as place:
         done, size = measure(Path(place), args.seconds, args.every, args.rounds)
@@ -117,7 +111,6 @@ def main() -> None:
     lost = [1 - saving.rate / plain.rate for plain, saving in pairs]
     calls = [call for stretch in done for call in stretch.calls]
     result = {
-        "command": " ".join(["python", "benchmarks/checkpoint_stall.py", *sys.argv[1:]]),
         "what": "training time lost to asynchronous checkpoints, fewer steps in the same time",
         "parameters": count_parameters(MODEL),
         "checkpoint_bytes": size,
@@ -130,13 +123,9 @@ def main() -> None:
             sum(calls) / sum(stretch.seconds for stretch in done if stretch.saves), 5
         ),
         "stretches": [dataclasses.asdict(stretch) for stretch in done],
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, one disk",
-        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"lost {100 * result['lost']:.2f}% of the steps; wrote {args.out}")
+    print(f"lost {100 * result['lost']:.2f}% of the steps")
+    write(args.out, result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from train_cpu import RESULTS, describe_machine, threads
+from figures import RESULTS, threads, write
 
 VOCAB, ENDINGS = 50257, 4
 SIDES = ("ours", "harness")
@@ -138,7 +137,6 @@ def measure(rounds: int, count: int, batch: int, folder: Path) -> dict[str, obje
         "ratio": round(medians["ours"] / medians["harness"], 3),
         "largest_difference_in_nats": apart,
         "all": speeds,
-        "machine": describe_machine(),
     }
 
 
@@ -157,9 +155,7 @@ def main() -> None:
         save(Path(folder))
         result = measure(args.rounds, args.questions, args.batch, Path(folder))
     print("ours over the harness's:", result["ratio"])
-    result["date"] = datetime.date.today().isoformat()
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, result)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import json
 import os
-import platform
 import random
 import re
 import subprocess
@@ -26,8 +23,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
+
+from figures import RESULTS, write
 
 from gptj import checkpoint
 from gptj.config import ModelConfig
@@ -36,7 +34,6 @@ from gptj.convert.open import open_source
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.train.metrics import read_metrics
 
-RESULTS = Path(__file__).parent / "results" / "kills.json"
 MODEL = ModelConfig(2, 32, 4, 4, 64, 257, 384, context=64)
 MOMENTS = ("any", "writing", "written")
 PATIENCE = 300
@@ -235,7 +232,6 @@ def compare(run: Path, whole: Path) -> None:
 
 def report(lives: list[Life], args: argparse.Namespace, seconds: float) -> None:
     result = {
-        "command": " ".join(["python", "benchmarks/kills.py", *sys.argv[1:]]),
         "what": "kill -9 of `gptj train` with a save every 2 steps, at random moments",
         "seed": args.seed,
         "steps": args.steps,
@@ -249,13 +245,8 @@ def report(lives: list[Life], args: argparse.Namespace, seconds: float) -> None:
         "final_weights_and_losses_bit_equal_to_the_uninterrupted_run": True,
         "seconds": round(seconds),
         "lives": [{**dataclasses.asdict(life), "delay": round(life.delay, 4)} for life in lives],
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, one disk",
-        "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore")},
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, result)
 
 
 def main() -> None:
@@ -264,7 +255,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lifetime", type=float, default=8.0, help="seconds it lives at most")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "kills.json")
     args = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gptj-kills-") as place:

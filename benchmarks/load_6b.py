@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -22,11 +21,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
+from figures import RESULTS, write
 
 import gptj
 from gptj.convert import convert as converting
@@ -34,7 +33,6 @@ from gptj.convert import names
 from gptj.convert.source import Source
 from gptj.convert.tensor import BFLOAT16, Tensor
 
-RESULTS = Path(__file__).parent / "results" / "load_6b.json"
 BLOCK = 16 << 20
 SETTLED = 18 << 30
 """Bytes of memory that are touched before each job."""
@@ -150,15 +148,14 @@ def main() -> None:
         rounds["convert"] = [measured("convert", args.folder)]
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)
-    report(size, rounds, " ".join(["python", "benchmarks/load_6b.py", *sys.argv[1:]]))
+    report(size, rounds)
 
 
-def report(size: int, rounds: dict[str, list[dict[str, float]]], command: str) -> None:
+def report(size: int, rounds: dict[str, list[dict[str, float]]]) -> None:
     middle = {
         job: statistics.median(run["seconds"] for run in runs) for job, runs in rounds.items()
     }
     result = {
-        "command": command,
         "what": "GPT-J-6B's shapes, random bfloat16 in Hugging Face's files, read cold",
         "bytes": size,
         "seconds": middle,
@@ -166,13 +163,9 @@ def report(size: int, rounds: dict[str, list[dict[str, float]]], command: str) -
         "load_over_disk": round(middle["disk"] / middle["load"], 3),
         "peak_gib": {job: max(run["peak_gib"] for run in runs) for job, runs in rounds.items()},
         "all_runs": rounds,
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, one disk",
-        "versions": {name: version(name) for name in ("jax", "numpy")},
-        "python": platform.python_version(),
     }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["gb_per_second"]), "load over disk:", result["load_over_disk"])
-    print(f"wrote {RESULTS}")
+    write(RESULTS / "load_6b.json", result)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ cores, and reads what was held out of them.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import json
 import math
 import subprocess
 import sys
@@ -29,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train_cpu import RESULTS, describe_machine
+from figures import RESULTS, write
 
 import gptj
 from gptj.engine.cache import Cache, new_cache
@@ -152,18 +150,14 @@ def main() -> None:
             found[name] = measure(path, kind, tokens, expected)
             print(line(name, found[name]), flush=True)
     result = {
-        "command": " ".join(["python", "benchmarks/quantisation.py", *sys.argv[1:]]),
         "what": "quality of a model's kinds of storage on text that it was not trained on",
         "model": Path(path).name,
         "parameters": parameters,
         "text": str(args.text.name if args.text else f"held out of {NOVELS.name}"),
         "tokens": len(tokens) - 1,
         "kinds": found,
-        "machine": describe_machine(),
-        "date": datetime.date.today().isoformat(),
     }
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, result)
 
 
 def line(name: str, found: dict[str, float]) -> str:

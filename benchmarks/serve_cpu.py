@@ -15,7 +15,6 @@ machine's memory gives to a plain reading.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from train_cpu import RESULTS, describe_machine, threads
+from figures import RESULTS, threads, write
 
 NEW, VOCAB = 64, 50257
 BATCHES, MIX, STATIC = (1, 8, 32), 64, (8, 16, 32)
@@ -160,7 +159,6 @@ def measure(rounds: int, sides: list[str]) -> dict[str, object]:
             kind: _ratio(medians, kind) for kind in (*(f"batch {n}" for n in BATCHES), "mix")
         },
         "all": {side: worker.speeds for side, worker in workers.items()},
-        "machine": describe_machine(),
     }
 
 
@@ -210,9 +208,7 @@ def main() -> None:
         print(side, cases)
     print("ours over torch:", result["ratio"])
     result["decode_step"] = {dtype: decode_steps(dtype) for dtype in ("float32", "bfloat16")}
-    result["date"] = datetime.date.today().isoformat()
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import json
 import re
 import socket
@@ -32,7 +31,7 @@ from typing import Any, cast
 import httpx
 import jax
 import numpy as np
-from train_cpu import RESULTS, describe_machine
+from figures import RESULTS, write
 
 from gptj.api import Model
 from gptj.config import preset
@@ -359,15 +358,11 @@ def main() -> None:
         result = asyncio.run(measure(path, args.clients, args.seconds))
     check(result)
     result = {
-        "command": " ".join(["python", "benchmarks/serve_load.py", *sys.argv[1:]]),
         "what": "a server of the demo's shape, random weights, under load from this machine",
         "slots": SLOTS,
         **result,
-        "machine": describe_machine(),
-        "date": datetime.date.today().isoformat(),
     }
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, result)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
+from figures import RESULTS, write
 from quantisation import trained_on_novels
-from train_cpu import RESULTS, describe_machine
 
 import gptj
 from gptj.engine.config import EngineConfig
@@ -103,17 +101,13 @@ def main() -> None:
             found[name] = {f"{PLAIN}, tokens a second": round(rates[PLAIN], 1), **ratios, **costs}
             print(name, json.dumps(found[name]), flush=True)
     result = {
-        "command": " ".join(["python", "benchmarks/speculate.py", *sys.argv[1:]]),
         "what": "speed with guesses over the speed without, of a model on text it does not know",
         "model": Path(path).name,
         "parameters": gptj.count_parameters(model.config),
         "guesses": GUESSES,
         "ratio": found,
-        "machine": describe_machine(),
-        "date": datetime.date.today().isoformat(),
     }
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, result)
 
 
 if __name__ == "__main__":

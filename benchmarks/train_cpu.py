@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from figures import RESULTS, threads, write
 
 SEQUENCE, BATCH, VOCAB = 512, 4, 50257
-RESULTS = Path(__file__).parent / "results"
 
 
 def ours(dtype: str) -> Callable[[np.ndarray], float]:
@@ -83,11 +80,6 @@ def peer(dtype: str) -> Callable[[np.ndarray], float]:
         return loss.item()
 
     return step
-
-
-def threads() -> int:
-    """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work(side: str, dtype: str) -> None:
@@ -165,21 +157,6 @@ def measure(dtype: str, rounds: int) -> dict[str, object]:
         "torch_peak_gib": round(sides["peer"].peak_gib, 2),
         "ours_seconds_all": [round(step["seconds"], 3) for step in sides["ours"].steps],
         "torch_seconds_all": [round(step["seconds"], 3) for step in sides["peer"].steps],
-        "machine": describe_machine(),
-    }
-
-
-def describe_machine() -> dict[str, object]:
-    """The processor and the versions a figure depends on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.split(":")[1].strip() for line in names if "model name" in line), "")
-    packages = ("jax", "jaxlib", "numpy", "torch", "transformers")
-    return {
-        "processor": name or platform.processor(),
-        "threads": threads(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
     }
 
 
@@ -200,10 +177,7 @@ def main() -> None:
         f"speed ratio {result['speed_ratio']} (above 1: ours is faster)\n"
         f"peak memory: ours {result['ours_peak_gib']} GiB, torch {result['torch_peak_gib']} GiB"
     )
-    out = args.out or RESULTS / f"train_cpu_{args.dtype}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {out}")
+    write(args.out or RESULTS / f"train_cpu_{args.dtype}.json", result)
 
 
 if __name__ == "__main__":

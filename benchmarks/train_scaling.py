@@ -15,17 +15,15 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parent / "results" / "train_scaling.json"
+from figures import RESULTS, write
+
 SEQUENCE, BATCH, STEPS = 512, 16, 4
 
 
@@ -139,17 +137,11 @@ def report(runs: dict[Case, list[dict[str, Any]]], complete: bool) -> None:
         }
         print(f"{case!s:28} {table[str(case)]['over_one_device']:+.1%}  loss off by {gap:.1e}")
     result = {
-        "command": " ".join(["python", "benchmarks/train_scaling.py", *sys.argv[1:]]),
         "what": f"a step of {BATCH} x {SEQUENCE} tokens, 4 layers of d_model 512, float32",
         "cases": table,
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
     }
     if complete:
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {RESULTS}")
+        write(RESULTS / "train_scaling.json", result)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ class TestProbes:
             assert client.get("/health").json() == {"status": "alive"}
             assert client.get("/ready").json() == {"status": "ready"}
 
+    def test_elsewhere_are_told_where_to_look(self, served):
+        with served.http() as client:
+            for path, status in (("/nothing", 404), (URL, 405)):
+                answer = client.get(path)
+                assert answer.status_code == status
+                assert "/openapi.json" in answer.json()["error"]["message"]
+
     def test_alive_before_it_is_ready(self, serve, monkeypatch):
         from gptj.engine.engine import Engine
 
@@ -127,6 +134,19 @@ class TestTheLog:
         assert (line["status"], line["tokens"], line["user"], line["seed"]) == (200, 3, "ann", 1)
         assert 0 <= line["waited"] <= line["seconds"]
 
+    def test_has_another_for_a_prediction_once_it_is_drawn(self, served, lines):
+        body = {"context": "abc", "length": 5, "temp": 0.0}
+        headers = {"x-request-id": "later"}
+        served.post("/model/predict", body, headers=headers)  # and nobody fetches it
+        served.until(lambda: len(lines) == 2)
+        asked, drawn = sorted(lines, key=lambda line: line["event"], reverse=True)
+        assert (asked["event"], drawn["event"]) == ("request", "prediction")
+        assert {line["id"] for line in lines} == {"later"}
+        assert "tokens" not in asked
+        assert 3 < drawn["tokens"] <= 8
+        assert (drawn["key"], drawn["seed"]) == ("anyone", asked["seed"])
+        assert 0 <= drawn["waited"] <= drawn["seconds"]
+
     def test_does_not_tell_what_was_said(self, served, lines):
         served.post(URL, {**SHORT, "prompt": "a secret"})
         served.until(lambda: lines)
@@ -158,7 +178,9 @@ class TestKeys:
                 assert client.get(path).status_code == 401
             for wrong in ("key-a ", "key", "Key-a", "", "é", "key-akey-b"):
                 header = {"authorization": f"Bearer {wrong}x".encode()}
-                assert client.get("/v1/models", headers=header).status_code == 401
+                answer = client.get("/v1/models", headers=header)
+                assert answer.status_code == 401
+                assert "is not known here" in answer.json()["error"]["message"]
             assert client.get("/v1/models", headers={"authorization": "key-a"}).status_code == 401
             for scheme in ("Bearer", "bearer"):
                 header = {"authorization": f"{scheme} key-a"}
@@ -176,7 +198,8 @@ class TestKeys:
             assert first.result().status_code == 200
             over = served.post(URL, LONG, headers=bearer("key-b"))
             assert over.status_code == 429
-            assert "200 tokens a minute are used up" in over.json()["error"]["message"]
+            said = "200 tokens a minute are used up: try again in "
+            assert said + over.headers["retry-after"] in over.json()["error"]["message"]
             assert 1 <= int(over.headers["retry-after"]) <= 60
             never = served.post(URL, {**LONG, "n": 2}, headers=bearer("key-b"))
             assert never.status_code == 400

@@ -15,8 +15,14 @@ from importlib.util import find_spec
 import httpx
 import pytest
 
+from gptj.engine.engine import Engine
+from gptj.engine.request import Completion, Delta, Request
 from gptj.errors import UserError
+from gptj.serve.asked import Asked
 from gptj.serve.config import RayConfig
+from gptj.serve.course import Course
+from gptj.serve.metrics import Metrics
+from gptj.serve.refusal import Refused
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -146,11 +152,6 @@ class TestWhatAnotherReplicaGoesOnWith:
     @staticmethod
     async def course():
         """A completion of which its client has two tokens, and what the client gets."""
-        from gptj.engine.request import Delta, Request
-        from gptj.serve.asked import Asked
-        from gptj.serve.course import Course
-        from gptj.serve.metrics import Metrics
-
         asked = Asked([Request([1])], lambda _: None)
         found = Course(asked, Metrics())
         found.begin("a")
@@ -159,8 +160,6 @@ class TestWhatAnotherReplicaGoesOnWith:
         return found, asked
 
     def test_is_what_the_client_does_not_have_yet(self):
-        from gptj.engine.request import Completion, Delta
-
         async def goes_on():
             course, asked = await self.course()
             course.begin("a")
@@ -173,9 +172,16 @@ class TestWhatAnotherReplicaGoesOnWith:
         assert (first.text + second.text, first.tokens + second.tokens) == ("once", (5, 6, 8))
         assert second.completion.text == "once"
 
-    def test_is_an_error_where_it_would_draw_other_bits(self):
-        from gptj.serve.refusal import Refused
+    def test_is_told_that_there_is_none_where_no_replica_took_it_on(self):
+        async def cut():
+            asked = Asked([Request([1])], lambda _: None)
+            Course(asked, Metrics()).cut()
+            await asked.accepted
 
+        with pytest.raises(Refused, match="broke the answer off"):
+            run(cut())
+
+    def test_is_an_error_where_it_would_draw_other_bits(self):
         async def goes_on():
             course, _ = await self.course()
             course.begin("b")
@@ -199,6 +205,25 @@ def test_whatever_goes_wrong_is_told():
 
     with pytest.raises(ZeroDivisionError):
         run(goes_wrong())
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_replica_whose_engine_has_failed_ends(params, served, monkeypatch, capsys):
+    from gptj.serve.replicas import Replica
+
+    alone = served.alone
+    engine = Engine(params, alone.config, alone.tokenizer, alone.options)
+    replica = Replica(lambda: contextlib.nullcontext(engine))
+    monkeypatch.setattr(engine, "step", lambda: 1 / 0)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+
+    async def ask():
+        return [piece async for piece in replica.run([Request([1])])]
+
+    with pytest.raises(SystemExit):
+        run(ask())
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 @needs_ray

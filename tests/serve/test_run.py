@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -17,16 +17,26 @@ import pytest
 
 from gptj.serve.config import ServeConfig
 
+GPTJ = ("-m", "gptj.cli")
+BREAKABLE = """
+import signal, sys
+from gptj.cli import main
+from gptj.engine.engine import Engine
+signal.signal(signal.SIGUSR1, lambda *_: setattr(Engine, "step", lambda engine: 1 / 0))
+sys.exit(main())
+"""
+"""`gptj` with an engine that fails at a signal."""
+
 LONG = {"prompt": "", "max_tokens": 120, "ignore_eos": True, "seed": 1}
 
 
 class Process:
     """A server in a process of its own."""
 
-    def __init__(self, model: Path, *words: object) -> None:
+    def __init__(self, model: Path, *words: object, program: Sequence[str] = GPTJ) -> None:
         environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "true"}
         environment["JAX_COMPILATION_CACHE_DIR"] = str(model.parent / "programs")
-        command = [sys.executable, "-m", "gptj.cli", "serve", model, "--port", 0, *words]
+        command = [sys.executable, *program, "serve", model, "--port", 0, *words]
         self.process = subprocess.Popen(
             [str(word) for word in command],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -51,8 +61,10 @@ class Process:
 def start(tiny_saved) -> Iterator:
     with contextlib.ExitStack() as stack:
 
-        def run(*words: object) -> Process:
-            found = Process(tiny_saved, "--slots", 2, "--chunk", 16, "--burst", 1, *words)
+        def run(*words: object, **options) -> Process:
+            found = Process(
+                tiny_saved, "--slots", 2, "--chunk", 16, "--burst", 1, *words, **options
+            )
             stack.callback(found.process.communicate)
             stack.callback(found.process.kill)
             return found
@@ -128,6 +140,24 @@ class TestTheEnd:
         assert (code, log[-1]["event"]) == (0, "drained")
         assert log[-1]["cut"] == 1
         assert "broke the answer off" in "".join(found[1])
+
+    def test_comes_at_once_when_the_engine_fails_meanwhile(self, start):
+        server = start(program=("-c", BREAKABLE))
+        server.until_ready()
+        found: list = []
+        asking = ask_in_background(server.url, found, 100)
+        server.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{server.url}/ready").status_code == 200:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        server.process.send_signal(signal.SIGUSR1)
+        code, log = server.end()
+        assert time.monotonic() - begun < 5
+        asking.join()
+        assert "the engine has stopped" in "".join(found[1])
+        assert code == 1
+        assert "ZeroDivisionError" in next(line["error"] for line in log if "error" in line)
+        assert log[-1]["event"] == "drained"
 
     def test_comes_in_the_middle_of_the_warm_up_as_well(self, start):
         server = start("--drain-seconds", 3)

@@ -20,7 +20,7 @@ from gptj.serve.openai_answers import (
     Usage,
 )
 from gptj.serve.openai_requests import NAMES, CompletionRequest
-from gptj.serve.refusal import Refused, in_words
+from gptj.serve.refusal import Refused, broken_off, in_words
 from gptj.serve.service import Service
 from gptj.serve.streams import DONE, event
 
@@ -34,8 +34,7 @@ def finish(completion: Completion) -> Finish:
     if completion.finish_reason == "error":
         raise Refused(400, "the answer's grammar became too complex to follow: simplify it")
     if completion.finish_reason == "cancelled":
-        headers = {"retry-after": "5"}
-        raise Refused(503, "the server stops, and broke the answer off", headers=headers)
+        raise broken_off()
     return completion.finish_reason
 
 

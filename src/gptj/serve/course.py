@@ -9,7 +9,7 @@ from typing import Any
 from gptj.engine.request import Completion, Delta, TokenLogprob
 from gptj.serve.asked import Asked
 from gptj.serve.metrics import Metrics
-from gptj.serve.refusal import Refused
+from gptj.serve.refusal import Refused, broken_off
 
 
 @dataclasses.dataclass
@@ -103,6 +103,8 @@ class Course:
 
     def cut(self) -> None:
         """End what is left of it, and tell."""
+        if not self.is_accepted:
+            return self.asked.refuse(broken_off())
         for (index, choice), each in self.handed.items():
             if not each.is_whole:
                 self.asked.push(index, each.cut(choice))

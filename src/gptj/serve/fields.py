@@ -5,9 +5,10 @@ A list of a million wrong things is one error here, where pydantic would make a 
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 MOST_STOPS, MOST_STOP_CHARACTERS = 64, 4096
@@ -33,8 +34,10 @@ class Strict(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for name in body if isinstance(body, dict) else ():
             if name not in known:
-                said = "{name} is not a parameter here: leave it out"
-                raise PydanticCustomError("unknown_parameter", said, {"name": name[:100]})
+                shown, close = name[:100], difflib.get_close_matches(name[:100], known, 1)
+                hint = f"did you mean {close[0]}?" if close else "leave it out"
+                said = "{name} is not a parameter here: {hint}"
+                raise PydanticCustomError("unknown_parameter", said, {"name": shown, "hint": hint})
         return body
 
 
@@ -109,6 +112,13 @@ def _prompts(value: Any) -> list[str | list[int]]:
             return value
     wrong("must be text, a list of texts, a list of token ids, or a list of such lists")
 
+
+Temperature = Annotated[float, Field(ge=0, le=100)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+"""Both within what logits of 32 bits can be divided by."""
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
 
 Ids = Annotated[list[int], PlainValidator(_ids), WithJsonSchema(IDS)]
 """Token ids."""

@@ -83,9 +83,9 @@ class Key:
         self._left -= tokens
 
     def _over(self, why: str, wait: int) -> Refused:
-        headers = {"retry-after": str(max(1, wait))}
-        code = "key_budget_exceeded"
-        return Refused(429, f"the budget of {self.name}: {why}", code=code, headers=headers)
+        said = f"the budget of {self.name}: {why}: try again in {wait} seconds"
+        headers = {"retry-after": str(wait)}
+        return Refused(429, said, code="key_budget_exceeded", headers=headers)
 
 
 class Keys:
@@ -177,14 +177,19 @@ class Guard:
         """Answer 401, or pass on with the key as `scope["state"]["key"]`."""
         if scope["type"] != "http" or scope["path"] in self._open:
             return await self._app(scope, receive, send)
-        key = self._keys.find(Headers(scope=scope).get("authorization"))
+        given = Headers(scope=scope).get("authorization")
+        key = self._keys.find(given)
         if key is None:
-            refused = Refused(
-                401,
-                "an API key is needed: send the header `Authorization: Bearer KEY`",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-            return await refused.response(scope["path"])(scope, receive, send)
+            return await _unknown(given).response(scope["path"])(scope, receive, send)
         scope.setdefault("state", {})["key"] = key
         await self._app(scope, receive, send)
+
+
+def _unknown(authorization: str | None) -> Refused:
+    wrong = "this API key is not known here" if authorization else "an API key is needed"
+    return Refused(
+        401,
+        f"{wrong}: send the header `Authorization: Bearer KEY`",
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )

@@ -21,7 +21,7 @@ from gptj.serve.kobold_models import (
     GenerateResult,
     TokenEvent,
 )
-from gptj.serve.refusal import Refused, in_words
+from gptj.serve.refusal import Refused, broken_off, in_words
 from gptj.serve.service import Service
 from gptj.serve.streams import event
 
@@ -126,7 +126,7 @@ class Kobold:
     def _finish(self, completion: Completion) -> Literal["stop", "length", "abort"]:
         reason = completion.finish_reason
         if reason == "cancelled" and self._service.draining:
-            raise Refused(503, "the server stops, and broke the answer off")
+            raise broken_off()
         assert reason != "error", "nothing is guided here"
         return "abort" if reason == "cancelled" else reason
 

@@ -11,7 +11,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gptj.engine.request import SEEDS, SamplingParams
-from gptj.serve.fields import Bias, Said, Stops, Strict, off
+from gptj.serve.fields import (
+    Bias,
+    Probability,
+    RepetitionPenalty,
+    Said,
+    Stops,
+    Strict,
+    Temperature,
+    Unit,
+    off,
+)
 from gptj.serve.refusal import Refused
 
 NAMES = {
@@ -41,8 +51,6 @@ LENGTH = 80
 
 NO = "leave it out, or switch it off"
 
-Unit = Annotated[float, Field(ge=0, le=1)]
-
 
 class GenerateRequest(Strict):
     """A story to go on with."""
@@ -57,17 +65,17 @@ class GenerateRequest(Strict):
     """Most tokens of memory, prompt and answer together. Default: the model's context."""
     n: Annotated[int, Field(ge=1)] | None = 1
     """How many answers."""
-    temperature: Annotated[float, Field(ge=0)] | None = 1.0
+    temperature: Temperature | None = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    top_p: Probability | None = 1.0
     """Draw from the likeliest tokens that together have this probability."""
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = 0
     """Draw from this many likeliest tokens; 0 is off."""
     min_p: Unit | None = 0.0
     """Leave out tokens less probable than this times the likeliest."""
-    typical: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    typical: Probability | None = 1.0
     """Typical sampling; 1 is off."""
-    rep_pen: Annotated[float, Field(gt=0)] | None = 1.0
+    rep_pen: RepetitionPenalty | None = 1.0
     """Above 1 discourages tokens of the prompt and of the answer so far."""
     rep_pen_range: Annotated[int, Field(ge=0)] | None = None
     """Of how many tokens: all of them, so 0 or the context's length, while `rep_pen` is on."""

@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gptj.engine.request import MOST_ALTERNATIVES, SEEDS, SamplingParams
-from gptj.serve.fields import Bias, Ids, Prompts, SomeIds, Stops, Strict, off
+from gptj.serve.fields import (
+    Bias,
+    Ids,
+    Probability,
+    Prompts,
+    RepetitionPenalty,
+    SomeIds,
+    Stops,
+    Strict,
+    Temperature,
+    Unit,
+    off,
+)
 from gptj.serve.refusal import Refused
 
 NAMES = {
@@ -83,18 +95,18 @@ class Sampling(Strict):
     """The name of the model, as /v1/models says it. Default: the one that is here."""
     n: Count | None = 1
     """Answers to each prompt."""
-    temperature: Annotated[float, Field(ge=0)] | None = 1.0
+    temperature: Temperature | None = 1.0
     """Divides the logits: below 1 sharpens, above 1 flattens, 0 always takes the likeliest."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    top_p: Probability | None = 1.0
     """Draw from the likeliest tokens that together have this probability."""
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = 0
     """Draw from this many likeliest tokens; 0 or -1 is off."""
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
+    min_p: Unit | None = 0.0
     """Leave out tokens less probable than this times the likeliest; 0 is off."""
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    typical_p: Probability | None = 1.0
     """Draw from the tokens whose surprise is nearest the expected one and that together have this
     probability; 1 is off."""
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = 1.0
+    repetition_penalty: RepetitionPenalty | None = 1.0
     """Above 1 discourages tokens of the prompt and of the answer so far."""
     presence_penalty: Penalty | None = 0.0
     """Taken from the logit of every token that the answer already has."""
@@ -128,7 +140,7 @@ class Sampling(Strict):
     """Send the answer in pieces, as server-sent events, as it is written."""
     stream_options: StreamOptions | None = None
     """With `stream`."""
-    user: str | None = None
+    user: Annotated[str, Field(max_length=200)] | None = None
     """Who asks, for the server's log."""
 
     def sampling(self, **more: Any) -> SamplingParams:
@@ -154,7 +166,7 @@ class Sampling(Strict):
         if form and form.json_schema:
             wanted = form.json_schema.schema_
         if form and (form.type == "json_schema") != (form.json_schema is not None):
-            raise _wrong("response_format", "json_schema goes with the type `json_schema`")
+            raise _wrong("response_format", "json_schema and the type `json_schema` go together")
         if form and form.type != "text" and schema is not None:
             raise _wrong("guided_json", "response_format says the form already: leave out one")
         try:

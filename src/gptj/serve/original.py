@@ -15,7 +15,8 @@ from starlette.requests import Request as HttpRequest
 from gptj.engine.request import Request, SamplingParams
 from gptj.serve.asked import Asked
 from gptj.serve.completions import finish
-from gptj.serve.fields import Said, Strict
+from gptj.serve.fields import Probability, Said, Strict, Temperature
+from gptj.serve.logs import say
 from gptj.serve.refusal import Refused, in_words
 from gptj.serve.service import Service
 
@@ -36,9 +37,6 @@ KEPT, KEPT_SECONDS = 1000, 600.0
 
 QIDS = 1 << 53
 """Numbers of predictions, drawn by chance; larger ones JavaScript would round."""
-
-Temperature = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 class CompleteRequest(Strict):
@@ -153,17 +151,21 @@ class Original:
                 under_way = await stack.enter_async_context(self._service.ask(http, [request]))
             rest = stack.pop_all()  # it goes on when this request is answered
         qid = secrets.randbelow(QIDS)
-        task = asyncio.create_task(self._finish(under_way, rest, asked.context))
+        task = asyncio.create_task(self._finish(http, under_way, rest, asked.context))
         self._kept[qid] = _Prediction(http.state.key.name, time.monotonic(), task)
         return PredictResponse(qid=qid)
 
     async def _finish(
-        self, under_way: Asked, rest: contextlib.AsyncExitStack, context: str
+        self, http: HttpRequest, under_way: Asked, rest: contextlib.AsyncExitStack, context: str
     ) -> PredictionResponse:
-        async with rest:
-            ((found,),) = await under_way.completions()
+        try:
+            async with rest:
+                ((found,),) = await under_way.completions()
+        finally:  # the line of the request that began it was written long ago
+            seconds, state = time.perf_counter() - under_way.arrived, http.state
+            known = {"id": state.id, "key": state.key.name, "seconds": round(seconds, 4)}
+            say("prediction", **known, **state.note)
         finish(found)
-        seconds = time.perf_counter() - under_way.arrived
         return PredictionResponse(context=context, completion=found.text, time=seconds)
 
     async def fetch(self, http: HttpRequest, asked: PredictionRequest) -> PredictionResponse:

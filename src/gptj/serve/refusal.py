@@ -28,6 +28,13 @@ TYPES = {
 """By status what OpenAI calls the kind of an error; any other is `invalid_request_error`."""
 
 
+ROUTES = {
+    404: "there is nothing at this path: /openapi.json lists those there are",
+    405: "this path takes another method: /openapi.json says which",
+}
+"""By status, what those are told who miss a route."""
+
+
 class Refused(Exception):
     """A request that is not answered, or an answer that is broken off."""
 
@@ -63,6 +70,12 @@ class Refused(Exception):
     def response(self, path: str) -> Response:
         """It as an answer to a request for `path`."""
         return Json(self.body(path), self.status, headers=self.headers)
+
+
+def broken_off() -> Refused:
+    """The end of an answer that is cut short because the server stops."""
+    headers = {"retry-after": "5"}
+    return Refused(503, "the server stops, and broke the answer off", headers=headers)
 
 
 def unforeseen(scope: Scope) -> Refused:
@@ -134,4 +147,5 @@ def from_validation(error: RequestValidationError) -> Refused:
 
 def from_http(error: HTTPException) -> Refused:
     """What the framework refuses: no such route, another method, a body it cannot parse."""
-    return Refused(error.status_code, str(error.detail), headers=error.headers)
+    said = ROUTES.get(error.status_code, str(error.detail))
+    return Refused(error.status_code, said, headers=error.headers)

@@ -13,6 +13,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -46,8 +48,7 @@ Build = Callable[[], contextlib.AbstractContextManager[Engine]]
 
 Piece = tuple[str, Any]
 """What a replica sends: `here` with who it is, `accepted`, `starts` with the index of a request,
-`delta` with the index and what was drawn, `refused` with a sentence, `lost` where its engine has
-stopped, `counts` at the end."""
+`delta` with the index and what was drawn, `refused` with a sentence, `counts` at the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +99,11 @@ class Replica:
             yield "counts", found
         except UserError as error:
             yield "refused", str(error)
-        except Refused:  # the engine has stopped; Ray will replace it
-            yield "lost", None
+        except Refused:
+            # The engine has stopped. Until Ray asks for its health it would be the replica with the
+            # shortest queue, and lose all that comes: who is dead is asked nothing, and replaced.
+            traceback.print_exception(self._worker.failure)
+            os._exit(1)
         finally:
             self._worker.forget(asked)
 
@@ -208,8 +212,6 @@ class Replicas:
             async for kind, what in pieces:
                 if kind == "refused":
                     raise UserError(what)
-                if kind == "lost":
-                    raise RayActorError
                 if kind == "here":
                     who = what
                     course.begin(who[1])

@@ -24,7 +24,7 @@ from gptj.serve.document import (
 from gptj.serve.kobold import Kobold, check_stream
 from gptj.serve.metrics import CONTENT_TYPE, Metrics
 from gptj.serve.openai_answers import ChatResponse, CompletionResponse
-from gptj.serve.openai_requests import ChatRequest, CompletionRequest
+from gptj.serve.openai_requests import ChatRequest, CompletionRequest, Sampling
 from gptj.serve.original import Original
 from gptj.serve.refusal import Json, Refused
 from gptj.serve.service import Service
@@ -67,6 +67,15 @@ def _kobold_fault(refused: Refused) -> str:
     return event(KoboldError.model_validate(refused.body("/api/")), "error")
 
 
+async def _answer(job: Job | ChatJob, asked: Sampling, http: Request) -> Response:
+    service_of(http).check_model(asked.model)
+    service_of(http).check_open()
+    await job.prepare()
+    if asked.stream:
+        return EventStream(job.events(), _openai_fault)
+    return Json(await unless_gone(http.receive, job.whole()))
+
+
 @openai.post(
     "/v1/completions",
     response_class=Json,
@@ -79,14 +88,7 @@ async def create_completion(
     asked: Annotated[CompletionRequest, _shown(examples.COMPLETION_REQUEST)], http: Request
 ) -> Response:
     """Write on from prompts."""
-    service = service_of(http)
-    service.check_model(asked.model)
-    service.check_open()
-    job = Job(service, http, asked)
-    await job.prepare()
-    if asked.stream:
-        return EventStream(job.events(), _openai_fault)
-    return Json(await unless_gone(http.receive, job.whole()))
+    return await _answer(Job(service_of(http), http, asked), asked, http)
 
 
 @openai.post(
@@ -101,14 +103,7 @@ async def create_chat_completion(
     asked: Annotated[ChatRequest, _shown(examples.CHAT_REQUEST)], http: Request
 ) -> Response:
     """Say what comes next in a chat."""
-    service = service_of(http)
-    service.check_model(asked.model)
-    service.check_open()
-    job = ChatJob(service, http, asked)
-    await job.prepare()
-    if asked.stream:
-        return EventStream(job.events(), _openai_fault)
-    return Json(await unless_gone(http.receive, job.whole()))
+    return await _answer(ChatJob(service_of(http), http, asked), asked, http)
 
 
 @openai.get(
@@ -284,9 +279,7 @@ async def health(http: Request) -> Response:
 )
 async def ready(http: Request) -> Response:
     """Say whether requests are answered: not before the warm-up, and not while draining."""
-    state = service_of(http).state
-    if state != "ready":
-        raise Refused(503, f"the server is {state}", code="not_ready", headers={"retry-after": "5"})
+    service_of(http).check_ready()
     return Json(State(status="ready"))
 
 

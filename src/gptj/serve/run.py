@@ -142,7 +142,7 @@ class _Process:
     def __init__(self, app: Any, service: Service, setup: Setup) -> None:
         self._service, self._setup = service, setup
         self._server = http_server(app, setup.config.client_seconds)
-        self._code, self._signals = 0, 0
+        self._signals = 0
 
     async def run(self) -> int:
         """Serve until a signal, or until the engine fails."""
@@ -150,19 +150,19 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         self._service.worker.start(self._on_change)
+        self._setup.listener.listen(BACKLOG)  # who reads the address may connect at once
         host, port = self._setup.listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{port}", flush=True)
         say("listening", host=host, port=port, model=self._service.name,
             fingerprint=self._service.fingerprint, keys=len(self._setup.keys))  # fmt: skip
         await self._server.serve(sockets=[self._setup.listener])
-        return self._code
+        return 1 if self._service.worker.failure else 0
 
     def _on_change(self) -> None:
         """The engine is warm, or has failed."""
         if error := self._service.worker.failure:
             LOG.error("the engine failed", exc_info=error)
-            self._code = 1
             self._begin_drain("failure", 0.0)
         else:
             say("ready", programs=self._service.worker.warm_compilations)
@@ -179,12 +179,15 @@ class _Process:
             self._drain_task = asyncio.create_task(self._drain(seconds))
 
     async def _drain(self, seconds: float) -> None:
-        """Let requests under way finish, as long as there is time; a second signal ends that."""
-        end = time.monotonic() + seconds
-        await self._until(lambda: self._signals > 1, end - CUT_SECONDS)
+        """Let requests under way finish, as long as there is time and an engine to finish them.
+
+        A second signal ends that.
+        """
+        end, worker = time.monotonic() + seconds, self._service.worker
+        await self._until(lambda: self._signals > 1 or bool(worker.failure), end - CUT_SECONDS)
         cut = len(self._server.server_state.tasks)
         if cut:
-            self._service.worker.cut()
+            worker.cut()
             await self._until(lambda: False, time.monotonic() + TELL_SECONDS)
         say("drained", cut=cut)
         self._server.should_exit = True

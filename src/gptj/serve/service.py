@@ -61,12 +61,22 @@ class Service:
 
     @property
     def state(self) -> str:
-        """`ready`, or why it is not: `warming up`, `draining`, `failed`."""
+        """`ready`, or why it is not: `warming up`, `draining`, `broken`."""
         if self.worker.failure:
-            return "failed"
+            return "broken"
         if self.draining:
             return "draining"
         return "ready" if self.worker.is_ready else "warming up"
+
+    def check_ready(self) -> None:
+        """Refuse whoever comes before the warm-up is over, while draining, and after a failure.
+
+        Raises:
+          Refused: 503.
+        """
+        if self.state != "ready":
+            said = f"the server is {self.state}: try again in 5 seconds"
+            raise Refused(503, said, code="not_ready", headers={"retry-after": "5"})
 
     def check_open(self) -> None:
         """Refuse whoever comes now if nobody would be let in.
@@ -74,9 +84,7 @@ class Service:
         Raises:
           Refused: 503 if the server is not ready, 429 if the queue is full.
         """
-        if self.state != "ready":
-            headers = {"retry-after": "5"}
-            raise Refused(503, f"the server is {self.state}", code="not_ready", headers=headers)
+        self.check_ready()
         self.line.check()
 
     def check_model(self, name: str | None) -> None:

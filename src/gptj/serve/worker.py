@@ -76,7 +76,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """Whether a request is not answered yet."""
-        return bool(self._under_way) or not self._post.empty()
+        return not self.failure and (bool(self._under_way) or not self._post.empty())
 
     @property
     def recompilations(self) -> int:

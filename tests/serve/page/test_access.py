@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -175,6 +176,22 @@ def test_motion_is_left_out_where_it_is_not_wanted(visit):
     assert not tab.page.locator("*").evaluate_all(moving)
     lively = visit(reduced_motion="no-preference")
     assert lively.page.locator("*").evaluate_all(moving)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("window", [PHONE, {}], ids=["phone", "desktop"])
+def test_what_is_drawn_is_seen_without_scrolling(visit, window, samples):
+    text = quote(STORIES[0] * 6)
+    tab = visit(f"#text={text}&n={samples}", **window)
+    body = "".join(made_up(i, STORIES[i % 3]) for i in range(samples)) + "data: [DONE]\n\n"
+    tab.answers(body=body)
+    tab.button("Generate").click()
+    tab.drew()
+    drawn = tab.tokens if samples == 1 else tab.panes.first.locator(".token")
+    for token in (drawn.first, drawn.nth(20)):
+        tab.expect(token).to_be_in_viewport()
+    if samples == 2 and window:
+        tab.shot("phone-long")
 
 
 @pytest.mark.parametrize("state", ["phone", "phone-samples", "phone-settings"], indirect=True)

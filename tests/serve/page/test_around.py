@@ -131,11 +131,17 @@ def test_refusals_are_told_and_nothing_is_lost(visit):
     tab.area.press("Control+Enter")
     tab.expect(tab.error).to_contain_text("128")
     tab.expect(tab.area).to_have_value("word " * 60)
-    for status, headers, said in [
-        (429, {"retry-after": "7"}, "Full. Try again in 7 s."),
-        (503, {}, "Full. Try again in a moment."),
+    for status, headers, message, said in [
+        (429, {"retry-after": "7"}, "full", "Full. Try again in 7 s."),
+        (503, {}, "full", "Full. Try again in a moment."),
+        (
+            429,
+            {"retry-after": "9"},
+            "full: try again in 9 seconds",
+            "Full: try again in 9 seconds.",
+        ),
     ]:
-        body = json.dumps({"error": {"message": "full"}})
+        body = json.dumps({"error": {"message": message}})
         tab.answers(status=status, headers=headers, body=body)
         tab.area.press("Control+Enter")
         tab.expect(tab.error).to_have_text(said)

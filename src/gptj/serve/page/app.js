@@ -117,10 +117,7 @@ class Playground {
     const { n } = this.controls.values;
     if (slot !== MAIN) this.#draw([slot], this.document);
     else if (n === 1) this.#draw([MAIN], { main, samples: [] });
-    else {
-      this.#draw(range(n), { main, samples: range(n).map(() => ({ ...EMPTY, finish: null })) });
-      this.editor.showEnd(); // which the samples go on from
-    }
+    else this.#draw(range(n), { main, samples: range(n).map(() => ({ ...EMPTY, finish: null })) });
   }
 
   /** Draw anew what was drawn last, if the text still ends with it. */
@@ -172,6 +169,8 @@ class Playground {
       return this.shell.fail(`The seed must be a whole number up to ${MOST_SEED}, or empty.`);
     }
     this.replace(document);
+    this.editor.showEnd(); // which is what is gone on from
+    if (slots.length > 1) this.samples.showStart();
     const ahead = slots[0] === MAIN ? "" : document.samples[slots[0]].text;
     const prompt = document.main.text + ahead;
     const seed = seedOf(this.controls.values.seed) ?? Math.floor(Math.random() * (MOST_SEED + 1));

@@ -15,6 +15,11 @@ export class Samples {
     this.root.append(...this.panes.map(({ root }) => root));
   }
 
+  /** Below a long text in a narrow window, where they would begin out of sight. */
+  showStart() {
+    this.root.scrollIntoView({ block: "start" });
+  }
+
   show(bodies, running) {
     this.root.hidden = bodies.length === 0;
     this.root.dataset.count = bodies.length;

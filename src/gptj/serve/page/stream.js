@@ -40,7 +40,8 @@ async function refusal(response) {
   const wait = Number(response.headers.get("Retry-After"));
   if (status === 429 || status === 503) {
     const when = wait > 0 ? `in ${wait} s` : "in a moment";
-    return new ApiError(`${said || "The server is busy."} Try again ${when}.`, status);
+    const again = /try again/.test(said) ? "" : ` Try again ${when}.`;
+    return new ApiError((said || "The server is busy.") + again, status);
   }
   return new ApiError(said || `The server answered ${status}.`, status);
 }
