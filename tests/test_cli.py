@@ -31,7 +31,7 @@ from gptj.train.metrics import read_metrics
 
 VERBS = (
     *("prepare", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
-    *("convert", "inspect", "diff", "serve", "bench"),
+    *("convert", "inspect", "diff", "serve", "bench", "plan"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 
