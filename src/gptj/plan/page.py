@@ -20,7 +20,7 @@ _COLOURS = ("t-step", "t-compile", "t-data", "t-evaluate", "t-checkpoint", "t-lo
 _STYLE = """
 .memory { margin-bottom: 16px; } .memory .bar { background: var(--grid); }
 .memory table i { display: inline-block; width: 10px; height: 10px; margin-right: 7px; }
-table.plan { width: 100%; } table.plan td, table.plan th { padding: 4px 10px 4px 0;
+table.plan { width: 100%; } table.kept td:last-child { width: 80%; } table.plan td, table.plan th { padding: 4px 10px 4px 0;
   text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
 """
 
@@ -86,20 +86,20 @@ def _training(plan: Plan) -> list[Html]:
         ("PaLM's MFU", f"{100 * used.palm_mfu:.1f} %", f"HFU {100 * used.palm_hfu:.1f} %"),
         ("The article's", f"{100 * used.article_mfu:.1f} %", f"HFU {100 * used.article_hfu:.1f} %"),
     ]
-    kept = [(name, size(value), _line(value, plan)) for name, value in plan.activations.items()]
+    most = max(plan.activations.values())
+    kept = [(name, size(value), _line(value / most)) for name, value in plan.activations.items()]
     return [
         _header(job.place.name, verdict(plan), plan.fits, words),
         _cards(cards),
         section("Memory of a device", _stack(plan.memory.kinds(), plan.memory.available)),
-        section("Activations kept, by remat", table((), kept, "plan")),
+        section("Activations kept, by remat", table((), kept, "plan kept")),
         section("Collectives in a step", _exchanges(plan)),
         section("Seconds of a step", _seconds(plan)),
     ]
 
 
-def _line(value: float, plan: Plan) -> Html:
-    share = min(100.0, 100 * value / plan.memory.available)
-    return tag("div", tag("i", class_="t-data", style=f"width:{share:.2f}%"), class_="bar")
+def _line(share: float) -> Html:
+    return tag("div", tag("i", class_="t-data", style=f"width:{100 * share:.1f}%"), class_="bar")
 
 
 def _stack(parts: dict[str, float], available: float) -> Html:

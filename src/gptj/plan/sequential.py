@@ -28,7 +28,7 @@ def block(
 ) -> Float[Array, "batch length embed"]:
     """One layer: each half normalises the stream, and adds to it before the other begins."""
     w = model._gathered(stored, config, x.dtype)
-    rows = x.reshape(-1, config.d_model)
+    rows = reshape(x, (-1, config.d_model), "batch", None)
 
     def normal(rows: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         y = model.layer_norm(rows, w.norm_scale, w.norm_offset, config.layer_norm_eps)
@@ -42,7 +42,8 @@ def block(
 
     query = rotary(heads(w.query), positions, config.rotary_dims, config.rotary_base)
     key = rotary(heads(w.key), positions, config.rotary_dims, config.rotary_base)
-    mixed = attend(query, key, heads(w.value)).reshape(-1, config.heads, config.d_head)
+    mixed = attend(query, key, heads(w.value))
+    mixed = reshape(mixed, (-1, config.heads, config.d_head), "batch", "heads", None)
     branch = einsum("rhd,hde->re", mixed, w.attention_out, "batch", None, unreduced=("tensor",))
     rows += reshard(branch, "batch", None)
     inner = einsum("re,ef->rf", normal(rows), w.ffn_in, "batch", "ffn")
