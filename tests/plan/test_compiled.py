@@ -51,7 +51,7 @@ def test_a_sequential_block_costs_more_and_the_saving_is_shown(small_job, compil
     other = small_job(on, mesh, sequential=True)
     assert of_blocks(other, compile_once(on, mesh, sequential=True)) == 5
     ours = small_job(on, mesh)
-    plan = plan_of(ours, compile_once(on, mesh), None)
+    plan = plan_of(ours, compile_once(on, mesh))
     found = saving_with(plan, compile_once(on, mesh, sequential=True))
     stream = ours.rows * ours.seq * ours.model.d_model * 2
     more = 3 * ours.model.layers * ours.accumulate
@@ -69,7 +69,7 @@ def saving_with(plan, other):
 
 def test_without_tensor_there_is_nothing_to_save(small_job, compile_once):
     found = compile_once("cpu:8", (8, 1, 1), dtype="float32")
-    plan = plan_of(small_job("cpu:8", (8, 1, 1), dtype="float32"), found, None)
+    plan = plan_of(small_job("cpu:8", (8, 1, 1), dtype="float32"), found)
     with pytest.raises(UserError, match="data=8 splits nothing over tensor"):
         saving(plan)
     assert not any("tensor" in each.axes for each in found.exchanges)

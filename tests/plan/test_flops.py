@@ -43,7 +43,7 @@ def test_a_count_by_hand(job):
 def plan(job):
     rates = dict.fromkeys(("data", "fsdp", "tensor"), 450e9)
     formula = estimated(job, rates)
-    return plan_of(job, formula, formula)
+    return plan_of(job, formula)
 
 
 def test_the_plan_divides_them_by_the_peak(job):

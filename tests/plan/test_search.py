@@ -57,7 +57,9 @@ def test_the_finalists_are_compiled_until_some_fit(job, monkeypatch, small_job):
         if job.compute.remat == "none":
             return TooLarge(1.0, 20e9, 16e9, "no room")
         (rates,) = remote.axis_rates(job.place, [job.mesh])
-        return dataclasses.replace(search.estimate.estimated(job, rates), versions="compiled")
+        return dataclasses.replace(
+            search.estimate.estimated(job, rates), versions="compiled", seconds=1.0
+        )
 
     monkeypatch.setattr(remote, "compile_step", compile_step)
     small = small_job("cpu:8", (8, 1, 1), dtype="float32")

@@ -20,7 +20,8 @@ _COLOURS = ("t-step", "t-compile", "t-data", "t-evaluate", "t-checkpoint", "t-lo
 _STYLE = """
 .memory { margin-bottom: 16px; } .memory .bar { background: var(--grid); }
 .memory table i { display: inline-block; width: 10px; height: 10px; margin-right: 7px; }
-table.plan { width: 100%; } table.kept td:last-child { width: 80%; } table.plan td, table.plan th { padding: 4px 10px 4px 0;
+table.plan { width: 100%; } table.kept td:last-child { width: 80%; }
+table.plan td, table.plan th { padding: 4px 10px 4px 0;
   text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
 """
 

@@ -101,32 +101,38 @@ def made(job: Job) -> Plan:
     Raises:
       UserError: the hardware's compiler is not installed.
     """
+    found = None if job.place.platform == "gpu" else remote.compile_step(job)
+    if isinstance(found, Compiled):
+        return plan_of(job, found)
     (rates,) = remote.axis_rates(job.place, [job.mesh])
     formula = estimate.estimated(job, rates)
-    if job.place.platform == "gpu":
-        return plan_of(job, formula, formula)
-    return plan_of(job, remote.compile_step(job), formula)
+    return plan_of(job, found or formula, formula)
 
 
-def plan_of(job: Job, found: Compiled | TooLarge, formula: Compiled) -> Plan:
-    """The plan, from what the compiler said or the formulas."""
+def plan_of(job: Job, found: Compiled | TooLarge, formula: Compiled | None = None) -> Plan:
+    """The plan, from what the compiler said or a formula.
+
+    Args:
+      formula: stands in for a program that does not fit.
+    """
     available, refusal = job.place.accelerator.memory, None
-    facts = formula if isinstance(found, TooLarge) else found
-    needed: float = facts.memory
     if isinstance(found, TooLarge):
-        needed, available, refusal = found.needed, found.available, found.words
+        assert formula is not None
+        facts, needed = formula, found.needed
+        available, refusal = found.available, found.words
+    else:
+        facts, needed = found, float(found.memory)
     step = times(job, facts)
-    flops = flops_per_token(job.model, job.seq)
     return Plan(
         job=job,
         parameters=count_parameters(job.model),
-        is_compiled=facts is not formula or refusal is not None,
+        is_compiled=found.seconds > 0,
         fits=refusal is None and needed <= available,
         memory=_memory(job, needed, facts, available),
         activations={remat: estimate.activations(job, remat) for remat in get_args(Remat)},
         found=facts,
         times=step,
-        used=utilisation(job, step.predicted, flops),
+        used=utilisation(job, step.predicted, flops_per_token(job.model, job.seq)),
         refusal=refusal,
     )
 

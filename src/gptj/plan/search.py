@@ -76,7 +76,7 @@ def estimated(
     of = dict(zip(among, rates, strict=True))
     for each in every(job, among):
         formula = estimate.estimated(each, of[each.mesh])
-        found.append((plan_of(each, formula, formula), formula))
+        found.append((plan_of(each, formula), formula))
     return sorted(found, key=lambda pair: _order(pair[0]))
 
 
