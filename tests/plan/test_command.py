@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -91,6 +92,7 @@ def test_a_recipe_is_planned_as_it_trains_and_a_flag_wins(gptj, tmp_path):
     assert (job["optimizer"]["kind"], job["optimizer"]["b2"]) == ("adamw", 0.95)
 
 
+@pytest.mark.slow
 def test_measured_beside_predicted(gptj, tmp_path, tiny_model):
     out = tmp_path / "plan.json"
     code, said, _ = gptj(
@@ -104,18 +106,30 @@ def test_measured_beside_predicted(gptj, tmp_path, tiny_model):
     assert 0 < found["measured"]["seconds"] < 60
 
 
+def outside(*words):
+    """A program in a process of its own, which may look for TPUs."""
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment | own, check=False
+    )
+
+
 @needs_libtpu
-def test_a_plan_for_a_tpu_is_quiet(tmp_path, tiny_model):
+def test_a_plan_for_a_tpu_is_quiet(tiny_model):
     """Nothing of libtpu's own reaches the terminal."""
-    command = (*(sys.executable, "-m", "gptj.cli", "plan", str(tiny_model)), "--on", "v3-8")
-    done = subprocess.run(
-        [*command, "--mesh", "data=2,tensor=4", "--batch", "8"],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-        env=remote.os.environ | {"PYTHONPATH": remote.os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
+    words = ("plan", tiny_model, "--on", "v3-8", "--mesh", "data=2,tensor=4", "--batch", 8)
+    done = outside("-m", "gptj.cli", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert "libtpu" in done.stdout.splitlines()[2]  # its version, and nothing else of it
     assert "it fits" in done.stdout
+
+
+def test_libtpu_is_quiet_in_every_verb():
+    """Where it is installed, and JAX looks for a TPU that is not there."""
+    program = "import jax; from gptj.cli import guarded; guarded('x', lambda: print(jax.devices()))"
+    assert outside("-c", program).stderr == ""
 
 
 @pytest.mark.parametrize(

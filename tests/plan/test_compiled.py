@@ -7,11 +7,13 @@ import pytest
 
 from gptj.errors import UserError
 from gptj.plan import remote
+from gptj.plan.estimate import estimated
 from gptj.plan.plan import plan_of, saving
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
+LARGE = {"batch": 64, "dtype": "float32", "remat": "none"}  # as in test_memory.py
 ON_TPU = [
     pytest.param("v5e-8", (4, 1, 2), marks=needs_libtpu),
     pytest.param("v5p-8", (1, 2, 2), marks=needs_libtpu),
@@ -40,7 +42,7 @@ def test_a_block_costs_one_all_reduce_each_way(on, mesh, small_job, compile_once
 
 
 def test_so_it_does_on_a_cpu(small_job, compile_once):
-    job, found = (make("cpu:8", (2, 2, 2), dtype="float32") for make in (small_job, compile_once))
+    job, found = (make("cpu:8", (2, 2, 2), **LARGE) for make in (small_job, compile_once))
     assert of_blocks(job, found) == 2
 
 
@@ -67,16 +69,16 @@ def saving_with(plan, other):
         return saving(plan)
 
 
-def test_without_tensor_there_is_nothing_to_save(small_job, compile_once):
-    found = compile_once("cpu:8", (8, 1, 1), dtype="float32")
-    plan = plan_of(small_job("cpu:8", (8, 1, 1), dtype="float32"), found)
+def test_without_tensor_there_is_nothing_to_save(small_job):
+    job = small_job("h100:8", (8, 1, 1))
+    formula = estimated(job, {"data": 1e9})
     with pytest.raises(UserError, match="data=8 splits nothing over tensor"):
-        saving(plan)
-    assert not any("tensor" in each.axes for each in found.exchanges)
+        saving(plan_of(job, formula))
+    assert not any("tensor" in each.axes for each in formula.exchanges)
 
 
 def test_gradients_cross_the_batch_axes_once_a_microbatch(small_job, compile_once):
-    job, found = (make("cpu:8", (2, 2, 2), dtype="float32") for make in (small_job, compile_once))
+    job, found = (make("cpu:8", (2, 2, 2), **LARGE) for make in (small_job, compile_once))
     over = [x for x in found.exchanges if set(x.axes) == {"data", "fsdp"}]
     assert {x.times for x in over} >= {job.model.layers * job.accumulate, job.accumulate}
     assert all(x.devices == 4 for x in over)

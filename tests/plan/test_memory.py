@@ -12,7 +12,7 @@ from gptj.model import count_parameters
 from gptj.plan import estimate, remote
 from gptj.plan.compiled import TooLarge, too_large
 
-LARGE = {"batch": 64, "dtype": "float32", "remat": "none"}
+LARGE = {"batch": 64, "dtype": "float32", "remat": "none"}  # as in test_compiled.py
 
 # Runs the step and says what was allocated: the bytes of the arrays given to it, and how far the
 # process's memory rose above them while it ran.
@@ -61,12 +61,10 @@ def test_what_is_predicted_is_what_is_allocated(small_job, compile_once):
     assert 8 * predicted.memory == pytest.approx(allocated, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "changes"), [((2, 2, 2), LARGE), ((8, 1, 1), {"dtype": "float32"})]
-)
-def test_the_formulas_are_near_what_the_compiler_says(small_job, compile_once, mesh, changes):
+def test_the_formulas_are_near_what_the_compiler_says(small_job, compile_once):
     """Near enough to choose by: what they leave out is what the compiler makes of the rest."""
-    job, compiled = (make("cpu:8", mesh, **changes) for make in (small_job, compile_once))
+    mesh = (2, 2, 2)
+    job, compiled = (make("cpu:8", mesh, **LARGE) for make in (small_job, compile_once))
     (rates,) = remote.axis_rates(job.place, [mesh])
     formula = estimate.estimated(job, rates)
     assert formula.arguments == pytest.approx(compiled.arguments, rel=0.02)
