@@ -9,6 +9,10 @@ VENV ?= .venv
 # harness asks for beside it.
 TORCH ?= torch==2.13.0 accelerate==1.15.0
 
+# The TPU's compiler, which needs no TPU: `gptj plan` is tested with it where it can be installed.
+# `LIBTPU=` leaves it out. It is jax's own choice for its version, of which the lock holds several.
+LIBTPU ?= jax[tpu]
+
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input --quiet
 # Compiling bytecode for every installed file is half of an installation; Python does it for those
@@ -19,7 +23,7 @@ UNBUILT := rouge-score,sqlitedict,word2number
 unexport PYTHONDONTWRITEBYTECODE
 fingerprint = $(shell { echo "$(2)"; cat locks/$(1).txt pyproject.toml; } | cksum | cut -d' ' -f1)
 DEMO := $(VENV)/.demo-$(call fingerprint,demo)
-TEST := $(VENV)/.test-$(call fingerprint,test,$(TORCH))
+TEST := $(VENV)/.test-$(call fingerprint,test,$(TORCH)$(LIBTPU))
 
 .PHONY: help demo test lint docs bench lock clean
 
@@ -61,7 +65,7 @@ clean: ## remove caches and build products; the environment stays
 # A shell function: silent when its command succeeds, the command's whole output when it fails.
 QUIETLY = quietly() { "$$@" >"$(VENV)/setup.log" 2>&1 || { cat "$(VENV)/setup.log" >&2; exit 1; }; }
 
-# $(call install,LOCK,HOW LONG,EXTRA COMMAND). `.unfinished` marks an environment whose first
+# $(call install,LOCK,HOW LONG,EXTRA COMMAND,ANOTHER). `.unfinished` marks an environment whose first
 # installation was interrupted: it is begun again rather than trusted.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -73,9 +77,11 @@ define install
 	@$(QUIETLY); quietly $(INSTALL) --require-hashes --no-deps --only-binary :all: --no-binary $(UNBUILT) -r locks/$(1).txt
 	@$(QUIETLY); quietly $(INSTALL) --no-index --no-deps --no-build-isolation -e .
 	$(3)
+	$(4)
 	@rm -f $(VENV)/.unfinished $(VENV)/setup.log $(VENV)/.$(1)-* && touch $@
 endef
 
 $(DEMO): ; $(call install,demo,about half a minute)
 
-$(TEST): ; $(call install,test,about a minute,$(if $(TORCH),@$(QUIETLY); quietly $(INSTALL) $(TORCH)))
+NO_LIBTPU := echo "no libtpu for this machine: the tests that compile for a TPU will skip"
+$(TEST): ; $(call install,test,about a minute,$(if $(TORCH),@$(QUIETLY); quietly $(INSTALL) $(TORCH)),$(if $(LIBTPU),@$(INSTALL) "$(LIBTPU)" >/dev/null 2>&1 || $(NO_LIBTPU)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import json
 import os
 import random
@@ -18,6 +19,8 @@ import pytest
 EIGHT = "--xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "gptj-tests")
+if importlib.util.find_spec("libtpu"):  # here for its compiler alone; nothing is to look for a TPU
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
 
 # Compiled programs are kept while the tests run, for the many processes that want the same ones:

@@ -19,10 +19,12 @@ from rich.console import Console
 import gptj as package
 from gptj import checkpoint, cli
 from gptj.bench import ServeBenchConfig
-from gptj.cli import bench, data, evaluate, models, runs, serve
+from gptj.cli import bench, data, evaluate, models, plan, runs, serve
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.prepare import PrepareConfig
+from gptj.plan import terminal
+from gptj.plan.job import Job
 from gptj.plot import PlotConfig
 from gptj.serve.config import ServeConfig
 from gptj.train.config import TrainConfig
@@ -31,7 +33,7 @@ from gptj.train.metrics import read_metrics
 
 VERBS = (
     *("prepare", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
-    *("convert", "inspect", "diff", "serve", "bench"),
+    *("convert", "inspect", "diff", "serve", "bench", "plan"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 
@@ -117,12 +119,17 @@ class TestHelp:
                 "set_up": lambda config: heard.append(config) or setup,
                 "serve": lambda *_: 0,
             }
+        if verb == "plan":
+            shown = SimpleNamespace(plain=dict, days=lambda _: 1.0)
+            stands_in[plan] = {"made": lambda job: heard.append(job) or shown}
+            stands_in[terminal] = {"show": hear}
         for module, names in stands_in.items():
             for name, function in names.items():
                 monkeypatch.setattr(module, name, function)
         assert gptj(*shlex.split(example[1])).code == 0
         kinds = (
             PrepareConfig
+            | Job
             | TrainConfig
             | PlotConfig
             | ConvertConfig

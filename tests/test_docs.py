@@ -8,10 +8,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+def program(path):
+    """A program outside the package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_reference_is_current():
-    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    build = program(ROOT / "docs" / "build.py")
     is_current = build.REFERENCE.read_text() == build.reference()
     assert is_current, "run `make docs`"  # and not both pages, line by line
 
@@ -40,3 +46,20 @@ def test_the_table_of_fewer_bits_is_what_was_measured():
     for kind, found in kinds.items():
         numbers = f"{found['perplexity']:.2f} | {found['kl']:.1e} | {100 * found['agrees']:.1f} %"
         assert f"| {kind} | {numbers} |" in page
+
+
+def test_the_table_of_plans_is_what_its_commands_found():
+    plans = program(ROOT / "benchmarks" / "plan_table.py")
+    results = json.loads(plans.RESULTS.read_text())
+    assert list(results) == [*plans.COMMANDS, plans.SAVING]
+    assert plans.table(results) in plans.GUIDE.read_text()
+    for command, found in results.items():
+        on = command.split("--on ")[1].split()[0]
+        assert found["job"]["place"].startswith(on)
+    own = results["gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8"]
+    assert own["fits"]
+    assert own["compiled"]
+
+
+def test_the_guide_to_planning_is_finished():
+    assert "@@" not in (ROOT / "docs" / "planning.md").read_text()

@@ -217,7 +217,8 @@ def _split(hidden: Array, targets: Array, weights: Array) -> Chunk:
     def cut(x: Array) -> Array:
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % CHUNK)] + [(0, 0)] * (x.ndim - 2))
         x = jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]), 1, 0)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
+        shape = (x.shape[0], -1, *x.shape[3:])
+        return reshape(x, shape, None, "batch", *[None] * (x.ndim - 3))
 
     return cut(hidden), cut(targets), cut(weights)
 

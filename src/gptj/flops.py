@@ -30,6 +30,11 @@ def hardware_flops_per_token(config: ModelConfig, length: int, remat: Remat) -> 
     return flops_per_token(config, length) + config.layers * config.d_model * length + again
 
 
+def forward_flops_per_token(config: ModelConfig, length: int) -> int:
+    """Operations to read one token that sees `length` before it, and to draw the next."""
+    return _forward(config, 2 * length, with_output=True)
+
+
 def _forward(config: ModelConfig, length: int, *, with_output: bool) -> int:
     table = weights(config)
     products = [weight for weight in jax.tree.leaves(table.blocks) if weight.is_matrix]

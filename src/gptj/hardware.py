@@ -13,27 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PEAK_FLOPS = {
-    "TPU v2": 22.5e12,  # one core; a chip has two
-    "TPU v3": 61.5e12,  # one core
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-"""Dense bfloat16 products of one device a second (V100, T4: float16), from the makers' data
-sheets, by what JAX calls the device: the longest name found in it counts."""
+from gptj import accelerators
 
 
 def peak_flops() -> float:
@@ -43,9 +23,8 @@ def peak_flops() -> float:
     none is known (a CPU), what a large product in float32 reaches now, all devices being one.
     """
     devices = jax.devices()
-    names = [name for name in PEAK_FLOPS if name.lower() in devices[0].device_kind.lower()]
-    if names:
-        return PEAK_FLOPS[max(names, key=len)] * len(devices)
+    if accelerator := accelerators.named(devices[0].device_kind):
+        return accelerator.peak_flops * len(devices)
     processes = jax.process_count() if devices[0].platform == "cpu" else len(devices)
     return measured_flops() * processes
 

@@ -228,7 +228,7 @@ def embed(
     x = table.at[tokens].get(out_sharding=spec("batch", None, None))
     if params.embedding_bias is None:
         return x
-    rows = x.reshape(-1, x.shape[-1])
+    rows = reshape(x, (-1, x.shape[-1]), "batch", None)
     rows += spread(gather(params.embedding_bias, (None,), dtype), rows)
     return reshape(rows, x.shape, "batch", None, None)
 
@@ -242,7 +242,7 @@ def block(
 ) -> Float[Array, "batch length embed"]:
     """One layer. `attend` takes rotated queries and keys, and values, and returns their mix."""
     w = _gathered(stored, config, x.dtype)
-    rows = x.reshape(-1, config.d_model)
+    rows = reshape(x, (-1, config.d_model), "batch", None)
     y = layer_norm(rows, w.norm_scale, w.norm_offset, config.layer_norm_eps)
     y = reshard(y, "batch", None, reduced=("tensor",))
 
@@ -252,7 +252,8 @@ def block(
 
     query = rotary(heads(w.query), positions, config.rotary_dims, config.rotary_base)
     key = rotary(heads(w.key), positions, config.rotary_dims, config.rotary_base)
-    mixed = attend(query, key, heads(w.value)).reshape(-1, config.heads, config.d_head)
+    mixed = attend(query, key, heads(w.value))
+    mixed = reshape(mixed, (-1, config.heads, config.d_head), "batch", "heads", None)
     inner = einsum("re,ef->rf", y, w.ffn_in, "batch", "ffn")
     branches = einsum("rhd,hde->re", mixed, w.attention_out, "batch", None, unreduced=("tensor",))
     branches += feed_forward_out(inner, w.ffn_in_bias, w.ffn_out)
@@ -298,7 +299,7 @@ def final_norm(
     params: Params[Array], x: Float[Array, "batch length embed"], config: ModelConfig
 ) -> Float[Array, "batch length embed"]:
     """The LayerNorm after the last layer."""
-    rows = x.reshape(-1, config.d_model)
+    rows = reshape(x, (-1, config.d_model), "batch", None)
     y = layer_norm(rows, params.norm_scale, params.norm_offset, config.layer_norm_eps)
     return reshape(y, x.shape, "batch", None, None)
 
@@ -315,10 +316,8 @@ def rematerialised(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
     if remat == "offload":
         kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
         if HOST_MEMORY not in kinds:
-            raise UserError(
-                f"remat=offload needs devices with {HOST_MEMORY} memory, these have "
-                f"{', '.join(sorted(kinds))}: use remat=block"
-            )
+            have = f"these have {', '.join(sorted(kinds))}: use remat=block"
+            raise UserError(f"remat=offload needs devices with {HOST_MEMORY} memory, {have}")
         offloaded = jax.checkpoint_policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[LAYER_INPUT],
@@ -334,7 +333,7 @@ def logits(
 ) -> Float[Array, "batch length vocab"]:
     """The output projection, in float32. Columns past `config.vocab_size` mean nothing."""
     output = gather(params.output, ("embed", "vocab"), hidden.dtype)
-    rows = hidden.reshape(-1, config.d_model)
+    rows = reshape(hidden, (-1, config.d_model), "batch", None)
     product = einsum("re,ev->rv", rows, output, "batch", "vocab", dtype=jnp.float32)
     product += params.output_bias.astype(jnp.float32)
     return reshape(product, (*hidden.shape[:2], product.shape[1]), "batch", None, "vocab")

@@ -70,6 +70,15 @@ def test_every_mesh_gives_the_loss_and_gradient_of_one_device(shape, options):
     jax.tree.map(assert_close, gradient, expected_gradient)
 
 
+def test_a_batch_of_one_row_is_split_over_tensor_alone():
+    """A dim of 1 carries no sharding through a plain reshape."""
+    program, one = gradient_program({}), TOKENS[:1]
+    expected, _ = program(weights(), one)
+    with jax.set_mesh(make_mesh(tensor=8)):
+        loss, _ = program(weights(), place(one, "batch", None))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 8), (2, 1, 4), (2, 2, 2)], ids=str)
 def test_every_mesh_gives_the_logits_of_one_device(shape):
     logits = jax.jit(lambda params, tokens: model.forward(params, tokens, CONFIG))

@@ -43,6 +43,7 @@ VERBS = {
     "diff": Verb("models", "compare the weights of two models"),
     "serve": Verb("serve", "answer requests over HTTP"),
     "bench": Verb("bench", "measure how fast the engine answers"),
+    "plan": Verb("plan", "say what a run needs on hardware that is not there"),
 }
 
 USAGE = f"""\
@@ -82,10 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(f"gptj {args[0]}", lambda: VERBS[args[0]].run(args[0], args[1:]), debug)
 
 
+def hush_libtpu() -> None:
+    """Where the TPU's library is installed and no TPU is, have it not complain of that."""
+    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # which JAX set, having found no TPU
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v3-8")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
 def guarded(name: str, run: Callable[[], int | None], debug: bool = False) -> int:
     """Run it; a mistake of the user's becomes one sentence. Returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal cannot show
+    hush_libtpu()
     try:
         code = run()
         sys.stdout.flush()

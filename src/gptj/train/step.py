@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from gptj.config import ModelConfig
 from gptj.cross_entropy import TokenLosses, ZLoss
 from gptj.errors import UserError
-from gptj.model import Params, Remat, losses
+from gptj.model import Params, Remat, Weight, losses, weights
 from gptj.sharding import reshard
 from gptj.train.optimizer import (
     ORIGINAL,
@@ -142,8 +142,12 @@ def mean_gradient(
         _original_loss if optimizer.kind == ORIGINAL else _loss, model=model, config=config
     )
 
+    # A matrix's gradient is in what the matrix was cast to; as that, it is kept in half the memory.
+    ready = params if optimizer.kind == ORIGINAL else _cast(params, model, config)
+
     def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Any, Float[Array, " batch"]]:
-        (_, (nll, z_loss)), gradient = jax.value_and_grad(objective, has_aux=True)(params, rows)
+        (_, (nll, z_loss)), gradient = jax.value_and_grad(objective, has_aux=True)(ready, rows)
+        gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
         norm = global_norm(gradient, optimizer, model)
         means = Means(jnp.mean(nll), jnp.mean(nll[:, -1]), jnp.mean(z_loss), norm, norm**2)
         shares = jax.tree.map(lambda x: x * share, (means, gradient))
@@ -159,6 +163,15 @@ def mean_gradient(
     zero = Means(*[jnp.zeros(())] * 5), jax.tree.map(jnp.zeros_like, params)
     total, row_losses = jax.lax.scan(accumulate, zero, tokens)
     return *total, row_losses
+
+
+def _cast(params: Params[Array], model: ModelConfig, config: StepConfig) -> Params[Array]:
+    """The matrices in what the layers compute in, once for all microbatches."""
+
+    def leaf(weight: Weight, x: Array) -> Array:
+        return x.astype(config.dtype) if weight.is_matrix else x
+
+    return jax.tree.map(leaf, weights(model), params)
 
 
 def _loss(

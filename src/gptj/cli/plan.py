@@ -1,0 +1,230 @@
+"""The verb about hardware that is not there: `gptj plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from gptj.cli.flags import parse
+from gptj.config import ModelConfig
+from gptj.engine.config import KVCache
+from gptj.errors import UserError
+from gptj.model import Remat
+from gptj.plan import search as searching
+from gptj.plan import serve as serving
+from gptj.plan import terminal
+from gptj.plan.config import TOKENS, mesh_from, model_named
+from gptj.plan.job import Job, Mesh
+from gptj.plan.place import Place, find
+from gptj.plan.plan import made, saving
+from gptj.quantised import Quantisation
+from gptj.train.optimizer import Kind, OptimizerConfig
+from gptj.train.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanCommand:
+    """Say what a run would need on some hardware, how fast it would be, and why, without it.
+
+    The step that `gptj train` runs is compiled for the hardware by its own compiler, which needs
+    none of it: memory and what travels between devices are the compiler's, times a prediction. For
+    GPUs, whose compiler needs one, all is by formula.
+    """
+
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE|PRESET|FILE")]]
+    """A recipe, a preset, or a JSON file with a model's shape."""
+    on: str
+    """Hardware by its cloud name: v3-256, v5e-16, h100:8, cpu:8, or a TPU's arrangement as
+    v5p:4x4x8."""
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,fsdp=N,tensor=N")] = None
+    """How the devices are arranged, as data=32,tensor=8. Default: the fastest that fits, by
+    formula."""
+    batch: int | None = None
+    """Rows in a step. Default: the recipe's, or what makes about a million tokens."""
+    accumulate: int | None = None
+    """Parts a step's batch is computed in. Default: the recipe's, or one row a device at a time."""
+    seq: int | None = None
+    """Tokens in a row. Default: the recipe's, or the model's context."""
+    remat: Remat | None = None
+    """What the backward pass recomputes. Default: the recipe's, or block."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the layers compute in. Default: the recipe's, or bfloat16."""
+    optimizer: Kind | None = None
+    """Default: the recipe's, or adamw."""
+    moments: Literal["float32", "bfloat16"] | None = None
+    """What the optimizer's running means are kept in. Default: the recipe's, or float32."""
+    search: bool = False
+    """Try meshes, policies of remat and microbatches, compile the best, and rank them."""
+    sequential: bool = False
+    """Also compile the step with GPT-3's block, and say what GPT-J's saves."""
+    measure: bool = False
+    """Also run the step on the devices that are here, and print predicted beside measured."""
+    tokens: float | None = None
+    """How many tokens to say the days and hours for, as 400e9."""
+    price: float | None = None
+    """Of one chip for an hour, to say what the tokens cost."""
+    serve: bool = False
+    """Plan the engine that answers requests, not training."""
+    slots: int | None = None
+    """With serve: completions that draw at once. Default: the engine's."""
+    positions: int | None = None
+    """With serve: tokens that a slot has room for. Default: the model's context."""
+    quantize: Quantisation | None = None
+    """With serve: keep the matrices in so many bits."""
+    kv_cache: KVCache = "model"
+    """With serve: keep keys and values in the model's dtype, or in int8."""
+    json: Path | None = None
+    """Also write all of it to this file."""
+    html: Path | None = None
+    """Also write it as a page to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "seq", "slots", "positions"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+        for name in ("tokens", "price"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UserError(f"{name}={value} must be above 0")
+        if self.price is not None and self.tokens is None:
+            raise UserError(f"price={self.price} says nothing without tokens: add --tokens 400e9")
+        if self.mesh is not None:
+            mesh_from(self.mesh)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse what would not be looked at."""
+        of_serving = ("slots", "positions", "quantize", "kv_cache")
+        of_training = (
+            *("batch", "accumulate", "seq", "remat", "optimizer", "moments", "search"),
+            *("sequential", "measure", "tokens", "price"),
+        )
+        others, kind = (of_training, "serve") if self.serve else (of_serving, "training")
+        for name in others:
+            if getattr(self, name) != PlanCommand.__dataclass_fields__[name].default:
+                raise UserError(f"{name} is not looked at when planning for {kind}: leave it out")
+        if self.search and (self.mesh or self.accumulate or self.remat):
+            raise UserError("search tries every mesh, accumulate and remat: leave them out")
+        if self.search and (self.sequential or self.measure):
+            raise UserError("search compares many: leave out sequential and measure")
+
+
+EXAMPLE = "gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8 --tokens 400e9"
+
+
+def run_plan(args: Sequence[str]) -> None:
+    """Run `gptj plan`."""
+    command, console = parse(PlanCommand, "plan", args, EXAMPLE), Console()
+    place = find(command.on)
+    if command.serve:
+        _serve(command, place, console)
+    elif command.search:
+        _search(command, place, console)
+    else:
+        _train(command, place, console)
+
+
+def _train(command: PlanCommand, place: Place, console: Console) -> None:
+    job = _job(command, place)
+    plan = made(job)
+    terminal.show(plan, console, command.tokens, command.price)
+    found = plan.plain()
+    if command.tokens:
+        found["days"] = plan.days(command.tokens)
+        if command.price:
+            found["cost"] = plan.cost(command.tokens, command.price)
+    if command.sequential:
+        saved = saving(plan)
+        terminal.show_saving(saved, console)
+        found["sequential"] = dataclasses.asdict(saved)
+    if command.measure:
+        from gptj.plan.measure import measure
+
+        measured = measure(job)
+        terminal.show_measured(plan, measured, console)
+        found["measured"] = dataclasses.asdict(measured)
+    _write(command, found, [plan])
+
+
+def _search(command: PlanCommand, place: Place, console: Console) -> None:
+    job = _job(command, place)
+    found = searching.search(job, lambda words: console.print(words, highlight=False))
+    console.print()
+    terminal.show_search(found, console)
+    best = found[0].plan
+    terminal.show(best, console, command.tokens, command.price)
+    ranked = [each.plan.plain() | {"reason": each.reason} for each in found]
+    _write(command, {"ranked": ranked}, [each.plan for each in found[: terminal.SHOWN]])
+
+
+def _serve(command: PlanCommand, place: Place, console: Console) -> None:
+    model, _, _ = _asked(command)
+    mesh = mesh_from(command.mesh) if command.mesh else _serving_mesh(model, place)
+    slots = command.slots or serving.default_slots(place, mesh)
+    job = serving.ServeJob(
+        place, model, mesh, slots, command.positions or model.context,
+        command.dtype or "bfloat16", command.quantize, command.kv_cache,
+    )  # fmt: skip
+    plan = serving.made(job)
+    terminal.show_serve(plan, console)
+    _write(command, plan.plain(), [plan])
+
+
+def _serving_mesh(model: ModelConfig, place: Place) -> Mesh:
+    """As much tensor as divides the heads, the rest data."""
+    found = [mesh for mesh in searching.meshes(model, place) if mesh[1] == 1]
+    if not found:
+        raise UserError(f"no mesh of {place.devices} devices divides the model: choose another")
+    return max(found, key=lambda mesh: mesh[2])
+
+
+def _asked(command: PlanCommand) -> tuple[ModelConfig, OptimizerConfig, dict[str, Any]]:
+    """The model, the optimizer, and what a recipe says of the step."""
+    if not command.model.endswith(".py"):
+        recipe = {"compute": StepConfig(dtype="bfloat16", remat="block")}
+        return model_named(command.model), OptimizerConfig().for_run(1000), recipe
+    from gptj.cli.runs import load_recipe
+
+    config = load_recipe(Path(command.model))
+    shape = config.model
+    model = shape if isinstance(shape, ModelConfig) else model_named(shape)
+    recipe = {name: getattr(config, name) for name in ("batch", "accumulate", "seq", "compute")}
+    return model, config.optimizer.for_run(config.steps), recipe
+
+
+def _job(command: PlanCommand, place: Place) -> Job:
+    """What is asked for; a flag wins over the recipe, a recipe over the defaults."""
+    model, optimizer, recipe = _asked(command)
+    changes = {"kind": command.optimizer, "moments": command.moments}
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    if "kind" in given:  # another optimizer has its own decay rates
+        given |= {"b1": None, "b2": None}
+    optimizer = dataclasses.replace(optimizer, **given).for_run(1000)
+    steps = {"remat": command.remat, "dtype": command.dtype}
+    compute = dataclasses.replace(
+        recipe["compute"], **{name: value for name, value in steps.items() if value is not None}
+    )
+    seq = command.seq or recipe.get("seq") or model.context
+    batch = command.batch or recipe.get("batch") or max(1, TOKENS // seq)
+    accumulate = command.accumulate or recipe.get("accumulate")
+    if command.mesh is None:
+        found = searching.anywhere(place, model, batch, seq, optimizer, compute)
+        found = found if command.search else searching.fastest_mesh(found)
+        return found if accumulate is None else dataclasses.replace(found, accumulate=accumulate)
+    mesh = mesh_from(command.mesh)
+    often = accumulate or max(1, batch // (mesh[0] * mesh[1]))
+    return Job(place, model, mesh, batch, often, seq, optimizer, compute)
+
+
+def _write(command: PlanCommand, found: dict[str, Any], plans: list[Any]) -> None:
+    if command.json:
+        command.json.write_text(json.dumps(found, indent=2) + "\n")
+    if command.html:
+        from gptj.plan.page import page
+
+        command.html.write_text(page(found, plans), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""What a training step needs, by formula: to choose what is worth compiling, and for GPUs.
+
+Bytes are of one device. Each formula names the arrays it counts; what the compiler makes of a
+program for a TPU or a CPU is measured against them in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import jax
+
+from gptj.cross_entropy import CHUNK
+from gptj.model import Params, Remat, Weight, count_parameters, weights
+from gptj.plan.compiled import Compiled, Exchange, exchange_seconds
+from gptj.plan.job import Job
+from gptj.sharding import LOGICAL_TO_MESH
+from gptj.train.state import abstract_state
+
+WIDTH = {"float32": 4, "bfloat16": 2}
+
+
+class Meshed(Protocol):
+    """What is on a mesh."""
+
+    def axis(self, name: str) -> int:
+        """The size of a mesh axis."""
+        ...
+
+
+def part(weight: Weight, job: Meshed, *, gathered: bool = False) -> float:
+    """How many of a weight's numbers a device has: stored, or `gathered` over fsdp for use."""
+    total = float(math.prod(weight.shape))
+    for axis in weight.axes:
+        mesh_axis = LOGICAL_TO_MESH.get(axis or "")
+        if isinstance(mesh_axis, str) and not (gathered and mesh_axis == "fsdp"):
+            total /= job.axis(mesh_axis)
+    return total
+
+
+def stored(job: Job) -> tuple[float, float]:
+    """Bytes of the weights, and of the optimizer's state."""
+    own = 4 * sum(part(weight, job) for weight in jax.tree.leaves(weights(job.model)))
+    state = abstract_state(job.model, job.optimizer)  # without a mesh: whole
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+    return own, whole * own / (4 * count_parameters(job.model))
+
+
+def gradients(job: Job) -> float:
+    """Of a microbatch, in what its matrices are cast to; and their sum, in float32."""
+    width = WIDTH[job.compute.dtype]
+    total = 0.0
+    for weight in jax.tree.leaves(weights(job.model)):
+        each = part(weight, job)
+        total += each * (width if weight.is_matrix else 4)
+        total += 4 * each if job.accumulate > 1 else 0
+    return total
+
+
+def activations(job: Job, remat: Remat | None = None) -> float:
+    """What the layers keep for the backward pass of one microbatch, under a policy.
+
+    `block` keeps each layer's input, and `offload` keeps it elsewhere. `dots` keeps the products
+    with weights as well, and `none` all that a product or a softmax is made of.
+    """
+    model, tensor = job.model, job.axis("tensor")
+    d, f = model.d_model, model.d_ff
+    kept = {
+        "offload": 0.0,
+        "block": d,
+        "dots": d + (3 * d + f) / tensor,
+        "none": 2 * d + (4 * d + f) / tensor,
+    }[remat or job.compute.remat]
+    return model.layers * job.rows * job.seq * kept * WIDTH[job.compute.dtype]
+
+
+def temporaries(job: Job) -> float:
+    """What one layer or the loss needs while it is computed, and weights made ready for use."""
+    model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
+    tokens = job.rows * job.seq
+    matrices = [each for each in jax.tree.leaves(weights(model)) if each.is_matrix]
+    if job.axis("fsdp") > 1:  # gathered a layer at a time, and their gradients likewise
+        layer = [each for each in matrices if each.axes[0] == "layers"]
+        ready = 2 * sum(part(each, job, gathered=True) for each in layer) / model.layers
+    else:
+        ready = sum(part(each, job) for each in matrices) if width < 4 else 0.0
+    streams = tokens * (6 * model.d_model + (4 * model.d_model + 3 * model.d_ff) / tensor)
+    scores = job.rows * model.heads / tensor * max(128, job.seq / 8) * job.seq
+    vocab = model.padded_vocab_size / tensor
+    loss = 4 * model.d_model * vocab + job.rows * CHUNK * vocab * 4 * 3
+    return ready * width + max(streams * width + scores * 4 * 3, loss)
+
+
+def exchanges(job: Job, rates: dict[str, float]) -> list[Exchange]:
+    """The collectives of a step: of activations over tensor, of weights and gradients over others.
+
+    Every microbatch adds its gradients over the batch axes, in what its matrices are cast to.
+    """
+    model, width = job.model, WIDTH[job.compute.dtype]
+    tokens = job.rows * job.seq
+    table: Params[Weight] = weights(model)
+    sums = sum(part(each, job, gathered=True) for each in jax.tree.leaves(table) if each.is_matrix)
+    data, fsdp, tensor = job.mesh
+    found = []
+
+    def add(kind: str, axes: tuple[str, ...], devices: int, size: float, times: int) -> None:
+        rate = rates["+".join(axes)]
+        seconds = times * exchange_seconds(kind, size, devices, rate)
+        found.append(Exchange(kind, axes, devices, round(size), times, seconds))
+
+    often, layers = job.accumulate, model.layers
+    if tensor > 1:
+        stream = tokens * model.d_model * width
+        add("all-reduce", ("tensor",), tensor, stream, 2 * layers * often)
+        add("all-reduce", ("tensor",), tensor, stream, 2 * often)
+    if fsdp > 1:
+        each = sums * width / layers
+        add("all-gather", ("fsdp",), fsdp, each, 2 * layers * often)
+        add("reduce-scatter", ("fsdp",), fsdp, each, layers * often)
+    if data > 1:
+        add("all-reduce", ("data",), data, sums * width / fsdp / layers, layers * often)
+    return found
+
+
+def traffic(job: Job) -> float:
+    """Bytes read and written: weights and gradients, activations, the optimizer's update.
+
+    Each microbatch reads a layer's weights in each of its passes and its activations about twenty
+    times over, scores in float32 among them.
+    """
+    model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
+    tokens, passes = job.rows * job.seq, 4 if job.compute.remat in ("block", "offload") else 3
+    numbers = sum(part(each, job, gathered=True) for each in jax.tree.leaves(weights(model)))
+    own, state = stored(job)
+    streams = tokens * (20 * model.d_model + (12 * model.d_model + 8 * model.d_ff) / tensor)
+    scores = job.rows * model.heads / tensor * job.seq**2 / 2 * 4 * (2 * passes)
+    layers = model.layers * (streams * width + scores)
+    summed = numbers * (2 * width + (8 if job.accumulate > 1 else 0))
+    often = job.accumulate * (numbers * width * passes + summed + layers)
+    return often + 2 * (own + state) + own
+
+
+def estimated(job: Job, rates: dict[str, float]) -> Compiled:
+    """The same facts as of a compiled program."""
+    own, state = stored(job)
+    return Compiled(
+        seconds=0.0,
+        arguments=round(own + state),
+        temporaries=round(gradients(job) + activations(job) + temporaries(job)),
+        weights=round(own),
+        optimizer=round(state),
+        traffic=traffic(job),
+        exchanges=tuple(exchanges(job, rates)),
+        open_loops=0,
+        versions="by formula, not compiled",
+    )

@@ -1,0 +1,120 @@
+"""What is to be planned, in a record that another process can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from gptj.config import ModelConfig
+from gptj.errors import UserError
+from gptj.plan.place import Place, find
+from gptj.sharding import BATCH_AXES, MESH_AXES
+from gptj.train.optimizer import OptimizerConfig
+from gptj.train.step import StepConfig
+
+Mesh = tuple[int, int, int]
+"""The sizes of `gptj.sharding.MESH_AXES`."""
+
+_DIVIDED = (
+    *(("heads", "tensor"), ("d_ff", "tensor"), ("padded_vocab_size", "tensor")),
+    ("d_model", "fsdp"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training step on some hardware."""
+
+    place: Place
+    model: ModelConfig
+    mesh: Mesh
+    batch: int
+    """Rows in a step."""
+    accumulate: int
+    """Parts a step's batch is computed in, one after the other."""
+    seq: int
+    optimizer: OptimizerConfig
+    compute: StepConfig
+    sequential: bool = False
+    """Whether the block is GPT-3's, feed-forward after attention, for comparison."""
+
+    def __post_init__(self) -> None:
+        check_mesh(self.model, self.mesh, self.place)
+        if self.seq > self.model.context:
+            raise UserError(
+                f"seq={self.seq} is longer than the model's context of {self.model.context} "
+                "tokens: lower seq, or raise the model's context"
+            )
+        if self.batch % (self.ways * self.accumulate):
+            raise UserError(
+                f"a batch of {self.batch} rows cannot be split over data x fsdp = {self.ways} "
+                f"devices in accumulate={self.accumulate} equal parts: use a multiple of "
+                f"{self.ways * self.accumulate}, or change the mesh or accumulate"
+            )
+
+    @property
+    def ways(self) -> int:
+        """Into how many parts the mesh splits a batch."""
+        return math.prod(self.axis(name) for name in BATCH_AXES)
+
+    @property
+    def rows(self) -> int:
+        """Rows that a device computes at a time."""
+        return self.batch // self.ways // self.accumulate
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, on all devices."""
+        return self.batch * self.seq
+
+    def axis(self, name: str) -> int:
+        """The size of a mesh axis."""
+        return self.mesh[MESH_AXES.index(name)]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self) | {"place": self.place.name}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Job:
+        """From what `plain` made, on the same machine."""
+        return cls(
+            **{
+                **plain,
+                "place": find(plain["place"]),
+                "mesh": tuple(plain["mesh"]),
+                "model": ModelConfig.from_dict(plain["model"]),
+                "optimizer": OptimizerConfig(**plain["optimizer"]),
+                "compute": StepConfig(**plain["compute"]),
+            }
+        )
+
+
+def mesh_words(mesh: Mesh) -> str:
+    """A mesh as it is asked for: `data=32,tensor=8`."""
+    parts = (f"{axis}={size}" for axis, size in zip(MESH_AXES, mesh, strict=True) if size > 1)
+    return ",".join(parts) or "data=1"
+
+
+def check_mesh(model: ModelConfig, mesh: Mesh, place: Place) -> None:
+    """Refuse a mesh that the hardware or the model cannot have.
+
+    Raises:
+      UserError: naming the axis, the dimension it does not divide, and both sizes.
+    """
+    sizes = dict(zip(MESH_AXES, mesh, strict=True))
+    for axis, size in sizes.items():
+        if size < 1:
+            raise UserError(f"mesh {axis}={size} must be at least 1")
+    if math.prod(mesh) != place.devices:
+        raise UserError(
+            f"the mesh {mesh_words(mesh)} is of {math.prod(mesh)} devices, {place.name} has "
+            f"{place.devices}: their product must be that"
+        )
+    for dim, axis in _DIVIDED:
+        if getattr(model, dim) % sizes[axis]:
+            raise UserError(
+                f"the mesh axis {axis}={sizes[axis]} does not divide the model's "
+                f"{dim}={getattr(model, dim)}: choose a divisor of it"
+            )

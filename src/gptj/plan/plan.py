@@ -1,0 +1,190 @@
+"""`gptj plan` for training: from a command to everything its reports show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, get_args
+
+from gptj.errors import UserError
+from gptj.flops import flops_per_token
+from gptj.model import Remat, count_parameters
+from gptj.plan import estimate, remote
+from gptj.plan.compiled import Compiled, Exchange, TooLarge
+from gptj.plan.job import Job, mesh_words
+from gptj.plan.roofline import Times, Utilisation, times, utilisation
+
+DAY = 86400
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device, by what they are for."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+    activations: float
+    """What the layers keep for the backward pass."""
+    temporaries: float
+    """All else: what is needed while a layer or the loss is computed, and padding."""
+    available: float
+
+    @property
+    def needed(self) -> float:
+        """All of it."""
+        kinds = (self.weights, self.optimizer, self.gradients, self.activations)
+        return sum(kinds) + self.temporaries
+
+    def kinds(self) -> dict[str, float]:
+        """By name, without what is available."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "available"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a training step on some hardware."""
+
+    job: Job
+    parameters: int
+    is_compiled: bool
+    fits: bool
+    memory: Memory
+    activations: dict[str, float]
+    """Bytes a device keeps for the backward pass under each policy of `remat`."""
+    found: Compiled
+    """Of a program that does not fit, by formula."""
+    times: Times
+    used: Utilisation
+    refusal: str | None = None
+    """What the compiler said of a program that does not fit."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices together."""
+        return self.job.tokens / self.times.predicted
+
+    def days(self, tokens: float) -> float:
+        """To train on so many tokens."""
+        return tokens / self.tokens_per_second / DAY
+
+    def cost(self, tokens: float, price: float) -> float:
+        """Money for so many tokens, at a price of one chip for an hour."""
+        return self.days(tokens) * 24 * self.job.place.chips * price
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "job": self.job.plain(),
+            "devices": self.job.place.devices,
+            "chips": self.job.place.chips,
+            "device_kind": self.job.place.accelerator.kind,
+            "parameters": self.parameters,
+            "compiled": self.is_compiled,
+            "versions": self.found.versions,
+            "compile_seconds": self.found.seconds,
+            "fits": self.fits,
+            "refusal": self.refusal,
+            "memory": dataclasses.asdict(self.memory) | {"needed": self.memory.needed},
+            "activations_by_remat": self.activations,
+            "traffic": self.found.traffic,
+            "exchanges": [dataclasses.asdict(each) for each in self.found.exchanges],
+            "seconds": dataclasses.asdict(self.times) | {"bound": self.times.bound},
+            "tokens_per_second": self.tokens_per_second,
+            "utilisation": dataclasses.asdict(self.used),
+        }
+
+
+def made(job: Job) -> Plan:
+    """The plan of one step: compiled where its hardware's compiler is, else by formula.
+
+    Raises:
+      UserError: the hardware's compiler is not installed.
+    """
+    found = None if job.place.platform == "gpu" else remote.compile_step(job)
+    if isinstance(found, Compiled):
+        return plan_of(job, found)
+    (rates,) = remote.axis_rates(job.place, [job.mesh])
+    formula = estimate.estimated(job, rates)
+    return plan_of(job, found or formula, formula)
+
+
+def plan_of(job: Job, found: Compiled | TooLarge, formula: Compiled | None = None) -> Plan:
+    """The plan, from what the compiler said or a formula.
+
+    Args:
+      formula: stands in for a program that does not fit.
+    """
+    available, refusal = job.place.accelerator.memory, None
+    if isinstance(found, TooLarge):
+        assert formula is not None
+        facts, needed = formula, found.needed
+        available, refusal = found.available, found.words
+    else:
+        facts, needed = found, float(found.memory)
+    step = times(job, facts)
+    return Plan(
+        job=job,
+        parameters=count_parameters(job.model),
+        is_compiled=found.seconds > 0,
+        fits=refusal is None and needed <= available,
+        memory=_memory(job, needed, facts, available),
+        activations={remat: estimate.activations(job, remat) for remat in get_args(Remat)},
+        found=facts,
+        times=step,
+        used=utilisation(job, step.predicted, flops_per_token(job.model, job.seq)),
+        refusal=refusal,
+    )
+
+
+def _memory(job: Job, needed: float, facts: Compiled, available: float) -> Memory:
+    """What is needed, by kind: gradients and activations by formula, and the rest what is left."""
+    left = max(0.0, needed - facts.weights - facts.optimizer)
+    gradients = min(left, estimate.gradients(job))
+    kept = min(left - gradients, estimate.activations(job))
+    rest = left - gradients - kept
+    return Memory(facts.weights, facts.optimizer, gradients, kept, rest, available)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """What the parallel block saves over one whose halves follow each other."""
+
+    parallel: float
+    """Bytes of activations that a device all-reduces over tensor in a step."""
+    sequential: float
+    seconds: float
+    """What the other block would exchange longer, in a step."""
+    parallel_times: int
+    """How many of these all-reduces there are."""
+    sequential_times: int
+
+
+def saving(plan: Plan) -> Saving:
+    """Compile the same step with GPT-3's block, and compare what travels over tensor.
+
+    Raises:
+      UserError: nothing is split over tensor, or the program does not fit or is not compiled.
+    """
+    if plan.job.axis("tensor") < 2:
+        raise UserError(
+            f"the mesh {mesh_words(plan.job.mesh)} splits nothing over tensor, so no block "
+            "exchanges anything: compare on a mesh with tensor above 1"
+        )
+    if not plan.is_compiled:
+        raise UserError(f"nothing is compiled for {plan.job.place.name}: compare on a TPU or CPU")
+    other = remote.compile_step(dataclasses.replace(plan.job, sequential=True))
+    if isinstance(other, TooLarge) or plan.refusal:
+        raise UserError("only programs that fit can be compared: choose a mesh on which it fits")
+    ours, theirs = (_over_tensor(each) for each in (plan.found, other))
+    sizes = [math.fsum(x.bytes * x.times for x in each) for each in (ours, theirs)]
+    seconds = [math.fsum(x.seconds for x in each) for each in (ours, theirs)]
+    counts = [sum(x.times for x in each) for each in (ours, theirs)]
+    return Saving(sizes[0], sizes[1], seconds[1] - seconds[0], counts[0], counts[1])
+
+
+def _over_tensor(found: Compiled) -> list[Exchange]:
+    """The all-reduces of whole streams of activations."""
+    over = [x for x in found.exchanges if x.kind == "all-reduce" and x.axes == ("tensor",)]
+    largest = max((x.bytes * x.times for x in over), default=0)
+    return [x for x in over if x.bytes * x.times > largest / 100]

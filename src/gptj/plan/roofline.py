@@ -1,0 +1,91 @@
+"""From what a step needs to how long it takes: the roofline, and what is predicted of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gptj.flops import hardware_flops_per_token
+from gptj.model import count_parameters
+from gptj.plan.compiled import Compiled
+from gptj.plan.hardware import efficiency
+from gptj.plan.job import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of one step, each part alone and at its best but for `predicted`."""
+
+    compute: float
+    """All products at the makers' peak."""
+    memory: float
+    """All that is read and written, at the memory's bandwidth."""
+    interconnect: float
+    """All collectives, at the links' bandwidth."""
+    exposed: float
+    """Of that, what the compiler lets no product hide."""
+    predicted: float
+    """Products at the share of the peak that good programs reach, or the memory where it takes
+    longer, and what is exposed of the interconnect."""
+    share: float
+    """That share of the peak."""
+    source: str
+    """Where it was measured."""
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        parts = {"compute": self.compute, "memory": self.memory, "interconnect": self.interconnect}
+        return max(parts, key=lambda name: parts[name])
+
+
+def times(job: Job, found: Compiled) -> Times:
+    """The times of a step."""
+    unit, reached = job.place.accelerator, efficiency(job.place.accelerator)
+    flops = job.tokens * hardware_flops_per_token(job.model, job.seq, job.compute.remat)
+    compute = flops / job.place.devices / unit.peak_flops
+    memory = found.traffic / unit.bandwidth
+    exposed = sum(each.seconds for each in found.exchanges if not each.is_hidden)
+    return Times(
+        compute=compute,
+        memory=memory,
+        interconnect=sum(each.seconds for each in found.exchanges),
+        exposed=exposed,
+        predicted=max(compute / reached.share, memory) + exposed,
+        share=reached.share,
+        source=reached.source,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Utilisation:
+    """Shares of the peak at the predicted speed, by the counts in use; they differ in attention."""
+
+    gptj_mfu: float
+    """As `gptj train` measures: weights in products, the causal half of attention."""
+    gptj_hfu: float
+    """With what is computed again."""
+    palm_mfu: float
+    """PaLM's (arXiv:2204.02311, appendix B): `6 N + 12 layers d_model length` a token."""
+    palm_hfu: float
+    """With another forward pass where whole layers are computed again."""
+    article_mfu: float
+    """GPT-J's article, "the GPT-3 count": `6 N` a token, no attention."""
+    article_hfu: float
+    """GPT-J's article, with attention and recomputation: what PaLM's HFU counts."""
+
+
+def utilisation(job: Job, seconds: float, flops_per_token: int) -> Utilisation:
+    """What a step of so many seconds makes of the hardware."""
+    model, parameters = job.model, count_parameters(job.model)
+    rate = job.tokens / seconds / (job.place.devices * job.place.accelerator.peak_flops)
+    attention = 4 * model.layers * model.d_model * job.seq
+    passes = 4 if job.compute.remat in ("block", "offload") else 3
+    hardware = passes * (2 * parameters + attention)
+    return Utilisation(
+        gptj_mfu=rate * flops_per_token,
+        gptj_hfu=rate * hardware_flops_per_token(model, job.seq, job.compute.remat),
+        palm_mfu=rate * 3 * (2 * parameters + attention),
+        palm_hfu=rate * hardware,
+        article_mfu=rate * 6 * parameters,
+        article_hfu=rate * hardware,
+    )

@@ -1,0 +1,221 @@
+"""`gptj plan --serve`: what answering requests needs, and how fast tokens can come."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from gptj.config import ModelConfig
+from gptj.engine.config import EngineConfig, KVCache
+from gptj.errors import UserError
+from gptj.flops import forward_flops_per_token
+from gptj.model import count_parameters, weights
+from gptj.plan import remote
+from gptj.plan.compiled import Compiled, TooLarge, exchange_seconds
+from gptj.plan.estimate import WIDTH, part
+from gptj.plan.job import Mesh, check_mesh
+from gptj.plan.place import Place, find
+from gptj.quantised import Quantisation
+from gptj.sharding import MESH_AXES
+
+BITS = {"int8": 8.0, "int4": 4.5}
+"""A number's share of a matrix in few bits, its scales included."""
+
+SPARE = 0.08
+"""Of a device's memory, kept for what a step computes with, where nothing is compiled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeJob:
+    """An engine on some hardware."""
+
+    place: Place
+    model: ModelConfig
+    mesh: Mesh
+    slots: int
+    positions: int
+    """Tokens that a slot has room for."""
+    dtype: str = "bfloat16"
+    quantize: Quantisation | None = None
+    kv_cache: KVCache = "model"
+
+    def __post_init__(self) -> None:
+        check_mesh(self.model, self.mesh, self.place)
+        if self.slots % self.ways:
+            raise UserError(
+                f"slots={self.slots} cannot be split over data x fsdp = {self.ways} devices: use "
+                f"a multiple of {self.ways}"
+            )
+
+    @property
+    def ways(self) -> int:
+        """Into how many parts the mesh splits the slots."""
+        return self.mesh[0] * self.mesh[1]
+
+    def axis(self, name: str) -> int:
+        """The size of a mesh axis."""
+        return self.mesh[MESH_AXES.index(name)]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self) | {"place": self.place.name}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> ServeJob:
+        """From what `plain` made."""
+        made = {
+            "place": find(plain["place"]),
+            "mesh": tuple(plain["mesh"]),
+            "model": ModelConfig.from_dict(plain["model"]),
+        }
+        return cls(**{**plain, **made})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """How fast a batch of slots draws, at the hardware's best."""
+
+    slots: int
+    seconds: float
+    """One token for every slot."""
+    bound: str
+    fits: bool
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all slots together."""
+        return self.slots / self.seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class ServePlan:
+    """What is known of an engine on some hardware. Bytes are of one device."""
+
+    job: ServeJob
+    parameters: int
+    weights: float
+    cache: float
+    """Keys and values of all its slots, at their longest."""
+    of_position: float
+    """Keys and values of one position of one slot, on all devices that hold a part of it."""
+    temporaries: float
+    available: float
+    most_slots: int
+    """That fit at the asked length."""
+    longest: int
+    """Positions that fit with one slot in each part; the model may know fewer."""
+    rates: tuple[Rate, ...]
+    versions: str
+
+    @property
+    def needed(self) -> float:
+        """Bytes in all."""
+        return self.weights + self.cache + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for the slots asked for."""
+        return self.needed <= self.available
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found = dataclasses.asdict(self) | {"job": self.job.plain()}
+        found["rates"] = [
+            dataclasses.asdict(each) | {"tokens_per_second": each.tokens_per_second}
+            for each in self.rates
+        ]
+        return found | {"needed": self.needed, "fits": self.fits}
+
+
+def weight_bytes(job: ServeJob) -> float:
+    """Of one device's part of the weights."""
+    total = 0.0
+    for weight in jax.tree.leaves(weights(job.model)):
+        bits = 8.0 * WIDTH[job.dtype]
+        if weight.inner and job.quantize:  # the output projection never in less than int8
+            bits = BITS[job.quantize if weight.axes[0] == "layers" else "int8"]
+        total += part(weight, job) * bits / 8
+    return total
+
+
+def position_bytes(job: ServeJob) -> float:
+    """Keys and values of one position of one slot, on one device that holds the slot."""
+    model = job.model
+    numbers = model.d_model * WIDTH[job.dtype]
+    if job.kv_cache == "int8":
+        numbers = model.d_model + 4 * model.heads
+    return 2 * model.layers * numbers / job.axis("tensor")
+
+
+def made(job: ServeJob, compiles: bool = True) -> ServePlan:
+    """The plan of an engine: its decode step compiled where the hardware's compiler is.
+
+    Raises:
+      UserError: the hardware's compiler is not installed.
+    """
+    own, each = weight_bytes(job), position_bytes(job)
+    available = job.place.accelerator.memory
+    spare, versions = SPARE * available, "by formula, not compiled"
+    if compiles and job.place.platform != "gpu" and not job.quantize:
+        found = remote.facts(remote.ask({"what": "decode", "job": job.plain()}, job.place))
+        if isinstance(found, TooLarge):
+            available, spare = found.available, max(spare, found.needed - own - _cache(job))
+        else:
+            spare, versions = _beside(job, found), found.versions
+    (rates,) = remote.axis_rates(job.place, [job.mesh])
+    left = max(0.0, available - own - spare)
+    per_part = int(left // (each * job.positions))
+    return ServePlan(
+        job=job,
+        parameters=count_parameters(job.model),
+        weights=own,
+        cache=_cache(job),
+        of_position=each * job.axis("tensor"),
+        temporaries=spare,
+        available=available,
+        most_slots=per_part * job.ways,
+        longest=int(left // each),
+        rates=_rates(job, own, per_part, rates),
+        versions=versions,
+    )
+
+
+def _cache(job: ServeJob) -> float:
+    return position_bytes(job) * job.positions * job.slots / job.ways
+
+
+def _beside(job: ServeJob, found: Compiled) -> float:
+    """What a compiled step needs beside weights and cache."""
+    return max(0.0, found.memory - weight_bytes(job) - _cache(job))
+
+
+def _rates(job: ServeJob, own: float, per_part: int, rates: dict[str, float]) -> tuple[Rate, ...]:
+    """The roofline of a decode step by its number of slots, up to twice what fits."""
+    unit, tensor, slots = job.place.accelerator, job.axis("tensor"), job.ways
+    found: list[Rate] = []
+    while not found or slots <= 2 * per_part * job.ways:
+        rows = slots / job.ways
+        kept = position_bytes(job) * job.positions * rows
+        size = rows * job.model.d_model * WIDTH[job.dtype]
+        exchanged = 0.0
+        if tensor > 1:
+            once = exchange_seconds("all-reduce", size, tensor, rates["tensor"])
+            exchanged = once * (job.model.layers + 1)
+        flops = forward_flops_per_token(job.model, job.positions) * rows / tensor
+        parts = {
+            "memory": (own + kept) / unit.bandwidth,
+            "compute": flops / unit.peak_flops,
+        }
+        longer = max(parts, key=lambda name: parts[name])
+        bound = "interconnect" if exchanged > parts[longer] else longer
+        fits = rows <= per_part
+        found.append(Rate(slots, parts[longer] + exchanged, bound, fits))
+        slots *= 2
+    return tuple(found)
+
+
+def default_slots(place: Place, mesh: Mesh) -> int:
+    """As many as an engine has unless told, on such a mesh."""
+    return EngineConfig().rounded(mesh[0] * mesh[1]).slots

@@ -1,0 +1,167 @@
+"""`gptj plan` from end to end: what it says, what it writes, and what it refuses."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gptj.plan import remote
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+GPUS = ("plan", "gpt-j-6b", "--on", "h100:8")
+
+
+def test_a_plan_by_formula(gptj, tmp_path):
+    out, page = tmp_path / "plan.json", tmp_path / "plan.html"
+    code, said, err = gptj(
+        *GPUS, "--mesh", "fsdp=8", "--batch", 64, "--tokens", "1e9", "--price", 2,
+        "--json", out, "--html", page,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    words = (
+        *("it fits", "weights", "optimizer", "gradients", "activations", "temporaries"),
+        *(
+            "all-gather",
+            "reduce-scatter",
+            "the bound",
+            "tokens/s",
+            "chip-hours",
+            "at 2 a chip-hour",
+        ),
+        *("as gptj train measures", "as in the PaLM paper", "as in GPT-J's article"),
+    )
+    assert [word for word in words if word not in " ".join(said.split())] == []
+    found = json.loads(out.read_text())
+    assert found["job"]["mesh"] == [1, 8, 1]
+    assert found["memory"]["needed"] == pytest.approx(
+        sum(v for k, v in found["memory"].items() if k not in ("available", "needed"))
+    )
+    assert found["cost"] == pytest.approx(found["days"] * 24 * 8 * 2)
+    assert set(found["activations_by_remat"]) == {"none", "dots", "block", "offload"}
+    html = page.read_text()
+    assert all(word in html for word in ("it fits", "Collectives in a step", "reduce-scatter"))
+    assert "default-src &#x27;none&#x27;" in html
+
+
+def test_a_search_by_formula(gptj, tmp_path):
+    out, page = tmp_path / "search.json", tmp_path / "search.html"
+    code, said, _ = gptj(*GPUS, "--search", "--batch", 64, "--json", out, "--html", page)
+    assert code == 0
+    assert "combinations by formula" in said
+    assert "the best" in said
+    ranked = json.loads(out.read_text())["ranked"]
+    assert ranked[0]["reason"] == ""
+    assert ranked[0]["fits"]
+    assert "What was tried" in page.read_text()
+
+
+def test_serving_by_formula(gptj, tmp_path):
+    out, page = tmp_path / "serve.json", tmp_path / "serve.html"
+    code, said, _ = gptj(
+        "plan", "--serve", "gpt-j-6b", "--on", "h200", "--quantize", "int8", "--kv-cache", "int8",
+        "--slots", 32, "--json", out, "--html", page,
+    )  # fmt: skip
+    assert code == 0
+    assert all(word in said for word in ("keys and values", "slots fit", "memory", "32 slots"))
+    assert json.loads(out.read_text())["weights"] < 7e9
+    assert "Slots that fit" in page.read_text()
+
+
+def test_a_recipe_is_planned_as_it_trains_and_a_flag_wins(gptj, tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "import gptj\n"
+        "def recipe():\n"
+        "    return gptj.TrainConfig(data='d', out='o', model='1.3b', batch=32, accumulate=4,\n"
+        "        seq=1024, optimizer=gptj.OptimizerConfig('lion'))\n"
+    )
+    out = tmp_path / "plan.json"
+    assert gptj("plan", recipe, "--on", "h100:4", "--mesh", "data=4", "--json", out).code == 0
+    job = json.loads(out.read_text())["job"]
+    assert (job["batch"], job["accumulate"], job["seq"]) == (32, 4, 1024)
+    assert (job["optimizer"]["kind"], job["compute"]["dtype"]) == ("lion", "float32")
+    flags = ("--accumulate", 2, "--optimizer", "adamw", "--moments", "bfloat16", "--remat", "dots")
+    assert gptj("plan", recipe, "--on", "h100:4", *flags, "--json", out).code == 0
+    job = json.loads(out.read_text())["job"]
+    assert (job["accumulate"], job["compute"]["remat"]) == (2, "dots")
+    assert (job["optimizer"]["kind"], job["optimizer"]["b2"]) == ("adamw", 0.95)
+
+
+@pytest.mark.slow
+def test_measured_beside_predicted(gptj, tmp_path, tiny_model):
+    out = tmp_path / "plan.json"
+    code, said, _ = gptj(
+        "plan", tiny_model, "--on", "cpu:2", "--mesh", "data=2", "--batch", 4, "--measure",
+        "--json", out,
+    )  # fmt: skip
+    assert code == 0
+    assert "measured" in said
+    found = json.loads(out.read_text())
+    assert found["compiled"]
+    assert 0 < found["measured"]["seconds"] < 60
+
+
+def outside(*words):
+    """A program in a process of its own, which may look for TPUs."""
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment | own, check=False
+    )
+
+
+@needs_libtpu
+def test_a_plan_for_a_tpu_is_quiet(tiny_model):
+    """Nothing of libtpu's own reaches the terminal."""
+    words = ("plan", tiny_model, "--on", "v3-8", "--mesh", "data=2,tensor=4", "--batch", 8)
+    done = outside("-m", "gptj.cli", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "libtpu" in done.stdout.splitlines()[2]  # its version, and nothing else of it
+    assert "it fits" in done.stdout
+
+
+def test_libtpu_is_quiet_in_every_verb():
+    """Where it is installed, and JAX looks for a TPU that is not there."""
+    program = "import jax; from gptj.cli import guarded; guarded('x', lambda: print(jax.devices()))"
+    assert outside("-c", program).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--on", "v9-4"), ("no hardware 'v9-4'", "v3-8|32|64", "cpu:N")),
+        (("--on", "h100:8", "--mesh", "data=3"), ("data=3 is of 3 devices", "h100:8 has 8")),
+        (("--on", "h100:32", "--mesh", "tensor=32"), ("tensor=32 does not divide", "heads=16")),
+        (("--on", "h100:8", "--mesh", "rows=8"), ("'rows=8' is not like data=32,tensor=8",)),
+        (("--on", "h100:8", "--mesh", "data=8", "--batch", 12), ("batch of 12 rows", "multiple")),
+        (("--on", "h100:8", "--seq", 4096), ("seq=4096", "context of 2048")),
+        (("--on", "h100:8", "--batch", 0), ("batch=0 must be at least 1",)),
+        (("--on", "h100:8", "--price", 2), ("price=2.0 says nothing without tokens",)),
+        (("--on", "h100:8", "--tokens", -1), ("tokens=-1.0 must be above 0",)),
+        (("--on", "h100:8", "--slots", 4), ("slots is not looked at", "training")),
+        (("--on", "h100:8", "--serve", "--remat", "dots"), ("remat is not looked at", "serve")),
+        (("--on", "h100:8", "--search", "--mesh", "data=8"), ("search tries every mesh",)),
+        (("--on", "h100:8", "--search", "--measure"), ("leave out sequential and measure",)),
+        (("--on", "h100:8", "--mesh", "tensor=8", "--sequential"), ("nothing is compiled",)),
+        (("--on", "h100:8", "--measure"), ("nothing can be measured for h100:8",)),
+    ],
+)
+def test_mistakes(refused, words, said):
+    refused("plan", "gpt-j-6b", *words, said=said)
+
+
+def test_a_model_that_is_not_there(refused):
+    refused("plan", "gpt-9", "--on", "h100", said=("'gpt-9' is neither a preset", "gpt-j-6b"))
+
+
+def test_without_the_tpus_compiler(refused, monkeypatch):
+    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    words = ("--on", "v3-8", "--mesh", "tensor=8")
+    refused("plan", "gpt-j-6b", *words, said=("needs the TPU compiler", "pip install 'gptj[tpu]'"))

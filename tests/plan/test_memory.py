@@ -1,0 +1,122 @@
+"""The law: what is predicted for cpu:8 is what the runtime allocates, within a tenth."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptj.model import count_parameters
+from gptj.plan import estimate, remote
+from gptj.plan.compiled import TooLarge, too_large
+
+LARGE = {"batch": 64, "dtype": "float32", "remat": "none"}  # as in test_compiled.py
+
+# Runs the step and says what was allocated: the bytes of the arrays given to it, and how far the
+# process's memory rose above them while it ran.
+RUN = """
+import json, re, sys
+from pathlib import Path
+import jax, numpy as np
+from gptj.plan.job import Job
+from gptj.sharding import make_mesh, place
+from gptj.train.state import new_state
+from gptj.train.step import train_step
+
+def memory(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+job = Job.of(json.loads(sys.argv[1]))
+with jax.set_mesh(make_mesh(*job.mesh)):
+    state = new_state(jax.random.key(0), job.model, job.optimizer)
+    shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
+    tokens = place(np.ones(shape, np.int32), None, "batch", None)
+    rises = []
+    for _ in range(2):
+        jax.block_until_ready(state)
+        arrays = jax.tree.leaves((state, tokens))
+        given = sum(part.data.nbytes for x in arrays for part in x.addressable_shards)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = memory("VmRSS")
+        state, _ = jax.block_until_ready(
+            train_step(state, tokens, model=job.model, optimizer=job.optimizer, config=job.compute)
+        )
+        rises.append(memory("VmHWM") - before)
+print(json.dumps({"given": given, "risen": rises[1]}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_what_is_predicted_is_what_is_allocated(small_job, compile_once):
+    job, predicted = (make("cpu:8", (2, 2, 2), **LARGE) for make in (small_job, compile_once))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(job.plain())],
+        env=remote.environment(job.place), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert 8 * predicted.arguments == pytest.approx(found["given"], rel=0.01)
+    allocated = found["given"] + found["risen"]
+    assert 8 * predicted.memory == pytest.approx(allocated, rel=0.1)
+
+
+def test_the_formulas_are_near_what_the_compiler_says(small_job, compile_once):
+    """Near enough to choose by: what they leave out is what the compiler makes of the rest."""
+    mesh = (2, 2, 2)
+    job, compiled = (make("cpu:8", mesh, **LARGE) for make in (small_job, compile_once))
+    (rates,) = remote.axis_rates(job.place, [mesh])
+    formula = estimate.estimated(job, rates)
+    assert formula.arguments == pytest.approx(compiled.arguments, rel=0.02)
+    assert formula.weights == compiled.weights
+    assert formula.memory == pytest.approx(compiled.memory, rel=0.35)
+
+
+def test_the_state_is_that_of_the_optimizer(small_job):
+    def stored(**options):
+        job = small_job("cpu:1", (1, 1, 1))
+        optimizer = dataclasses.replace(job.optimizer, b1=None, b2=None, **options)
+        return estimate.stored(dataclasses.replace(job, optimizer=optimizer.for_run(1000)))
+
+    weights, adam = stored()
+    assert weights == 4 * count_parameters(small_job("cpu:1", (1, 1, 1)).model)
+    assert adam == pytest.approx(2 * weights, rel=1e-4)
+    assert stored(moments="bfloat16")[1] == pytest.approx(weights, rel=1e-4)
+    assert stored(kind="lion")[1] == pytest.approx(weights, rel=1e-4)
+    assert stored(kind="adafactor")[1] < weights / 2
+
+
+def test_a_stricter_policy_keeps_less(small_job):
+    job = small_job("cpu:8", (2, 2, 2))
+    kept = [estimate.activations(job, remat) for remat in ("none", "dots", "block", "offload")]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] == 0
+    assert kept[2] == 2 * job.rows * 256 * 256 * 2  # of each layer its input
+
+
+@pytest.mark.parametrize(
+    ("words", "needed", "available"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (112.85G) exceeds available HBM (15.48G).",
+            112.85 * 2**30,
+            15.48 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 16.02G of 15.48G hbm. Exceeded hbm capacity by 552.5M.",
+            16.02 * 2**30,
+            15.48 * 2**30,
+        ),
+    ],
+)
+def test_the_compilers_complaints(words, needed, available):
+    found = too_large(words, 3.0)
+    assert isinstance(found, TooLarge)
+    assert (found.needed, found.available) == (pytest.approx(needed), pytest.approx(available))
+
+
+def test_another_complaint_is_no_lack_of_memory():
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        too_large("INTERNAL: something else", 1.0)

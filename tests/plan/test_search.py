@@ -1,0 +1,78 @@
+"""The search: what it tries, how it ranks, and what it says of the losers."""
+
+import dataclasses
+
+import pytest
+
+from gptj.config import preset
+from gptj.errors import UserError
+from gptj.plan import remote, search
+from gptj.plan.compiled import TooLarge
+from gptj.plan.place import find
+
+
+@pytest.fixture
+def job(small_job):
+    model = preset("gpt-j-6b")
+    return small_job("h100:8", (1, 1, 8), model=model, batch=64, accumulate=64, seq=2048)
+
+
+def test_meshes_are_those_that_divide_the_devices_and_the_model():
+    found = search.meshes(preset("gpt-j-6b"), find("h100:8"))
+    assert len(found) == len(set(found)) == 10
+    assert all(a * b * c == 8 for a, b, c in found)
+    few_heads = dataclasses.replace(preset("125m"), heads=6, d_model=768)
+    assert {tensor for _, _, tensor in search.meshes(few_heads, find("h100:8"))} == {1, 2}
+
+
+def test_by_formula_the_fastest_that_fits_wins_and_losers_are_told_why(job):
+    said = []
+    found = search.search(job, said.append)
+    best = found[0].plan
+    assert best.fits
+    assert found[0].reason == ""
+    fit = [each for each in found if each.plan.fits]
+    assert [x.plan.times.predicted for x in fit] == sorted(x.plan.times.predicted for x in fit)
+    assert all("slower, most of it" in x.reason or "faster by" in x.reason for x in fit[1:])
+    unfit = [each for each in found if not each.plan.fits]
+    assert unfit
+    assert all(each.reason.startswith("needs ") for each in unfit)
+    assert f"{len(found)} combinations by formula, {len(fit)} of them fit" in said[0]
+    assert {each.plan.job.compute.remat for each in found} == set(search.POLICIES)
+    assert {each.plan.job.batch for each in found} == {64}
+
+
+def test_the_default_mesh_is_the_fastest_that_fits(job):
+    found = search.fastest_mesh(job)
+    assert found.rows == 1
+    assert found.compute == job.compute
+
+
+def test_the_finalists_are_compiled_until_some_fit(job, monkeypatch, small_job):
+    """Here the compiler finds every program that recomputes nothing too large."""
+    compiled = []
+
+    def compile_step(job):
+        compiled.append(job)
+        if job.compute.remat == "none":
+            return TooLarge(1.0, 20e9, 16e9, "no room")
+        (rates,) = remote.axis_rates(job.place, [job.mesh])
+        return dataclasses.replace(
+            search.estimate.estimated(job, rates), versions="compiled", seconds=1.0
+        )
+
+    monkeypatch.setattr(remote, "compile_step", compile_step)
+    small = small_job("cpu:8", (8, 1, 1), dtype="float32")
+    found = search.search(small, lambda _: None)
+    assert found[0].plan.fits
+    assert found[0].plan.found.versions == "compiled"
+    assert search.FINALISTS <= len(compiled) <= search.MOST_COMPILED
+    lost = [each for each in found if each.plan.refusal]
+    assert all(each.reason == "needs 18.6 of 14.9 GiB" for each in lost)
+    assert len(found) == len({each.plan.job for each in found})
+
+
+def test_a_batch_that_nothing_divides(job):
+    odd = dataclasses.replace(job.model, vocab_size=50401, padded_vocab_size=50401)
+    with pytest.raises(UserError, match="no mesh of the 8 devices of h100:8 divides both"):
+        search.anywhere(job.place, odd, 7, 2048, job.optimizer, job.compute)
