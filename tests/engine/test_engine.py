@@ -435,6 +435,32 @@ class TestMistakes:
         with pytest.raises(UserError, match=f"{field}=0 must be at least 1"):
             EngineConfig(**{field: 0})
 
+    @pytest.mark.parametrize(
+        "extremes",
+        [
+            {"temperature": 1e-300, "top_p": 1e-300},
+            {"temperature": 100, "repetition_penalty": 100, "min_p": 1.0},
+            {"typical_p": 1e-300, "repetition_penalty": 0.01},
+            {"presence_penalty": 3e38, "frequency_penalty": -3e38, "logit_bias": {7: 3e38}},
+        ],
+        ids=str,
+    )
+    def test_the_ends_of_every_control_draw_something(self, engine, extremes):
+        sampling = SamplingParams(max_tokens=5, ignore_eos=True, logprobs=0, **extremes)
+        ((found,),) = engine.run([Request("a", sampling)])
+        assert len(found.tokens) == 5
+        assert all(np.isfinite(each.logprob) for each in found.logprobs)
+
+    @pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "temperature"])
+    def test_what_32_bits_do_not_hold(self, name):
+        with pytest.raises(UserError, match=f"{name}=1e[+]300 must be a finite number"):
+            SamplingParams(**{name: 1e300})
+
+    def test_more_positions_than_the_model_has(self, params):
+        options = dataclasses.replace(SMALL, positions=65)
+        with pytest.raises(UserError, match="positions=65 is more than the model's context of 64"):
+            Engine(params, CONFIG, BYTES, options)
+
     @pytest.mark.parametrize("positions", [-5, 0, 1])
     def test_slots_without_room(self, positions):
         with pytest.raises(UserError, match=f"positions={positions} must be at least 2"):

@@ -37,6 +37,7 @@ from gptj.engine.slots import one_slot
 from gptj.engine.step import Draft, LogProbs
 from gptj.engine.text import TextWriter
 from gptj.engine.trial import Trial
+from gptj.errors import UserError
 from gptj.model import Params
 from gptj.sharding import batch_ways
 from gptj.tokenizer import Tokenizer
@@ -69,11 +70,17 @@ class Engine:
           draft: a smaller model of the same vocabulary, to guess with.
 
         Raises:
-          UserError: the mesh does not divide the model, or the draft does not fit.
+          UserError: the mesh does not divide the model, the draft does not fit, or the model has
+            no such context.
         """
         options = options.rounded(batch_ways())
         self.config, self.tokenizer, self.options = config, tokenizer, options
-        self.positions = min(options.positions or config.context, config.context)
+        self.positions = options.positions or config.context
+        if self.positions > config.context:
+            raise UserError(
+                f"positions={self.positions} is more than the model's context of {config.context}: "
+                "lower it"
+            )
         if draft:
             check_draft(draft.config, config, self.positions, options.speculate)
         self.device = Device(

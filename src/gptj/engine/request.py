@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
 from gptj.errors import UserError
+
+LARGEST = 3e38
+"""Of what is computed with in 32 bits; more would be infinite there."""
 
 SEEDS = 1 << 32
 """Seeds are 32 bits: JAX would drop the higher ones without a word."""
@@ -98,9 +100,9 @@ class SamplingParams:
             _number(name, getattr(self, name))
         for name in ("top_k", "max_tokens", "seed", "min_tokens", "n"):
             _whole(name, getattr(self, name))
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature <= 100:
             raise UserError(
-                f"temperature={self.temperature} must be a finite number, 0 (greedy) or above"
+                f"temperature={self.temperature} must be a finite number from 0 (greedy) to 100"
             )
         for name in ("top_p", "typical_p"):
             if not 0 < getattr(self, name) <= 1:
@@ -109,8 +111,11 @@ class SamplingParams:
                 )
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p={self.min_p} must be at least 0 (off) and at most 1")
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty={self.repetition_penalty} must be above 0")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise UserError(
+                f"repetition_penalty={self.repetition_penalty} must be a finite number from 0.01 "
+                "to 100 (1 is off)"
+            )
         if not 0 <= self.top_k < 1 << 31:
             raise UserError(f"top_k={self.top_k} must be 0 (off) or a number of tokens")
         if not (0 if self.prompt_logprobs is not None else 1) <= self.max_tokens < 1 << 31:
@@ -193,8 +198,8 @@ class SamplingParams:
 def _number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"{name}={value!r} must be a number")
-    if not math.isfinite(value):
-        raise UserError(f"{name}={value!r} must be a finite number")
+    if not -LARGEST <= cast(float, value) <= LARGEST:
+        raise UserError(f"{name}={value!r} must be a finite number of 32 bits")
 
 
 def _whole(name: str, value: object) -> None:

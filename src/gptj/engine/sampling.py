@@ -214,6 +214,7 @@ def _keep_typical(
     expected = sum_last(kept * surprise, "batch")
     away = jnp.where(keep, jnp.abs(surprise - expected), jnp.inf)
     nearest, shares = jax.lax.sort((away, kept), num_keys=1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    farthest = jnp.max(jnp.where(before < mass[:, None], nearest, -jnp.inf), axis=-1, keepdims=True)
-    return keep & ((away <= farthest) | (mass[:, None] == 1))
+    before, mass = jnp.cumsum(shares, axis=-1) - shares, mass[:, None]
+    near = (before <= 0) | (before < mass)  # the nearest stays, however little the mass
+    farthest = jnp.max(jnp.where(near, nearest, -jnp.inf), axis=-1, keepdims=True)
+    return keep & ((away <= farthest) | (mass == 1))
