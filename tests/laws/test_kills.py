@@ -3,23 +3,20 @@
 A few kills here; `benchmarks/kills.py` does fifty, with the same code.
 """
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def kills():
-    """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("gptj_kills", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    """The benchmark as a module, which imports its neighbours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module("kills")
 
 
 def test_killed_in_the_middle_of_saves(kills, tmp_path):
