@@ -439,7 +439,7 @@ class TestMistakes:
         "extremes",
         [
             {"temperature": 1e-300, "top_p": 1e-300},
-            {"temperature": 100, "repetition_penalty": 100, "min_p": 1.0},
+            {"temperature": 3e38, "repetition_penalty": 100, "min_p": 1.0},
             {"typical_p": 1e-300, "repetition_penalty": 0.01},
             {"presence_penalty": 3e38, "frequency_penalty": -3e38, "logit_bias": {7: 3e38}},
         ],

@@ -100,9 +100,9 @@ class SamplingParams:
             _number(name, getattr(self, name))
         for name in ("top_k", "max_tokens", "seed", "min_tokens", "n"):
             _whole(name, getattr(self, name))
-        if not 0 <= self.temperature <= 100:
+        if not self.temperature >= 0:
             raise UserError(
-                f"temperature={self.temperature} must be a finite number from 0 (greedy) to 100"
+                f"temperature={self.temperature} must be a finite number, 0 (greedy) or above"
             )
         for name in ("top_p", "typical_p"):
             if not 0 < getattr(self, name) <= 1:
