@@ -174,6 +174,7 @@ def test_where_it_takes_long_and_cannot_be_chosen_nothing_is_guessed(monkeypatch
     same(one.run(REQUESTS[:3]), engine().run(REQUESTS[:3]))
     assert np.asarray(one.device.slots.pace).max() == 0
     chosen = engine(GUESSES, config=NATIVE, break_even=None)
+    monkeypatch.setattr(chosen.device, "_step_seconds", lambda guessing: 2.0 if guessing else 1.0)
     chosen.run(REQUESTS[:3])
     assert (np.asarray(chosen.device.slots.pace).max() > 0) == kernels.available()
 
@@ -185,6 +186,18 @@ def test_what_it_costs_is_measured_before_the_first_request():
     cost = one.device.break_even
     assert cost > 1  # for four tokens at a time
     assert cost * 4 == round(cost * 4)
+
+
+def test_where_nothing_is_guessed_a_draft_leaves_the_prefix_cache_alone(monkeypatch):
+    one = engine(GUESSES, make_draft(), NATIVE, break_even=None, slots=8)
+    monkeypatch.setattr(one.device, "_step_seconds", lambda guessing: 9.0 if guessing else 1.0)
+    prompt = Request("once upon a time there was " * 4, SamplingParams(max_tokens=40))
+    one.run([prompt])
+    assert not one.device.is_guessing
+    one.prefix.misses = 0
+    for _ in range(3):
+        one.run([prompt])
+    assert one.prefix.misses == 0
 
 
 def test_nothing_compiles_after_the_warm_up():

@@ -78,6 +78,11 @@ class Device:
         self._break_even: Array | None = None
 
     @property
+    def is_guessing(self) -> bool:
+        """Whether any step guesses, as far as it is known what that costs."""
+        return self._guesses > 0
+
+    @property
     def may_spare_draft(self) -> bool:
         """Whether no completion shows for which others a draft model guesses."""
         with kernels.wanted():

@@ -147,7 +147,7 @@ class Engine:
             room = min(room, max(0, self.positions - len(prompt)))
         number, guesses = next(self._numbers), self._guesses(sampling)
         # What a draft that is spared has not read is of no use to one that is not.
-        is_spared = self._trial is not None and not guesses
+        is_spared = self._trial is not None and self.device.is_guessing and not guesses
         names = self.prefix.names(prompt[:-1], b"spared" if is_spared else b"")
         jobs: list[Job] = []
         for choice in range(sampling.drawn):
@@ -164,7 +164,7 @@ class Engine:
 
     def _guesses(self, sampling: SamplingParams) -> bool:
         """Whether several tokens of a request may be drawn in one step."""
-        if sampling.guide or sampling.overflow != "stop":
+        if not self.device.is_guessing or sampling.guide or sampling.overflow != "stop":
             return False
         return not self._trial or self._trial.begins(self.device.break_even or 1)
 
