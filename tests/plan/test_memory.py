@@ -15,9 +15,10 @@ from gptj.plan.compiled import TooLarge, too_large
 LARGE = {"batch": 64, "dtype": "float32", "remat": "none"}  # as in test_compiled.py
 
 # Runs the step and says what was allocated: the bytes of the arrays given to it, and how far the
-# process's memory rose above them while it ran.
+# process's memory rose above them while it ran. The most of a few steps: on a busy machine one of
+# the eight devices may be done, and its memory freed, before another has used all of its own.
 RUN = """
-import json, re, sys
+import ctypes, json, re, sys
 from pathlib import Path
 import jax, numpy as np
 from gptj.plan.job import Job
@@ -34,17 +35,18 @@ with jax.set_mesh(make_mesh(*job.mesh)):
     shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
     tokens = place(np.ones(shape, np.int32), None, "batch", None)
     rises = []
-    for _ in range(2):
+    for _ in range(5):
         jax.block_until_ready(state)
         arrays = jax.tree.leaves((state, tokens))
         given = sum(part.data.nbytes for x in arrays for part in x.addressable_shards)
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is not to be used again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = memory("VmRSS")
         state, _ = jax.block_until_ready(
             train_step(state, tokens, model=job.model, optimizer=job.optimizer, config=job.compute)
         )
-        rises.append(memory("VmHWM") - before)
-print(json.dumps({"given": given, "risen": rises[1]}))
+        rises.append(memory("VmHWM") - before)  # the first compiles too
+print(json.dumps({"given": given, "risen": max(rises[1:])}))
 """
 
 
