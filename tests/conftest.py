@@ -31,11 +31,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
 
 LONGEST = (
+    "test_notebook.py",
+    "test_replicas.py",
     "test_hosts.py",
     "test_kills.py",
     "test_resume.py",
     "test_reproducible.py",
+    "test_speculate.py",
     "test_step.py",
+    "test_meshes.py",
+    "test_quantised.py",
+    "test_memory.py",
 )
 MOST_MAPS = 30_000
 

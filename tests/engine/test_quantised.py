@@ -118,8 +118,15 @@ REQUESTS = [
 class TestAloneAndInCompany:
     """On slots of four; with and without the native programs."""
 
-    @pytest.mark.parametrize("natively", [False, True])
-    @pytest.mark.parametrize(("kind", "cache"), [("int8", "model"), ("int4", "int8")])
+    @pytest.mark.parametrize(
+        ("kind", "cache", "natively"),
+        [
+            ("int8", "model", False),
+            ("int4", "int8", True),
+            pytest.param("int8", "model", True, marks=pytest.mark.slow),
+            pytest.param("int4", "int8", False, marks=pytest.mark.slow),
+        ],
+    )
     def test_a_request_gives_the_same_bits(self, kind, cache, natively, monkeypatch):
         if not natively:
             monkeypatch.setattr(kernels, "available", lambda: False)
@@ -138,7 +145,7 @@ LARGE = ModelConfig(2, 512, 4, 32, 512, 257, 384, 300)
 """Whose int4 groups can be split over four devices."""
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_mesh_gives_what_one_device_gives(kind):
     one = params(kind, LARGE)
     expected, _ = in_pieces(one, (35, 5), config=LARGE)

@@ -75,7 +75,7 @@ def test_the_completions_are_the_same(plain, by):
     same(engine(GUESSES, draft, **loses).run(REQUESTS), plain)
 
 
-@pytest.mark.parametrize("drafting", [False, True])
+@pytest.mark.parametrize("drafting", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_on_a_mesh(plain, drafting):
     some = slice(None, None, 5)
     with jax.set_mesh(make_mesh(data=2, tensor=2)):
@@ -107,8 +107,15 @@ def test_a_text_that_repeats_itself_is_looked_up():
     assert steps_of(engine(GUESSES), SamplingParams(0, max_tokens=200)) < 0.8 * 200 / 4
 
 
-@pytest.mark.parametrize("slots", [1, 8])
-@pytest.mark.parametrize("config", [CONFIG, NATIVE], ids=["", "natively"])
+@pytest.mark.parametrize(
+    ("slots", "config"),
+    [
+        pytest.param(1, CONFIG, id="1"),
+        pytest.param(8, NATIVE, id="8, natively"),
+        pytest.param(8, CONFIG, marks=pytest.mark.slow, id="8"),
+        pytest.param(1, NATIVE, marks=pytest.mark.slow, id="1, natively"),
+    ],
+)
 def test_where_guessing_loses_it_ends(slots, config):
     one = engine(GUESSES, make_draft(), config, break_even=2.0, slots=slots)
     for n in range(slots):
@@ -125,7 +132,9 @@ def test_where_guessing_loses_it_ends(slots, config):
 
 
 @pytest.mark.skipif(not kernels.available(), reason="the native programs cannot be built here")
-@pytest.mark.parametrize(("slots", "dtype"), [(8, "float32"), (16, "bfloat16")])
+@pytest.mark.parametrize(
+    ("slots", "dtype"), [pytest.param(8, "float32", marks=pytest.mark.slow), (16, "bfloat16")]
+)
 def test_natively_no_bit_shows_how_a_token_was_drawn(slots, dtype):
     if slots * 6 > kernels.most_rows(dtype):
         pytest.skip("this processor has no tiles")
@@ -143,7 +152,10 @@ def test_natively_no_bit_shows_how_a_token_was_drawn(slots, dtype):
     assert always.run(REQUESTS[:12]) == never.run(REQUESTS[:12])
 
 
-@pytest.mark.parametrize("config", [CONFIG, NATIVE], ids=["", "natively"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(CONFIG, marks=pytest.mark.slow, id=""), pytest.param(NATIVE, id="natively")],
+)
 def test_one_slot_forgets_who_was_there_before(config):
     noisy = jax.tree.map(lambda x: x * 1.1, model.init(jax.random.key(0), config))
     one = engine(4, Draft(noisy, config), config, break_even=2.5, slots=1, prefix_bytes=0, burst=1)

@@ -43,7 +43,9 @@ def make_params():
     return jax.tree.map(lambda x, w: place(x, *w.axes), on_host(), model.weights(CONFIG))
 
 
-@pytest.fixture(scope="class", params=MESHES, ids=str)
+@pytest.fixture(
+    scope="class", params=[*MESHES[:2], pytest.param(MESHES[2], marks=pytest.mark.slow)], ids=str
+)
 def params(request):
     """The same model on each mesh, which stays set while that mesh's tests run."""
     mesh = request.param

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from importlib.util import find_spec
 
 import jax
@@ -123,7 +124,13 @@ def test_in_three_hundred_random_schedules(schedule):
     follow(8, schedule)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("int8 cache", "guesses", "a draft, natively"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("a draft", "guesses, natively")),
+    ],
+)
 @given(schedule=schedules)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_in_other_kinds_of_engine(kind, schedule):
@@ -134,8 +141,15 @@ def test_among_sixty_three_others():
     follow(64, [(n // 8, n % len(REQUESTS), None) for n in range(0, 64 * 5, 5)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("slots", [2, 3, 12])
+@pytest.mark.parametrize(
+    ("slots", "kind"),
+    [
+        each
+        if each[1] == "plain" or each in ((12, "a draft"), (12, "guesses, natively"))
+        else pytest.param(*each, marks=pytest.mark.slow)
+        for each in itertools.product((2, 3, 12), KINDS)
+    ],
+)
 def test_in_any_slot(slots, kind):
     fresh = engine.__wrapped__(slots, kind)
     request = Request("once upon", SamplingParams(max_tokens=9, logprobs=2, seed=3))
@@ -143,7 +157,11 @@ def test_in_any_slot(slots, kind):
     assert all(each == first for each in others)
 
 
-@pytest.mark.parametrize("mesh", [{"tensor": 4}, {"data": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [{"tensor": 4}, pytest.param({"data": 2, "tensor": 2}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_on_a_mesh(mesh):
     with jax.set_mesh(make_mesh(**mesh)) if mesh else contextlib.nullcontext():
         params = model.init(jax.random.key(0), CONFIG)

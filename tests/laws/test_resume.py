@@ -108,7 +108,12 @@ class Interruption(Exception):
 
 
 @pytest.mark.parametrize(
-    "compute", [StepConfig(), StepConfig(dtype="bfloat16", remat="block")], ids=str
+    "compute",
+    [
+        pytest.param(StepConfig(), marks=pytest.mark.slow),
+        StepConfig(dtype="bfloat16", remat="block"),
+    ],
+    ids=str,
 )
 def test_interrupted_in_an_evaluation_while_a_save_is_under_way(data, tmp_path, compute):
     changes = {

@@ -5,7 +5,6 @@ import math
 from typing import get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -60,7 +59,11 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(accumulate):
 
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [("adamw", (1, 8, 1)), *((kind, (2, 2, 2)) for kind in get_args(Kind))],
+    [
+        ("adamw", (1, 8, 1)),
+        *((kind, (2, 2, 2)) for kind in ("adamw", "gptj-2021", "muon")),
+        *(pytest.param(kind, (2, 2, 2), marks=pytest.mark.slow) for kind in ("adafactor", "lion")),
+    ],
     ids=str,
 )
 def test_five_steps_on_eight_devices_equal_one(kind, shape):
@@ -91,7 +94,7 @@ def test_every_optimizer_learns_its_rows_by_heart(kind):
     assert float(measured[-1].loss) < 0.5
 
 
-@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", pytest.param("lion", marks=pytest.mark.slow)])
 def test_bfloat16_moments_halve_the_optimizers_state_and_learn_as_well(kind):
     lr = 5e-3 if kind == "lion" else 1e-2
     wide = OptimizerConfig(kind, lr=lr, end_lr=lr / 10, warmup_steps=2).for_run(60)
@@ -145,12 +148,14 @@ def test_one_update_is_adam_on_the_clipped_gradient_plus_decay_of_matrices():
     params = model.init(jax.random.key(0), MODEL)
     gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), params)
     optimizer = make_optimizer(config, MODEL)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    clipped = jax.tree.map(lambda g: g * 0.01 / optax.tree.norm(gradient), gradient)
+    state = jax.jit(optimizer.init)(params)
+    updates, _ = jax.jit(optimizer.update)(gradient, state, params)
+    norm = optax.tree.norm(gradient)
+    clipped = jax.tree.map(lambda g: np.asarray(g) * 0.01 / norm, gradient)
 
     def check(weight, update, g, p):
-        adam = g / (jnp.abs(g) + 1e-8)  # both moments corrected at the first step
-        decay = 0.5 * p if weight.is_matrix else 0
+        adam = g / (np.abs(g) + 1e-8)  # both moments corrected at the first step
+        decay = 0.5 * np.asarray(p) if weight.is_matrix else 0
         np.testing.assert_allclose(update, -0.1 * (adam + decay), atol=2e-4)
 
     jax.tree.map(check, model.weights(MODEL), updates, clipped, params)
