@@ -167,5 +167,7 @@ def test_what_texts_begin_with_is_read_once():
 
 
 def test_a_long_text_has_a_row_of_its_length():
-    rows = list(pack([Asked.of([1], [2]), Asked.of(range(600), [1]), Asked.of([1] * 1025, [1])]))
-    assert [len(row.tokens) for row in rows] == [512, 1024, 2048]
+    short, longer, longest = (Asked.of([1] * length, [2]) for length in (1, 600, 1025))
+    assert [len(row.tokens) for row in pack([short] * 512)] == [512]
+    assert [len(row.tokens) for row in pack([short, longer])] == [1024]
+    assert [len(row.tokens) for row in pack([short, longer, longest])] == [1024, 2048]

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int32
 
 SHORTEST = 512
-"""Tokens of a row, or a power of two times as many where a text is longer."""
+"""Tokens of a row: twice as many where the texts do not fit into one, so that less of a row's end
+stays empty; or a power of two times as many where a text is longer."""
 
 
 HEAD = 32
@@ -103,10 +104,11 @@ class Row:
 
 def pack(asked: Sequence[Asked]) -> Iterator[Row]:
     """Rows that hold all of them: short texts together, alike ones next to each other."""
+    shortest = SHORTEST << (sum(len(each.read) for each in asked) > SHORTEST)
     by_length: dict[int, list[int]] = {}
     for number, each in enumerate(asked):
-        doublings = max(0, (len(each.read) - 1) // SHORTEST).bit_length()
-        by_length.setdefault(SHORTEST << doublings, []).append(number)
+        doublings = max(0, (len(each.read) - 1) // shortest).bit_length()
+        by_length.setdefault(shortest << doublings, []).append(number)
     for length, numbers in sorted(by_length.items()):
         row, path, before = Row.empty(length), list[int](), np.empty(0, np.int32)
         for number in sorted(numbers, key=lambda number: _place(asked[number].read)):

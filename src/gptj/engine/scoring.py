@@ -15,17 +15,17 @@ from jaxtyping import Array, Bool, Float32, Int
 from gptj.attention import causal_attention
 from gptj.config import ModelConfig
 from gptj.engine.packing import Asked, Row, pack
-from gptj.engine.sampling import log_probabilities
 from gptj.engine.step import whole
 from gptj.errors import UserError
+from gptj.matrices import sum_last
 from gptj.model import Params, hidden_states, logits
 from gptj.sharding import batch_ways, place, reshape, reshard
 
 TOKENS = 4096
 """Tokens that each part of a mesh reads at a time; a CPU reads one row."""
 
-TARGETS = 128
-"""Scored tokens of a row whose logits are held at a time."""
+TARGETS = 256
+"""Scored tokens of a row whose logits are held at a time, or a quarter of the row."""
 
 
 class Score(NamedTuple):
@@ -35,7 +35,7 @@ class Score(NamedTuple):
     """Its log-probability in nats, summed over its tokens; padding rows of the vocabulary are not
     among the alternatives."""
     greedy: bool
-    """Whether each of its tokens is the likeliest where it stands."""
+    """Whether no token is likelier than its own, wherever one of them stands."""
 
 
 def score(
@@ -87,14 +87,14 @@ def log_probs(
     most: Int[Array, ""],
     config: ModelConfig,
 ) -> tuple[Float32[Array, "rows length"], Bool[Array, "rows length"]]:
-    """Of each of the first `most` targets, in nats, and whether it is the likeliest.
+    """Of each of the first `most` targets, in nats, and whether none is likelier.
 
     `gptj.engine.packing.Row` says what the rows hold. The results come back whole on every device.
     """
     attend = functools.partial(causal_attention, ends=ends)
     dtype = params.embedding.dtype
     hidden = hidden_states(params, tokens, config, dtype=dtype, positions=positions, attend=attend)
-    chunk = min(TARGETS, tokens.shape[1])
+    chunk = min(TARGETS, tokens.shape[1] // 4)
 
     def cut(x: Array, index: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
@@ -104,13 +104,16 @@ def log_probs(
         rows = reshard(logits(params, after, config), "batch", None, None)
         rows = reshape(rows, (-1, rows.shape[-1]), "batch", None)[:, : config.vocab_size]
         wanted = reshape(cut(targets, index), (-1,), "batch")
-        own, *_ = log_probabilities(rows, wanted, config.vocab_size, jnp.array(False))
+        own = jax.vmap(lambda row, token: row[token])(rows, wanted)
+        largest = jnp.max(rows, axis=-1, keepdims=True)
+        total = sum_last(jnp.exp(rows - largest), "batch")[:, 0]
+        largest = largest[:, 0]
 
         def put(of_all: Array, new: Array) -> Array:
             new = reshape(new, after.shape[:2], "batch", None)
             return jax.lax.dynamic_update_slice_in_dim(of_all, new, index * chunk, axis=1)
 
-        return put(found[0], own), put(found[1], jnp.argmax(rows, axis=-1) == wanted)
+        return put(found[0], own - (jnp.log(total) + largest)), put(found[1], own >= largest)
 
     start = jnp.zeros_like(targets, jnp.float32), jnp.zeros_like(targets, bool)
     own, likeliest = jax.lax.fori_loop(0, -(-most // chunk), add, start)
