@@ -53,13 +53,13 @@ class Device:
         Raises:
           UserError: the mesh that is set does not divide the model or the slots.
         """
-        self.params, self.config = _apart(params), config
+        self.params, self.config = apart(params), config
         self.parts = batch_ways()
         self._chunk, self._burst = chunk, burst
         self._per_part = slots // self.parts
         self._spare = -(-positions // chunk) * chunk
         """Where a part of the mesh that has no prompt to read reads one of no use."""
-        self._guesses, self._draft = guesses, draft and Draft(_apart(draft.params), draft.config)
+        self._guesses, self._draft = guesses, draft and Draft(apart(draft.params), draft.config)
         self.history = positions if guesses and not draft else 0
         """For how many tokens a slot has room where guesses are looked up."""
         room = self._spare + max(chunk if self.parts > 1 else 0, guesses)
@@ -228,7 +228,7 @@ def _beside(params: Params[Array], tree: Tree) -> Tree:
     return placed
 
 
-def _apart(params: Params[Array]) -> Params[Array]:
+def apart(params: Params[Array]) -> Params[Array]:
     """The weights with an array for each layer, which on a CPU are views of the stacked ones.
 
     There a program that takes a layer out of a stack copies it, and a step takes out them all.

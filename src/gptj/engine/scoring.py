@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float32, Int
 
 from gptj.attention import causal_attention
 from gptj.config import ModelConfig
+from gptj.engine.device import apart
 from gptj.engine.packing import Asked, Row, pack
 from gptj.engine.step import whole
 from gptj.errors import UserError
@@ -67,6 +68,7 @@ def score(
             if on_score:
                 on_score(number, each)
 
+    params = apart(params)
     for rows in _batches(pack(asked)):
         underway.append((rows, _run(params, rows, config)))
         if len(underway) > 1:  # the next is on its way while these are looked at
