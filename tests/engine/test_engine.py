@@ -297,6 +297,7 @@ class TestComingAndGoing:
         while engine.busy:
             done += [delta.request for delta in engine.step() if delta.completion]
         assert sorted(done) == numbers
+        assert not engine._bursts  # which would keep what came of the last ones
 
     def test_a_prompt_begun_before_is_not_read_again(self, engine):
         sampling = SamplingParams(max_tokens=4, seed=2)

@@ -322,6 +322,8 @@ class Engine:
         ahead = 1 if self._scheduler.drawing and not self._guided else 0
         while len(self._bursts) > ahead:
             touched += self._take(self._bursts.popleft())
+        if not self._scheduler.drawing:  # of the one that runs nobody wants anything
+            self._bursts.clear()
         return self._deltas(touched)
 
     @property

@@ -85,8 +85,7 @@ def log_probabilities(
     The latter are zeros without `with_top`.
     """
     logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    total = jnp.log(sum_last(jnp.exp(logits - largest), "batch")) + largest
+    total = log_normaliser(logits)
     is_token = jnp.arange(logits.shape[-1]) == tokens[:, None]
     own = jnp.max(jnp.where(is_token, logits, -jnp.inf), axis=-1)
     most = min(MOST_ALTERNATIVES, logits.shape[-1])
@@ -100,6 +99,12 @@ def log_probabilities(
         return zeros, zeros.astype(jnp.int32)
 
     return own - total[:, 0], *jax.lax.cond(with_top, likeliest, none)
+
+
+def log_normaliser(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows 1"]:
+    """What a row's logits are above the log-probabilities, in nats: the log of their exps' sum."""
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.log(sum_last(jnp.exp(logits - largest), "batch")) + largest
 
 
 def row_seeds(seed: int, rows: int) -> UInt32[np.ndarray, " rows"]:

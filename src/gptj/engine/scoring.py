@@ -16,9 +16,9 @@ from gptj.attention import causal_attention
 from gptj.config import ModelConfig
 from gptj.engine.device import apart
 from gptj.engine.packing import Asked, Row, pack
+from gptj.engine.sampling import log_normaliser
 from gptj.engine.step import whole
 from gptj.errors import UserError
-from gptj.matrices import sum_last
 from gptj.model import Params, hidden_states, logits
 from gptj.sharding import batch_ways, place, reshape, reshard
 
@@ -107,15 +107,13 @@ def log_probs(
         rows = reshape(rows, (-1, rows.shape[-1]), "batch", None)[:, : config.vocab_size]
         wanted = reshape(cut(targets, index), (-1,), "batch")
         own = jax.vmap(lambda row, token: row[token])(rows, wanted)
-        largest = jnp.max(rows, axis=-1, keepdims=True)
-        total = sum_last(jnp.exp(rows - largest), "batch")[:, 0]
-        largest = largest[:, 0]
+        total = log_normaliser(rows)[:, 0]
 
         def put(of_all: Array, new: Array) -> Array:
             new = reshape(new, after.shape[:2], "batch", None)
             return jax.lax.dynamic_update_slice_in_dim(of_all, new, index * chunk, axis=1)
 
-        return put(found[0], own - (jnp.log(total) + largest)), put(found[1], own >= largest)
+        return put(found[0], own - total), put(found[1], own >= jnp.max(rows, axis=-1))
 
     start = jnp.zeros_like(targets, jnp.float32), jnp.zeros_like(targets, bool)
     own, likeliest = jax.lax.fori_loop(0, -(-most // chunk), add, start)
