@@ -29,13 +29,17 @@ COMMANDS = (
     "gptj plan gpt-j-6b --on v3-32 --mesh data=4,tensor=8",
     "gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8",
     "gptj plan gpt-j-6b --on v4-64 --mesh fsdp=32 --accumulate 4",
+    "gptj plan gpt-j-6b --on v5e-256 --mesh data=16,fsdp=16",
     "gptj plan gpt-j-6b --on v5p-64 --mesh fsdp=32 --accumulate 4",
     "gptj plan gpt-j-6b --on v6e-16 --mesh fsdp=16 --accumulate 16",
     "gptj plan gpt-j-6b --on h200 --batch 64",
     "gptj plan gpt-j-6b --on h100:8 --mesh fsdp=8 --accumulate 16",
     "gptj plan 13b --on v3-256 --mesh fsdp=64,tensor=4",
+    "gptj plan 13b --on v5p-256 --mesh data=8,fsdp=16 --accumulate 4",
     "gptj plan 20b --on v3-256 --mesh fsdp=32,tensor=8",
     "gptj plan 20b --on v5p-256 --mesh data=8,fsdp=16 --accumulate 4",
+    "gptj plan 40b --on v3-256 --mesh fsdp=32,tensor=8",
+    "gptj plan 40b --on v5p-256 --mesh data=4,fsdp=32 --accumulate 4",
 )
 
 SAVING = "gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8 --sequential"
@@ -81,7 +85,10 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(row(number, results[command]) for number, command in enumerate(COMMANDS, 1)),
     ]
-    return "\n".join(["```", *commands, "```", "", *rows])
+    versions = sorted({each["versions"] for each in results.values() if each["compiled"]})
+    return "\n".join(
+        ["```", *commands, "```", "", *rows, "", f"Compiled with {'; '.join(versions)}."]
+    )
 
 
 def row(number: int, found: dict[str, Any]) -> str:

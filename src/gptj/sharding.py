@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gptj.config import ModelConfig
@@ -60,12 +61,11 @@ def make_mesh(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} is of {size} devices, the "
             f"{jax.process_count()} hosts have {len(devices)}: raise one of the three to use all"
         )
-    return jax.make_mesh(
-        (data, fsdp, tensor),
-        MESH_AXES,
-        axis_types=(AxisType.Explicit,) * 3,
-        devices=list(devices)[:size],
+    # As `jax.make_mesh`, which on most TPUs refuses axes that share one of the torus's.
+    placed = mesh_utils.create_device_mesh(
+        (data, fsdp, tensor), list(devices)[:size], allow_split_physical_axes=True
     )
+    return jax.sharding.Mesh(placed, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
 
 
 def check_mesh(config: ModelConfig) -> None:

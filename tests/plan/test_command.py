@@ -41,23 +41,28 @@ def test_a_plan_by_formula(gptj, tmp_path):
     assert found["memory"]["needed"] == pytest.approx(
         sum(v for k, v in found["memory"].items() if k not in ("available", "needed"))
     )
-    assert found["cost"] == pytest.approx(found["days"] * 24 * 8 * 2)
+    run = found["run"]
+    assert run["cost"] == pytest.approx(2 * run["chip_hours"]) == pytest.approx(384 * run["days"])
+    assert run["device_hours"] == run["chip_hours"]
     assert set(found["activations_by_remat"]) == {"none", "dots", "block", "offload"}
     html = page.read_text()
-    assert all(word in html for word in ("it fits", "Collectives in a step", "reduce-scatter"))
+    words = ("it fits", "Collectives in a step", "reduce-scatter", "The whole run", "chip hours")
+    assert [word for word in words if word not in html] == []
     assert "default-src &#x27;none&#x27;" in html
 
 
 def test_a_search_by_formula(gptj, tmp_path):
     out, page = tmp_path / "search.json", tmp_path / "search.html"
-    code, said, _ = gptj(*GPUS, "--search", "--batch", 64, "--json", out, "--html", page)
+    options = ("--batch", 64, "--tokens", "1e9", "--json", out, "--html", page)
+    code, said, _ = gptj(*GPUS, "--search", *options)
     assert code == 0
     assert "combinations by formula" in said
     assert "the best" in said
     ranked = json.loads(out.read_text())["ranked"]
     assert ranked[0]["reason"] == ""
     assert ranked[0]["fits"]
-    assert "What was tried" in page.read_text()
+    assert ranked[0]["run"]["days"] <= ranked[1]["run"]["days"]
+    assert all(word in page.read_text() for word in ("What was tried", "The whole run"))
 
 
 def test_serving_by_formula(gptj, tmp_path):
@@ -94,13 +99,14 @@ def test_a_recipe_is_planned_as_it_trains_and_a_flag_wins(gptj, tmp_path):
 
 @pytest.mark.slow
 def test_measured_beside_predicted(gptj, tmp_path, tiny_model):
-    out = tmp_path / "plan.json"
+    out, page = tmp_path / "plan.json", tmp_path / "plan.html"
     code, said, _ = gptj(
         "plan", tiny_model, "--on", "cpu:2", "--mesh", "data=2", "--batch", 4, "--measure",
-        "--json", out,
+        "--json", out, "--html", page,
     )  # fmt: skip
     assert code == 0
     assert "measured" in said
+    assert "Measured here" in page.read_text()
     found = json.loads(out.read_text())
     assert found["compiled"]
     assert 0 < found["measured"]["seconds"] < 60
@@ -150,6 +156,11 @@ def test_libtpu_is_quiet_in_every_verb():
         (("--on", "h100:8", "--search", "--measure"), ("leave out sequential and measure",)),
         (("--on", "h100:8", "--mesh", "tensor=8", "--sequential"), ("nothing is compiled",)),
         (("--on", "h100:8", "--measure"), ("nothing can be measured for h100:8",)),
+        (("--on", "cpu:64", "--measure"), ("measured for cpu:64", "device_count=64")),
+        (("--on", "h100:8", "--mesh", "data=4,data=2"), ("not like data=32,tensor=8", "once")),
+        (("--on", "h100:8", "--batch", 8, "--accumulate", 3), ("8 rows in accumulate=3 parts",)),
+        (("--on", "h100:8", "--serve", "--mesh", "fsdp=8"), ("fsdp=8 would gather all weights",)),
+        (("--on", "h100", "--serve", "--positions", 4096), ("positions=4096", "context of 2048")),
     ],
 )
 def test_mistakes(refused, words, said):

@@ -6,7 +6,9 @@ import pytest
 
 from gptj.config import preset
 from gptj.flops import flops_per_token, forward_flops_per_token, hardware_flops_per_token
+from gptj.plan.compiled import Exchange
 from gptj.plan.estimate import estimated
+from gptj.plan.place import find
 from gptj.plan.plan import plan_of
 from gptj.plan.roofline import times, utilisation
 
@@ -90,3 +92,19 @@ def test_what_is_hidden_is_not_waited_for(job):
     slow = times(job, dataclasses.replace(formula, traffic=1e16))
     assert slow.bound == "memory"
     assert slow.predicted > 1e16 / 3350e9
+
+
+def test_what_is_hidden_can_still_take_longest(job):
+    long = Exchange("all-gather", ("fsdp",), 8, 1 << 40, 1, seconds=1e4, is_hidden=True)
+    found = times(job, dataclasses.replace(estimated(job, {"tensor": 450e9}), exchanges=(long,)))
+    assert found.predicted == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize(("on", "slower"), [("h100:8", 2), ("t4:1", 65 / 8.1), ("cpu:8", 1)])
+def test_float32_has_its_own_peak(job, on, slower):
+    place = find(on)
+    wide = dataclasses.replace(job.compute, dtype="float32")
+    job = dataclasses.replace(job, place=place, mesh=(1, 1, place.devices))
+    both = [dataclasses.replace(job, compute=each) for each in (job.compute, wide)]
+    narrow, found = (times(each, estimated(each, {"tensor": 1e9})).compute for each in both)
+    assert found / narrow == pytest.approx(slower)

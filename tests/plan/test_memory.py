@@ -63,10 +63,19 @@ def test_what_is_predicted_is_what_is_allocated(small_job, compile_once):
     assert 8 * predicted.memory == pytest.approx(allocated, rel=0.1)
 
 
-def test_the_formulas_are_near_what_the_compiler_says(small_job, compile_once):
+@pytest.mark.parametrize(
+    ("mesh", "remat"),
+    [
+        ((2, 2, 2), "none"),
+        pytest.param((1, 8, 1), "block", marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), "none", marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), "none", marks=pytest.mark.slow),
+    ],
+)
+def test_the_formulas_are_near_what_the_compiler_says(mesh, remat, small_job, compile_once):
     """Near enough to choose by: what they leave out is what the compiler makes of the rest."""
-    mesh = (2, 2, 2)
-    job, compiled = (make("cpu:8", mesh, **LARGE) for make in (small_job, compile_once))
+    options = LARGE | {"remat": remat}
+    job, compiled = (make("cpu:8", mesh, **options) for make in (small_job, compile_once))
     (rates,) = remote.axis_rates(job.place, [mesh])
     formula = estimate.estimated(job, rates)
     assert formula.arguments == pytest.approx(compiled.arguments, rel=0.02)

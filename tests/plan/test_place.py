@@ -83,6 +83,16 @@ def test_the_cores_of_a_chip_share_its_links_and_its_memory():
     assert exchange_rate(place, list(range(0, 8, 2)), where) == link / 2  # one of each
 
 
+def test_groups_that_stand_in_one_anothers_way_share_the_links_between():
+    """GPT-J's own: tensor within 2 x 2 chips, so that rings over data interleave in both dims."""
+    place, where = find("v3-256"), torus(8, 16, cores=2)
+    place_of = {each: number for number, each in enumerate(where)}
+    every_other = [place_of[x, y, 0] for x in range(0, 8, 2) for y in range(0, 16, 2)]
+    assert exchange_rate(place, every_other, where) == 2 * place.accelerator.link / 2 / 2
+    ring = find("v5e-256")
+    assert exchange_rate(ring, list(range(0, 16, 2)), torus(16, 16)) == ring.accelerator.link
+
+
 def test_gpus_of_a_node_share_a_switch_and_others_a_network():
     place = find("h100:16")
     inside = exchange_rate(place, list(range(8)), [])

@@ -61,6 +61,13 @@ def test_gpt_j_on_one_gpu():
     ]
 
 
+def test_slots_have_room_for_a_whole_number_of_what_attention_reads_at_a_time():
+    model = preset("gpt-j-6b")
+    assert serve.made(job(model=model, positions=300)).cache == (
+        serve.made(job(model=model, positions=512)).cache
+    )
+
+
 def test_tensor_splits_the_cache_and_costs_an_all_reduce_a_layer():
     model = preset("gpt-j-6b")
     whole, split = (serve.made(job(f"h100:{n}", (1, 1, n), model)) for n in (1, 8))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gptj.cli.flags import parse
 from gptj.config import ModelConfig
-from gptj.engine.config import KVCache
+from gptj.engine.config import EngineConfig, KVCache
 from gptj.errors import UserError
 from gptj.model import Remat
 from gptj.plan import search as searching
@@ -21,8 +21,9 @@ from gptj.plan import serve as serving
 from gptj.plan import terminal
 from gptj.plan.config import TOKENS, mesh_from, model_named
 from gptj.plan.job import Job, Mesh
+from gptj.plan.measure import check_here, measure
 from gptj.plan.place import Place, find
-from gptj.plan.plan import made, saving
+from gptj.plan.plan import Plan, check_comparable, made, saving
 from gptj.quantised import Quantisation
 from gptj.train.optimizer import Kind, OptimizerConfig
 from gptj.train.step import StepConfig
@@ -131,24 +132,30 @@ def run_plan(args: Sequence[str]) -> None:
 
 def _train(command: PlanCommand, place: Place, console: Console) -> None:
     job = _job(command, place)
+    if command.sequential:
+        check_comparable(job)
+    if command.measure:
+        check_here(job)
     plan = made(job)
     terminal.show(plan, console, command.tokens, command.price)
-    found = plan.plain()
-    if command.tokens:
-        found["days"] = plan.days(command.tokens)
-        if command.price:
-            found["cost"] = plan.cost(command.tokens, command.price)
+    found = _plain(plan, command)
+    _write(command, found, [plan])  # already now: what follows may fail
     if command.sequential:
         saved = saving(plan)
         terminal.show_saving(saved, console)
         found["sequential"] = dataclasses.asdict(saved)
     if command.measure:
-        from gptj.plan.measure import measure
-
+        if not plan.fits:
+            raise UserError(f"it does not fit {place.name}, so nothing is measured")
         measured = measure(job)
         terminal.show_measured(plan, measured, console)
         found["measured"] = dataclasses.asdict(measured)
     _write(command, found, [plan])
+
+
+def _plain(plan: Plan, command: PlanCommand) -> dict[str, Any]:
+    run = {"run": plan.run(command.tokens, command.price)} if command.tokens else {}
+    return plan.plain() | run
 
 
 def _search(command: PlanCommand, place: Place, console: Console) -> None:
@@ -158,16 +165,17 @@ def _search(command: PlanCommand, place: Place, console: Console) -> None:
     terminal.show_search(found, console)
     best = found[0].plan
     terminal.show(best, console, command.tokens, command.price)
-    ranked = [each.plan.plain() | {"reason": each.reason} for each in found]
+    ranked = [_plain(each.plan, command) | {"reason": each.reason} for each in found]
     _write(command, {"ranked": ranked}, [each.plan for each in found[: terminal.SHOWN]])
 
 
 def _serve(command: PlanCommand, place: Place, console: Console) -> None:
     model, _, _ = _asked(command)
     mesh = mesh_from(command.mesh) if command.mesh else _serving_mesh(model, place)
-    slots = command.slots or serving.default_slots(place, mesh)
+    asked = EngineConfig() if command.slots is None else EngineConfig(command.slots)
     job = serving.ServeJob(
-        place, model, mesh, slots, command.positions or model.context,
+        place, model, mesh, asked.rounded(mesh[0] * mesh[1]).slots,
+        command.positions or model.context,
         command.dtype or "bfloat16", command.quantize, command.kv_cache,
     )  # fmt: skip
     plan = serving.made(job)
@@ -214,8 +222,7 @@ def _job(command: PlanCommand, place: Place) -> Job:
     accumulate = command.accumulate or recipe.get("accumulate")
     if command.mesh is None:
         found = searching.anywhere(place, model, batch, seq, optimizer, compute)
-        found = found if command.search else searching.fastest_mesh(found)
-        return found if accumulate is None else dataclasses.replace(found, accumulate=accumulate)
+        return found if command.search else searching.fastest_mesh(found, accumulate)
     mesh = mesh_from(command.mesh)
     often = accumulate or max(1, batch // (mesh[0] * mesh[1]))
     return Job(place, model, mesh, batch, often, seq, optimizer, compute)

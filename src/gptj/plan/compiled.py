@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gptj.errors import UserError
-from gptj.plan import hlo, sequential
+from gptj.plan import sequential
 from gptj.plan.job import Job, Mesh
-from gptj.plan.place import Place, exchange_rate
-from gptj.sharding import BATCH_AXES, MESH_AXES
+from gptj.plan.place import Place, exchange_rate, known
+from gptj.plan.program import Collective, read
+from gptj.sharding import BATCH_AXES, MESH_AXES, make_mesh
 from gptj.train.state import TrainState, abstract_state
 from gptj.train.step import train_step
 
@@ -90,15 +91,17 @@ def devices(place: Place) -> list[jax.Device]:
         try:
             found = topologies.get_topology_desc(place.topology, platform="tpu", **options)
         except jax.errors.JaxRuntimeError as error:
-            raise UserError(f"libtpu does not know {place.name}: {error}") from None
+            raise UserError(
+                f"libtpu does not know {place.name} ({str(error).splitlines()[0]}): choose one of "
+                f"{known()}"
+            ) from None
         return list(found.devices)
     return list(jax.devices())
 
 
 def mesh_of(shape: Mesh, place: Place) -> jax.sharding.Mesh:
     """The mesh that training would set there."""
-    array = mesh_utils.create_device_mesh(shape, devices(place), allow_split_physical_axes=True)
-    return jax.sharding.Mesh(array, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    return make_mesh(*shape, devices(place))
 
 
 def coordinates(mesh: jax.sharding.Mesh) -> list[tuple[int, ...]]:
@@ -156,7 +159,7 @@ def facts(
     optimizer: int,
 ) -> Compiled:
     """What a compiled program says of itself."""
-    memory, program = compiled.memory_analysis(), hlo.read(compiled.as_text())
+    memory, program = compiled.memory_analysis(), read(compiled.as_text())
     where = coordinates(mesh)
     return Compiled(
         seconds=time.perf_counter() - begin,
@@ -192,7 +195,7 @@ def _versions(place: Place) -> str:
 
 
 def _exchange(
-    found: hlo.Collective, place: Place, shape: Mesh, where: list[tuple[int, ...]]
+    found: Collective, place: Place, shape: Mesh, where: list[tuple[int, ...]]
 ) -> Exchange:
     group = found.group or tuple(range(math.prod(shape)))
     places = np.array(np.unravel_index(group, shape))

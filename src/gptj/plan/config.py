@@ -19,15 +19,16 @@ def mesh_from(words: str) -> Mesh:
     Raises:
       UserError: it says anything else.
     """
-    sizes = dict.fromkeys(MESH_AXES, 1)
+    sizes: dict[str, int] = {}
     for word in words.split(","):
-        axis, equals, size = word.partition("=")
-        if axis.strip() not in sizes or not equals or not size.strip().isdecimal():
+        axis, _, size = (part.strip() for part in word.partition("="))
+        if axis not in MESH_AXES or axis in sizes or not size.isdecimal():
             raise UserError(
-                f"mesh {words!r} is not like data=32,tensor=8, of the axes {', '.join(MESH_AXES)}"
+                f"mesh {words!r} is not like data=32,tensor=8, of the axes {', '.join(MESH_AXES)}, "
+                "each once"
             )
-        sizes[axis.strip()] = int(size)
-    data, fsdp, tensor = sizes.values()
+        sizes[axis] = int(size)
+    data, fsdp, tensor = (sizes.get(axis, 1) for axis in MESH_AXES)
     return data, fsdp, tensor
 
 

@@ -62,9 +62,10 @@ def activations(job: Job, remat: Remat | None = None) -> float:
     """What the layers keep for the backward pass of one microbatch, under a policy.
 
     `block` keeps each layer's input, and `offload` keeps it elsewhere. `dots` keeps the products
-    with weights as well, and `none` all that a product or a softmax is made of.
+    with weights as well, and `none` all that a product or a softmax is made of, weights that were
+    gathered over fsdp among them.
     """
-    model, tensor = job.model, job.axis("tensor")
+    model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
     d, f = model.d_model, model.d_ff
     kept = {
         "offload": 0.0,
@@ -72,7 +73,16 @@ def activations(job: Job, remat: Remat | None = None) -> float:
         "dots": d + (3 * d + f) / tensor,
         "none": 2 * d + (4 * d + f) / tensor,
     }[remat or job.compute.remat]
-    return model.layers * job.rows * job.seq * kept * WIDTH[job.compute.dtype]
+    gathered = 0.0
+    if (remat or job.compute.remat) == "none" and job.axis("fsdp") > 1:
+        gathered = sum(part(each, job, gathered=True) for each in _in_layers(job))
+    return (model.layers * job.rows * job.seq * kept + gathered) * width
+
+
+def _in_layers(job: Job) -> list[Weight]:
+    """The matrices of all layers."""
+    found = jax.tree.leaves(weights(job.model))
+    return [each for each in found if each.is_matrix and each.axes[0] == "layers"]
 
 
 def temporaries(job: Job) -> float:
@@ -81,8 +91,7 @@ def temporaries(job: Job) -> float:
     tokens = job.rows * job.seq
     matrices = [each for each in jax.tree.leaves(weights(model)) if each.is_matrix]
     if job.axis("fsdp") > 1:  # gathered a layer at a time, and their gradients likewise
-        layer = [each for each in matrices if each.axes[0] == "layers"]
-        ready = 2 * sum(part(each, job, gathered=True) for each in layer) / model.layers
+        ready = 2 * sum(part(each, job, gathered=True) for each in _in_layers(job)) / model.layers
     else:
         ready = sum(part(each, job) for each in matrices) if width < 4 else 0.0
     streams = tokens * (6 * model.d_model + (4 * model.d_model + 3 * model.d_ff) / tensor)

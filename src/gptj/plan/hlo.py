@@ -1,4 +1,4 @@
-"""A compiled program's text, read for what travels between devices and through their memory.
+"""A compiled program's text: its computations, and how often each runs.
 
 XLA counts the body of a loop once. Here every computation counts as often as the loops and calls
 around it run it.
@@ -16,10 +16,6 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"),
     "collective-broadcast",
 )
-_FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "domain", "async-update"),
-}
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(
@@ -62,57 +58,6 @@ class Computation:
     def root(self) -> Instruction:
         """What it returns."""
         return next(each for each in self.instructions.values() if each.is_root)
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """Something that devices exchange, each time with the same others."""
-
-    kind: str
-    bytes: int
-    """What one device holds of it when it is whole: an all-gather's result, a reduce-scatter's
-    operand."""
-    times: int
-    """How often the program makes it."""
-    group: tuple[int, ...]
-    """One group of devices that exchange, by their place in the mesh, row by row."""
-    arrays: tuple[str, ...]
-    """What is exchanged, as `bf16[2048,4096]`; XLA may join several into one."""
-    is_hidden: bool
-    """Whether it is started early and waited for late, so that products can go on meanwhile."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a compiled program does to the wires and the memory of one device."""
-
-    collectives: tuple[Collective, ...]
-    traffic: float
-    """Bytes read and written, of what the compiler did not keep on the chip."""
-    open_loops: int
-    """Loops whose number of rounds only the data tell; their bodies count once."""
-
-
-def read(text: str) -> Program:
-    """Read `compiled.as_text()`."""
-    computations, entry = parse(text)
-    times, open_loops = run_counts(computations, entry)
-    fused = {
-        name
-        for each in computations.values()
-        for instruction in each.instructions.values()
-        if instruction.opcode == "fusion"
-        for name in instruction.called("calls")
-    }
-    found, traffic = [], 0.0
-    for name, computation in computations.items():
-        for instruction in computation.instructions.values() if times[name] else ():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES and not instruction.opcode.endswith("-done"):
-                found.append(_collective(instruction, computation, times[name]))
-            if name not in fused:
-                traffic += times[name] * _traffic(instruction, computation, computations)
-    return Program(tuple(found), traffic, open_loops)
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -233,6 +178,11 @@ def _balanced(text: str) -> tuple[str, str]:
     return text, ""
 
 
+def arrays(type_: str) -> list[str]:
+    """The arrays in a type, each as it stands there."""
+    return [found[0] for found in _ARRAY.finditer(type_)]
+
+
 def array_bytes(type_: str, on_chip: bool = True) -> int:
     """The bytes of all arrays in a type; `on_chip=False` leaves out what is not in main memory."""
     total = 0.0
@@ -241,141 +191,3 @@ def array_bytes(type_: str, on_chip: bool = True) -> int:
         if dtype not in ("token", "opaque") and (on_chip or "S(" not in layout):
             total += math.prod(int(dim) for dim in dims.split(",") if dim) * bits / 8
     return math.ceil(total)
-
-
-def _collective(instruction: Instruction, computation: Computation, times: int) -> Collective:
-    operands = [computation.instructions[name].type for name in instruction.operands]
-    given = sum(map(array_bytes, operands))
-    made = array_bytes(instruction.type)
-    kind = instruction.opcode.removesuffix("-start")
-    is_started = instruction.opcode.endswith("-start")
-    if is_started and kind != "all-reduce":
-        made -= given  # the result's type repeats the operand
-    is_scattered = kind == "all-reduce" and computation.root.opcode == "dynamic-slice"
-    arrays = (f"{dtype}[{dims}]" for each in operands for dtype, dims, _ in _ARRAY.findall(each))
-    return Collective(
-        kind="reduce-scatter" if is_scattered else kind,
-        bytes=max(given, made),
-        times=times,
-        group=first_group(instruction.rest),
-        arrays=tuple(arrays),
-        is_hidden=is_started,
-    )
-
-
-def first_group(attributes: str) -> tuple[int, ...]:
-    """The devices that the first of a collective's groups names, in any of XLA's notations."""
-    if pairs := re.search(r"source_target_pairs=\{\{([\d,]+)\}", attributes):
-        return tuple(int(device) for device in pairs[1].split(","))
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return tuple(int(device) for device in listed[1].split(","))
-    if iota := re.search(
-        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-    ):
-        return tuple(_iota(iota[3], iota[4])[: int(iota[2])])
-    if mesh := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?"
-        r"\{([^}]*)\}",
-        attributes,
-    ):
-        return _of_mesh(*mesh.groups())
-    return ()
-
-
-def _iota(dims: str, order: str | None) -> list[int]:
-    """0, 1, ... in an array of these dims, transposed, row by row."""
-    sizes = [int(size) for size in dims.split(",")]
-    axes = [int(axis) for axis in order.split(",")] if order else list(range(len(sizes)))
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    found = [0]
-    for axis in axes:
-        found = [begin + i * strides[axis] for begin in found for i in range(sizes[axis])]
-    return found
-
-
-def _of_mesh(axes: str, dims: str | None, order: str | None, named: str) -> tuple[int, ...]:
-    sizes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)]
-    ids = _iota(dims or ",".join(str(size) for _, size in sizes), order)
-    inside = set(re.findall(r"'(\w+)'", named))
-    places, stride = [0], len(ids)
-    for name, size in sizes:
-        stride //= size
-        if name in inside:
-            places = [place + i * stride for place in places for i in range(size)]
-    return tuple(ids[place] for place in places)
-
-
-def _traffic(
-    instruction: Instruction, around: Computation, computations: dict[str, Computation]
-) -> float:
-    """Bytes that it reads from main memory and writes there."""
-    opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done") or "AllocateBuffer" in instruction.rest:
-        return 0
-    types = [around.instructions[name].type for name in instruction.operands]
-    sizes = [array_bytes(each, on_chip=False) for each in types]
-    made = array_bytes(instruction.type, on_chip=False)
-    if opcode in ("dynamic-slice", "gather"):
-        return 2 * made
-    if opcode == "dynamic-update-slice":
-        return 2 * sizes[1]
-    if opcode == "scatter":
-        return 2 * sizes[-1]
-    if opcode == "copy-start":
-        return sizes[0] + sum(array_bytes(each, False) for each in instruction.type.split("}")[:1])
-    if opcode == "fusion":
-        inner = computations[instruction.called("calls")[0]]
-        return _read_by(inner, sizes, computations) + _written_by(inner, made)
-    return sum(sizes) + made
-
-
-def _read_by(inner: Computation, sizes: list[int], computations: dict[str, Computation]) -> float:
-    """Of its operands, what a fusion reads: of one it only takes slices from, those."""
-    total = 0.0
-    for each in inner.instructions.values():
-        if each.opcode == "parameter":
-            part = _part_read(each.name, inner, computations)
-            whole = sizes[int(each.literal)]
-            total += whole if part is None else min(whole, part)
-    return total
-
-
-def _part_read(name: str, inner: Computation, computations: dict[str, Computation]) -> float | None:
-    """The bytes that slices take from a fusion's operand; `None` where something reads it all."""
-    total = 0.0
-    for use in inner.instructions.values():
-        for place in (i for i, operand in enumerate(use.operands) if operand == name):
-            part: float | None = None
-            if use.opcode in ("dynamic-slice", "gather") and not place:
-                part = array_bytes(use.type)
-            elif use.opcode == "dynamic-update-slice" and not place:
-                part = 0.0
-            elif use.opcode == "bitcast":
-                part = _part_read(use.name, inner, computations)
-            elif use.opcode == "fusion":
-                nested = computations[use.called("calls")[0]]
-                part = _part_read(_parameter(nested, place), nested, computations)
-            if part is None:
-                return None
-            total += part
-    return total
-
-
-def _parameter(computation: Computation, index: int) -> str:
-    found = computation.instructions.values()
-    return next(i.name for i in found if i.opcode == "parameter" and i.literal == str(index))
-
-
-def _written_by(inner: Computation, made: int) -> float:
-    """Of its results, what a fusion writes: into one it updates in place, the update."""
-    root = inner.root
-    names = root.operands if root.opcode == "tuple" else (root.name,)
-    total = float(made)
-    for name in names:
-        at = inner.instructions[name]
-        while at.opcode == "bitcast":
-            at = inner.instructions[at.operands[0]]
-        if at.opcode == "dynamic-update-slice":
-            update = inner.instructions[at.operands[1]]
-            total -= array_bytes(at.type) - array_bytes(update.type)
-    return max(0.0, total)

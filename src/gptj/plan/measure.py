@@ -30,19 +30,32 @@ class Measured:
     compile_seconds: float
 
 
+def check_here(job: Job) -> None:
+    """Refuse a job whose devices are not here.
+
+    Raises:
+      UserError: saying which are.
+    """
+    found, place = jax.devices(), job.place
+    kind = place.accelerator.kind if place.platform != "cpu" else "cpu"
+    if kind.lower() not in found[0].device_kind.lower() or len(found) < place.devices:
+        more = "leave out measure"
+        if place.platform == found[0].platform == "cpu":
+            more = f"set XLA_FLAGS=--xla_force_host_platform_device_count={place.devices}"
+        raise UserError(
+            f"nothing can be measured for {place.name}: the devices here are "
+            f"{len(found)} x {found[0].device_kind}; {more}"
+        )
+
+
 def measure(job: Job) -> Measured:
     """Make a few steps on random tokens.
 
     Raises:
       UserError: there are not the devices for it here.
     """
+    check_here(job)
     found = jax.devices()
-    kind = job.place.accelerator.kind
-    if job.place.platform != "cpu" and kind.lower() not in found[0].device_kind.lower():
-        raise UserError(
-            f"nothing can be measured for {job.place.name}: the devices here are "
-            f"{len(found)} x {found[0].device_kind}; leave out measure"
-        )
     draw = np.random.default_rng(0)
     shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
     rows = draw.integers(0, job.model.vocab_size, shape, np.int32)

@@ -26,6 +26,14 @@ table.plan td, table.plan th { padding: 4px 10px 4px 0;
 """
 
 
+_ASKED = {
+    "run": "The whole run",
+    "sequential": "With a sequential block: bytes and collectives over tensor",
+    "measured": "Measured here",
+}
+"""What `--json` holds where it was asked for, and its title."""
+
+
 def page(found: dict[str, Any], plans: list[Plan] | list[ServePlan]) -> str:
     """The page: of the first plan everything, of more than one also the ranking.
 
@@ -38,6 +46,8 @@ def page(found: dict[str, Any], plans: list[Plan] | list[ServePlan]) -> str:
     if len(ranked) > 1:
         reasons = [each["reason"] for each in found["ranked"]]
         parts.insert(1, _ranking(ranked, reasons))
+    of_first = found["ranked"][0] if "ranked" in found else found
+    parts += [_values(title, of_first[name]) for name, title in _ASKED.items() if name in of_first]
     css = (Path(report.__file__).parent / "style.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     head = [
@@ -142,6 +152,14 @@ def _seconds(plan: Plan) -> Html:
     rows.append(("predicted", f"{found.predicted:.3g}",
                  f"{reached}, and {duration(found.exposed)} of waiting for others"))  # fmt: skip
     return table((), rows, "plan")
+
+
+def _values(title: str, found: dict[str, Any]) -> Html:
+    rows = [
+        (name.replace("_", " "), value if isinstance(value, str) else number(value))
+        for name, value in found.items()
+    ]
+    return section(title, table((), rows, "time"))
 
 
 def _ranking(plans: list[Plan], reasons: list[str]) -> Html:

@@ -80,10 +80,11 @@ def find(name: str) -> Place:
         return _tpu(f"{kind}-{size}", kind, SLICES[kind][int(size)])
     if kind in SLICES and re.fullmatch(r"\d+(x\d+){1,2}", size):
         return _tpu(f"{kind}:{size}", kind, size)
-    raise UserError(f"no hardware {name!r}: choose one of {_all()}")
+    raise UserError(f"no hardware {name!r}: choose one of {known()}")
 
 
-def _all() -> str:
+def known() -> str:
+    """The names there are, in words."""
     slices = (f"{kind}-{'|'.join(map(str, sizes))}" for kind, sizes in SLICES.items())
     gpus = (f"{kind}:N" for kind in _GPUS)
     return f"{', '.join(slices)}, {', '.join(gpus)}, cpu:N, or a TPU's arrangement, as v5p:4x4x8"
@@ -140,10 +141,15 @@ def exchange_rate(place: Place, group: Sequence[int], coordinates: Sequence[Coor
     return links * unit.link * (len(group) / len(chips)) / unit.cores
 
 
-def _links(column: Iterable[int], whole: int, unit: Accelerator) -> int:
-    """How many of a chip's links along a torus dim a ring over these places uses."""
-    extent = len(set(column))
+def _links(column: Iterable[int], whole: int, unit: Accelerator) -> float:
+    """How many of a chip's links along a torus dim a ring over these places has to itself.
+
+    Where other groups stand in between, each message passes their chips, and theirs pass these.
+    """
+    places = set(column)
+    extent = len(places)
     if extent == 1:
         return 0
-    is_ring = extent == whole and not whole % unit.whole_ring
-    return 2 if is_ring else 1
+    stride = (max(places) - min(places)) / (extent - 1)
+    is_ring = extent * stride == whole and not whole % unit.whole_ring
+    return (2 if is_ring else 1) / stride

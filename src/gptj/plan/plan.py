@@ -72,6 +72,13 @@ class Plan:
         """Money for so many tokens, at a price of one chip for an hour."""
         return self.days(tokens) * 24 * self.job.place.chips * price
 
+    def run(self, tokens: float, price: float | None) -> dict[str, float]:
+        """What it takes to train on so many tokens, and what it costs at a price a chip-hour."""
+        days, place = self.days(tokens), self.job.place
+        hours = {"device_hours": 24 * days * place.devices, "chip_hours": 24 * days * place.chips}
+        cost = {"cost": self.cost(tokens, price)} if price else {}
+        return {"tokens": tokens, "days": days, **hours, **cost}
+
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
@@ -160,26 +167,36 @@ class Saving:
     sequential_times: int
 
 
+def check_comparable(job: Job) -> None:
+    """Refuse a job of which no other block's exchanges could be told.
+
+    Raises:
+      UserError: nothing is split over tensor, or nothing is compiled for its hardware.
+    """
+    if job.axis("tensor") < 2:
+        raise UserError(
+            f"the mesh {mesh_words(job.mesh)} splits nothing over tensor, so no block "
+            "exchanges anything: compare on a mesh with tensor above 1"
+        )
+    if job.place.platform == "gpu":
+        raise UserError(f"nothing is compiled for {job.place.name}: compare on a TPU or CPU")
+
+
 def saving(plan: Plan) -> Saving:
     """Compile the same step with GPT-3's block, and compare what travels over tensor.
 
     Raises:
-      UserError: nothing is split over tensor, or the program does not fit or is not compiled.
+      UserError: they cannot be compared, or one of them does not fit.
     """
-    if plan.job.axis("tensor") < 2:
-        raise UserError(
-            f"the mesh {mesh_words(plan.job.mesh)} splits nothing over tensor, so no block "
-            "exchanges anything: compare on a mesh with tensor above 1"
-        )
-    if not plan.is_compiled:
-        raise UserError(f"nothing is compiled for {plan.job.place.name}: compare on a TPU or CPU")
-    other = remote.compile_step(dataclasses.replace(plan.job, sequential=True))
-    if isinstance(other, TooLarge) or plan.refusal:
+    check_comparable(plan.job)
+    theirs = dataclasses.replace(plan.job, sequential=True)
+    other = None if plan.refusal else remote.compile_step(theirs)
+    if other is None or isinstance(other, TooLarge):
         raise UserError("only programs that fit can be compared: choose a mesh on which it fits")
-    ours, theirs = (_over_tensor(each) for each in (plan.found, other))
-    sizes = [math.fsum(x.bytes * x.times for x in each) for each in (ours, theirs)]
-    seconds = [math.fsum(x.seconds for x in each) for each in (ours, theirs)]
-    counts = [sum(x.times for x in each) for each in (ours, theirs)]
+    both = [_over_tensor(each) for each in (plan.found, other)]
+    sizes = [math.fsum(x.bytes * x.times for x in each) for each in both]
+    seconds = [math.fsum(x.seconds for x in each) for each in both]
+    counts = [sum(x.times for x in each) for each in both]
     return Saving(sizes[0], sizes[1], seconds[1] - seconds[0], counts[0], counts[1])
 
 

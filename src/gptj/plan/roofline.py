@@ -7,7 +7,7 @@ import dataclasses
 from gptj.flops import hardware_flops_per_token
 from gptj.model import count_parameters
 from gptj.plan.compiled import Compiled
-from gptj.plan.hardware import efficiency
+from gptj.plan.hardware import efficiency, float32_share
 from gptj.plan.job import Job
 
 
@@ -16,7 +16,7 @@ class Times:
     """Seconds of one step, each part alone and at its best but for `predicted`."""
 
     compute: float
-    """All products at the makers' peak."""
+    """All products at the makers' peak for the layers' dtype."""
     memory: float
     """All that is read and written, at the memory's bandwidth."""
     interconnect: float
@@ -24,8 +24,8 @@ class Times:
     exposed: float
     """Of that, what the compiler lets no product hide."""
     predicted: float
-    """Products at the share of the peak that good programs reach, or the memory where it takes
-    longer, and what is exposed of the interconnect."""
+    """Products at the share of the peak that good programs reach, or the memory or the hidden
+    collectives where those take longer, and what is exposed of the interconnect."""
     share: float
     """That share of the peak."""
     source: str
@@ -41,16 +41,18 @@ class Times:
 def times(job: Job, found: Compiled) -> Times:
     """The times of a step."""
     unit, reached = job.place.accelerator, efficiency(job.place.accelerator)
+    peak = unit.peak_flops * (float32_share(job.place) if job.compute.dtype == "float32" else 1)
     flops = job.tokens * hardware_flops_per_token(job.model, job.seq, job.compute.remat)
-    compute = flops / job.place.devices / unit.peak_flops
+    compute = flops / job.place.devices / peak
     memory = found.traffic / unit.bandwidth
+    hidden = sum(each.seconds for each in found.exchanges if each.is_hidden)
     exposed = sum(each.seconds for each in found.exchanges if not each.is_hidden)
     return Times(
         compute=compute,
         memory=memory,
-        interconnect=sum(each.seconds for each in found.exchanges),
+        interconnect=hidden + exposed,
         exposed=exposed,
-        predicted=max(compute / reached.share, memory) + exposed,
+        predicted=max(compute / reached.share, memory, hidden) + exposed,
         share=reached.share,
         source=reached.source,
     )

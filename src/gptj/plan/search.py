@@ -84,16 +84,30 @@ def _order(plan: Plan) -> tuple[bool, float]:
     return not plan.fits, plan.times.predicted if plan.fits else plan.memory.needed
 
 
-def fastest_mesh(job: Job) -> Job:
-    """The same job on the fastest mesh, by formula, of those on which it fits; or needs least."""
+def fastest_mesh(job: Job, accumulate: int | None) -> Job:
+    """The same job on the fastest mesh, by formula, of those on which it fits; or needs least.
 
-    def a_row_at_a_time(job: Job, among: Sequence[Mesh]) -> Iterator[Job]:
+    Args:
+      accumulate: parts a batch is computed in; a row a device at a time without.
+
+    Raises:
+      UserError: no mesh divides the batch into so many parts.
+    """
+
+    def on_each(job: Job, among: Sequence[Mesh]) -> Iterator[Job]:
         for mesh in among:
             ways = mesh[0] * mesh[1]
-            if job.batch % ways == 0:
-                yield dataclasses.replace(job, mesh=mesh, accumulate=job.batch // ways)
+            if job.batch % (ways * (accumulate or 1)) == 0:
+                often = accumulate or job.batch // ways
+                yield dataclasses.replace(job, mesh=mesh, accumulate=often)
 
-    return estimated(job, meshes(job.model, job.place), a_row_at_a_time)[0][0].job
+    found = estimated(job, meshes(job.model, job.place), on_each)
+    if not found:
+        raise UserError(
+            f"no mesh of {job.place.name} divides a batch of {job.batch} rows in "
+            f"accumulate={accumulate} parts: choose another batch or accumulate"
+        )
+    return found[0][0].job
 
 
 def anywhere(
@@ -138,7 +152,9 @@ def search(job: Job, say: Callable[[str], None]) -> list[Candidate]:
     fit = [plan for plan in finals if plan.fits]
     plans = [*fit, *(each for each in rest), *(plan for plan in finals if not plan.fits)]
     best = plans[0]
-    return [Candidate(plan, "" if plan is best else why_not(plan, best)) for plan in plans]
+    return [
+        Candidate(plan, "" if plan is best and plan.fits else why_not(plan, best)) for plan in plans
+    ]
 
 
 def _compiled(ranked: list[tuple[Plan, Compiled]], say: Callable[[str], None]) -> list[Plan]:
@@ -183,7 +199,7 @@ def why_not(plan: Plan, best: Plan) -> str:
     most = max(more, key=lambda name: more[name])
     slower = plan.times.predicted / best.times.predicted - 1
     if slower <= 0:
-        return "faster by formula, but not compiled: others that seemed so did not fit"
+        return "faster by formula, which is not compiled"
     return f"{100 * slower:.0f} % slower, most of it {most} ({more[most]:+.2g} s)"
 
 

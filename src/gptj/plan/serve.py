@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
+from gptj.attention import KEYS
 from gptj.config import ModelConfig
-from gptj.engine.config import EngineConfig, KVCache
+from gptj.engine.config import KVCache
 from gptj.errors import UserError
 from gptj.flops import forward_flops_per_token
 from gptj.model import count_parameters, weights
@@ -43,11 +44,26 @@ class ServeJob:
 
     def __post_init__(self) -> None:
         check_mesh(self.model, self.mesh, self.place)
+        if self.axis("fsdp") > 1:
+            raise UserError(
+                f"mesh fsdp={self.axis('fsdp')} would gather all weights for every token: serve "
+                "on data and tensor"
+            )
+        if self.positions > self.model.context:
+            raise UserError(
+                f"positions={self.positions} is more than the model's context of "
+                f"{self.model.context}: lower it"
+            )
         if self.slots % self.ways:
             raise UserError(
                 f"slots={self.slots} cannot be split over data x fsdp = {self.ways} devices: use "
                 f"a multiple of {self.ways}"
             )
+
+    @property
+    def kept(self) -> int:
+        """Positions of a slot as the cache has them."""
+        return -(-self.positions // KEYS) * KEYS
 
     @property
     def ways(self) -> int:
@@ -166,7 +182,7 @@ def made(job: ServeJob, compiles: bool = True) -> ServePlan:
             spare, versions = _beside(job, found), found.versions
     (rates,) = remote.axis_rates(job.place, [job.mesh])
     left = max(0.0, available - own - spare)
-    per_part = int(left // (each * job.positions))
+    per_part = int(left // (each * job.kept))
     return ServePlan(
         job=job,
         parameters=count_parameters(job.model),
@@ -183,7 +199,7 @@ def made(job: ServeJob, compiles: bool = True) -> ServePlan:
 
 
 def _cache(job: ServeJob) -> float:
-    return position_bytes(job) * job.positions * job.slots / job.ways
+    return position_bytes(job) * job.kept * job.slots / job.ways
 
 
 def _beside(job: ServeJob, found: Compiled) -> float:
@@ -214,8 +230,3 @@ def _rates(job: ServeJob, own: float, per_part: int, rates: dict[str, float]) ->
         found.append(Rate(slots, parts[longer] + exchanged, bound, fits))
         slots *= 2
     return tuple(found)
-
-
-def default_slots(place: Place, mesh: Mesh) -> int:
-    """As many as an engine has unless told, on such a mesh."""
-    return EngineConfig().rounded(mesh[0] * mesh[1]).slots

@@ -67,11 +67,11 @@ def show(plan: Plan, console: Console, tokens: float | None, price: float | None
     _exchanges(plan.found.exchanges, console)
     _times(plan, console)
     if tokens:
-        days, chips = plan.days(tokens), plan.job.place.chips
-        money = f", {plan.cost(tokens, price):,.0f} at {price:g} a chip-hour" if price else ""
+        run = plan.run(tokens, price)
+        money = f", {run['cost']:,.0f} at {price:g} a chip-hour" if price else ""
         console.print(
-            f"{human(tokens)} tokens: {days:.3g} days, {days * 24 * plan.job.place.devices:,.0f} "
-            f"device-hours ({days * 24 * chips:,.0f} chip-hours){money}",
+            f"{human(tokens)} tokens: {run['days']:.3g} days, {run['device_hours']:,.0f} "
+            f"device-hours ({run['chip_hours']:,.0f} chip-hours){money}",
             highlight=False,
         )
 
