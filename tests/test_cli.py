@@ -120,7 +120,7 @@ class TestHelp:
                 "serve": lambda *_: 0,
             }
         if verb == "plan":
-            shown = SimpleNamespace(plain=dict, days=lambda _: 1.0)
+            shown = SimpleNamespace(plain=dict, run=lambda *_: {})
             stands_in[plan] = {"made": lambda job: heard.append(job) or shown}
             stands_in[terminal] = {"show": hear}
         for module, names in stands_in.items():
