@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "gptj"
 # From the ground up: a room imports only from itself and from the rows before its own.
 LEVELS = [
     {"accelerators", "caches", "errors"},
-    {"circle", "config", "hardware", "hub", "kernels"},
+    {"circle", "config", "files", "hardware", "hub", "kernels"},
     {"hosts", "sharding", "tokenizer"},
     {"quantised"},
     {"data", "matrices"},
@@ -38,7 +38,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 DOORS = {
     "datasets": "evaluate",
     "fastapi": "serve",
-    "fsspec": "convert.files",
+    "fsspec": "files",
     "ftfy": "evaluate.requests",
     "huggingface_hub": "hub",
     "llguidance": "engine.guide",

@@ -23,9 +23,11 @@ _END_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[EOS]")
 _BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 _PIECE_CHARACTERS = 1 << 16
-_WORD_END = re.compile(r"(?<=\S)(?=[ \n])")
+WORD_END = re.compile(r"(?<=\S)(?=[ \n])")
+"""Where GPT-2's pattern, and so no token, ever crosses."""
 
 # In-class annotations cannot say `bytes`: `Tokenizer.bytes` is the byte tokenizer.
+_Bytes = bytes
 _Spelling = list[bytes]
 
 
@@ -54,7 +56,8 @@ class Tokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.eos_id = _end_id(vocab, name)
         self._spell, self._lead = _speller(definition, self._plain, name)
-        self._cuttable = _is_gpt2_split(definition)
+        self.cuttable = _is_gpt2_split(definition)
+        """Whether a text may be cut at `WORD_END`, and its parts encoded by themselves."""
 
     @cached_property
     def _special(self) -> tokenizers.Tokenizer:
@@ -154,16 +157,20 @@ class Tokenizer:
         The library needs some 130 bytes of memory per byte of a text, and one core: a long
         document is better encoded in pieces. A tokenizer with no sure cuts gives one piece.
         """
-        return _cut_at_words(text) if self._cuttable else iter((text,))
+        return _cut_at_words(text) if self.cuttable else iter((text,))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and ids outside the vocabulary have none.
 
         Bytes that are not UTF-8 become U+FFFD.
         """
+        return self.spelled(ids).decode("utf-8", "replace")
+
+    def spelled(self, ids: Iterable[int]) -> _Bytes:
+        """The bytes that `ids` stand for, whether they are UTF-8 or not."""
         size, spelling = self.vocab_size, self.spelling
         text = b"".join([spelling[index] for index in ids if 0 <= index < size])
-        return text.removeprefix(self._lead).decode("utf-8", "replace")
+        return text.removeprefix(self._lead)
 
     def stream(self) -> TextStream:
         """A fresh incremental `decode`."""
@@ -219,7 +226,7 @@ def _encode(backing: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
 def _cut_at_words(text: str) -> Iterator[str]:
     # GPT-2's pattern never joins a non-space to the space after it, nor looks behind itself.
     start = 0
-    while end := _WORD_END.search(text, start + _PIECE_CHARACTERS):
+    while end := WORD_END.search(text, start + _PIECE_CHARACTERS):
         yield text[start : end.start()]
         start = end.start()
     yield text[start:]

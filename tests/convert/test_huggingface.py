@@ -275,7 +275,7 @@ def test_unknown_and_missing_tensors(copy):
 
 
 def open_file(path):
-    from gptj.convert.files import Folder
+    from gptj.files import Folder
 
     return Folder(path.parent).file(path.name)
 

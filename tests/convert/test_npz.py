@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gptj.convert import npz
-from gptj.convert.files import Folder
 from gptj.errors import UserError
+from gptj.files import Folder
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (5, 6), (2, 3, 4)])

@@ -21,11 +21,11 @@ from gptj import ModelConfig, UserError
 from gptj.checkpoint import CheckpointError
 from gptj.convert import safetensors
 from gptj.convert.convert import ConvertConfig, convert, stored_in, write
-from gptj.convert.files import Folder
 from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
 from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, from_params
 from gptj.convert.tensor import Tensor
+from gptj.files import Folder
 
 CONFIG = ModelConfig(2, 16, 2, 4, 64, 257, 258, context=16)
 KINDS = ("gptj", "huggingface", "mesh-transformer")

@@ -14,10 +14,10 @@ import pytest
 
 from gptj import convert
 from gptj.convert import pickled
-from gptj.convert.files import File
 from gptj.convert.pickled import tensors
 from gptj.convert.tensor import BFLOAT16, Readers, Tensor
 from gptj.errors import UserError
+from gptj.files import File
 
 
 def opened(path: Path) -> File:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj import UserError
-from gptj.convert.files import Folder
 from gptj.convert.safetensors import DTYPES, metadata, tensors, write
 from gptj.convert.tensor import BFLOAT16, Tensor
+from gptj.files import Folder
 
 real = pytest.importorskip("safetensors.numpy")
 SafetensorError = pytest.importorskip("safetensors").SafetensorError

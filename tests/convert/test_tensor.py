@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from gptj.convert import files
-from gptj.convert.files import File
 from gptj.convert.tensor import Readers, contiguous, count_nans, stored_at
 from gptj.errors import UserError
+from gptj.files import File
 
 OFFSET = 5000  # not a multiple of a block
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.batches import EvalBatches, TrainBatches, permute
+from gptj.data.read import Document
 from gptj.data.store import StoreWriter, TokenStore
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ TOKENS = 101
 def make_store(path: Path, length: int) -> TokenStore:
     """A store of `length` tokens: distinct characters, so that a row tells where it is from."""
     with StoreWriter(path, Tokenizer.bytes()) as writer:
-        writer.add("a", "".join(map(chr, range(length - 1))))
+        writer.add(Document("a", "".join(map(chr, range(length - 1)))))
     return TokenStore.open(path)
 
 

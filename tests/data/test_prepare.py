@@ -11,12 +11,14 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptj.data.prepare import PrepareConfig, PrepareReport, plan_split, prepare
+from gptj.data.prepare import GroupReport, PrepareConfig, PrepareReport, prepare
 from gptj.data.read import Document
+from gptj.data.split import plan_split
 from gptj.data.store import StoreWriter, TokenStore
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
+BYTES = json.loads(Tokenizer.bytes().to_json())
 SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/tinyshakespeare/input.txt"
 
 
@@ -30,7 +32,12 @@ def jsonl(path: Path, texts: list[str]) -> Path:
     return save(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def run(*inputs: Path, out: Path, tokenizer: str = "bytes", **options) -> PrepareReport:
+def run(*inputs: Path, out: Path, tokenizer: str = "bytes", **options) -> GroupReport:
+    """What was written, of data that are not divided."""
+    return whole(*inputs, out=out, tokenizer=tokenizer, **options).groups[0]
+
+
+def whole(*inputs: Path, out: Path, tokenizer: str = "bytes", **options) -> PrepareReport:
     return prepare(PrepareConfig(inputs, out, tokenizer, **options))
 
 
@@ -139,10 +146,10 @@ class TestWhatIsHeldOut:
         plan = plan_split(documents, fraction, seed=3)
         again = plan_split(shuffled, fraction, seed=3)
         assert plan == again
-        sides = [plan.divide(document) for document in documents]
-        assert [head + tail for head, tail in sides] == found
-        assert any(tail for _, tail in sides)
-        assert any(head for head, _ in sides)
+        divide = plan.begin()
+        sides = [side for document in documents for side in divide(document)]
+        assert [document.text for _, document in sides] == found
+        assert {held for held, _ in sides} == {False, True}
 
     def test_another_seed_is_another_choice(self, lines, tmp_path):
         held = set()
@@ -150,6 +157,102 @@ class TestWhatIsHeldOut:
             run(lines, out=tmp_path / str(seed), seed=seed)
             held.add(tuple(texts(tmp_path / str(seed) / "heldout")))
         assert len(held) == 5
+
+
+class TestLongTexts:
+    """In parts as whole: a text that is too long to be held gives the same store."""
+
+    @pytest.mark.parametrize("tokenizer", ["bytes", "train:300", "uncut"])
+    @pytest.mark.parametrize("count", [3, 30])
+    def test_they_are_prepared_as_if_held(self, count, tokenizer, tmp_path, monkeypatch):
+        for number in range(count):
+            save(tmp_path / f"in/{number:02}.txt", f"some words of {number}\n" * (number + 9))
+        if tokenizer == "uncut":
+            tokenizer = str(tmp_path / "uncut.json")
+            save(Path(tokenizer), json.dumps({**BYTES, "normalizer": {"type": "NFC"}}))
+        run(tmp_path / "in", out=tmp_path / "whole", tokenizer=tokenizer)
+        monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 40)
+        monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 16)
+        run(tmp_path / "in", out=tmp_path / "parts", tokenizer=tokenizer)
+        for side in ("train", "heldout"):
+            stores = [TokenStore.open(tmp_path / name / side) for name in ("whole", "parts")]
+            assert stores[0].manifest.documents == stores[1].manifest.documents
+            if count == 30:  # few are cut near the same place, at the start of a line in the part
+                assert stores[0].manifest == stores[1].manifest
+        texts = sorted(path.read_text() for path in (tmp_path / "in").iterdir())
+        train, held = splits(tmp_path / "parts")
+        found = map("".join, zip(train, held, strict=True)) if count == 3 else [*train, *held]
+        assert sorted(found) == texts
+
+    def test_documents_of_many_are_held_out_by_their_digests(self, lines, out, monkeypatch):
+        monkeypatch.setattr("gptj.data.split.MANY", 10)
+        run(lines, out=out, held_out=0.3)
+        train, held = splits(out)
+        assert sorted(train + held) == sorted(f"document {n} " * (n + 1) for n in range(40))
+        assert 4 <= len(held) <= 20
+        again = plan_split([Document("other", text) for text in train + held], 0.3, seed=0)
+        divide = again.begin()
+        assert [h for text in held for h, _ in divide(Document("x", text))] == [True] * len(held)
+
+
+class TestGroups:
+    @pytest.fixture
+    def pile(self, tmp_path) -> Path:
+        records = [
+            {"text": f"text {n} of many", "meta": {"pile_set_name": ("ArXiv", "Pile CC")[n % 2]}}
+            for n in range(60)
+        ]
+        return save(tmp_path / "pile.jsonl", "\n".join(map(json.dumps, records)))
+
+    def test_each_has_stores_of_its_own(self, pile, out):
+        found = whole(pile, out=out, split_by="meta.pile_set_name", held_out=0.1)
+        assert [group.name for group in found.groups] == ["ArXiv", "Pile CC"]
+        assert sorted(path.name for path in out.iterdir()) == ["ArXiv", "Pile-CC"]
+        for number, group in enumerate(found.groups):
+            assert group.held_out_unit == "document"
+            train, held = splits(group.train.path.parent)
+            assert sorted(train + held) == sorted(f"text {n} of many" for n in range(number, 60, 2))
+            assert len(held) == 3
+        whole(pile, out=out, split_by="meta.pile_set_name", force=True)
+
+    def test_two_that_would_be_one_folder(self, pile, out):
+        with pile.open("a") as file:
+            file.write('\n{"text": "x", "meta": {"pile_set_name": "Pile/CC"}}')
+        with pytest.raises(UserError, match="'Pile CC' and 'Pile/CC', which would be one folder"):
+            run(pile, out=out, split_by="meta.pile_set_name")
+
+
+class TestTokens:
+    """Files of tokens are stored as they are, and what they stand for is known."""
+
+    @pytest.fixture
+    def tokens(self, tfrecords, tmp_path) -> Path:
+        tokenizer = Tokenizer.bytes()
+        texts = [f"document {number} é" for number in range(30)]
+        stream = [id for text in texts for id in (*tokenizer.encode(text), tokenizer.eos_id)]
+        records = [stream[at : at + 64] for at in range(0, len(stream), 64)]
+        return tfrecords(tmp_path / "a.tfrecords", records)
+
+    def test_they_are_the_texts(self, tokens, out):
+        report = run(tokens, out=out, held_out=0.2)
+        train, held = splits(out)
+        assert sorted(train + held) == sorted(f"document {number} é" for number in range(30))
+        assert report.train.bytes == sum(len(text.encode()) for text in train)
+
+    def test_few_are_divided_at_their_ends(self, tokens, out, monkeypatch):
+        monkeypatch.setattr("gptj.data.split.ENOUGH", 99)
+        run(tokens, out=out, held_out=0.2)
+        train, held = splits(out)
+        assert [a + b for a, b in zip(train, held, strict=True)] == [
+            f"document {number} é" for number in range(30)
+        ]
+
+    def test_they_need_their_own_tokenizer(self, tokens, tfrecords, tmp_path, out):
+        with pytest.raises(UserError, match=r"a\.tfrecords holds tokens .* --tokenizer"):
+            run(tokens, out=out, tokenizer="train:300")
+        wrong = tfrecords(tmp_path / "wrong.tfrecords", [[65, 257]])
+        with pytest.raises(UserError, match=r"wrong\.tfrecords holds the token 257, .* has 257"):
+            run(wrong, out=out, held_out=0)
 
 
 class TestTokenizers:
@@ -161,7 +264,7 @@ class TestTokenizers:
 
     def test_one_that_exists_is_loaded(self, lines, tmp_path, out):
         Tokenizer.train(["abc " * 9], 260).save(tmp_path / "tokenizer.json")
-        report = run(lines, out=out, tokenizer=str(tmp_path / "tokenizer.json"))
+        report = whole(lines, out=out, tokenizer=str(tmp_path / "tokenizer.json"))
         assert report.vocab_size == 260
 
     @pytest.mark.parametrize("spec", ["train:", "train:many", "train:256", "train:-1"])
@@ -174,8 +277,9 @@ class TestTokenizers:
 class TestReport:
     def test_it_counts_what_is_on_disk(self, corpus, out):
         (corpus / "photo.jpg").write_bytes(b"\xff")
-        report = run(corpus, out=out)
-        assert (report.files, report.skipped_files, report.vocab_size) == (25, 1, 257)
+        found = whole(corpus, out=out)
+        assert (found.files, found.skipped_files, found.vocab_size) == (25, 1, 257)
+        [report] = found.groups
         for split in (report.train, report.held_out):
             store = TokenStore.open(split.path)
             assert (split.tokens, split.bytes) == (len(store), store.bytes)
@@ -193,20 +297,21 @@ class TestReport:
 
     def test_the_command_line_sets_every_field(self):
         arguments = "a b --out o --tokenizer bytes --held-out 0.1 --exclude x y* "
-        arguments += "--text-field t --seed 1 --force"
+        arguments += "--text-field t --split-by m.n --seed 1 --strict --force"
         expected = PrepareConfig(
-            (Path("a"), Path("b")), Path("o"), "bytes", 0.1, ("x", "y*"), "t", 1, True
+            ("a", "b"), Path("o"), "bytes", 0.1, ("x", "y*"), "t", "m.n", 1, True, True
         )
         assert tyro.cli(PrepareConfig, args=arguments.split()) == expected
 
     @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"tinyshakespeare is not {SHAKESPEARE}")
     def test_a_real_text(self, out):
-        report = run(SHAKESPEARE, out=out, tokenizer="train:1024")
+        found = whole(SHAKESPEARE, out=out, tokenizer="train:1024")
         train, held = splits(out)
         assert train[0] + held[0] == SHAKESPEARE.read_bytes().decode()
-        assert report.vocab_size == 1024
-        whole = TokenStore.open(out / "train").tokenizer.encode(train[0])
-        assert report.train.tokens == len(whole) + 1  # pieces, and an end of text
+        assert found.vocab_size == 1024
+        [report] = found.groups
+        ids = TokenStore.open(out / "train").tokenizer.encode(train[0])
+        assert report.train.tokens == len(ids) + 1  # pieces, and an end of text
         assert 0.049 < report.held_out.bytes / SHAKESPEARE.stat().st_size < 0.051
 
 

@@ -2,22 +2,32 @@
 
 import gzip
 import io
+import itertools
 import json
+import lzma
+import tarfile
 import tracemalloc
 from pathlib import Path
+from typing import ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gptj.data.read import Source, find_sources, read_documents
+from gptj.data.find import Source, find_sources
+from gptj.data.read import Reader, joined
 from gptj.errors import UserError
+from gptj.files import file_at
 
 
 def zst(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(data)
 
 
-PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zst}
+PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zst, ".xz": lzma.compress}
 packed = pytest.mark.parametrize("suffix", list(PACKERS))
 
 
@@ -31,12 +41,12 @@ def save(path: Path, content: bytes) -> Path:
     return path
 
 
-def texts(path: Path, **options: str) -> list[str]:
-    return [document.text for document in read_documents(Source(path, "name"), **options)]
+def source(path: Path, name: str = "name") -> Source:
+    return Source(file_at(str(path)), name)
 
 
-def names(*inputs: Path) -> list[str]:
-    return [source.name for source in find_sources(inputs).sources]
+def texts(path: Path, **options) -> list[str]:
+    return [document.text for document in Reader(**options).documents(source(path))]
 
 
 class TestDocuments:
@@ -61,7 +71,7 @@ class TestDocuments:
 
     def test_documents_carry_their_sources_name(self, tmp_path):
         path = save(tmp_path / "a.txt", b"x")
-        [document] = read_documents(Source(path, "books/a.txt"))
+        [document] = Reader().documents(source(path, "books/a.txt"))
         assert document.source == "books/a.txt"
 
     def test_documents_without_text_are_left_out(self, tmp_path):
@@ -81,13 +91,13 @@ class TestDocuments:
         assert texts(save(tmp_path / "A.JSONL.GZ", gzip.compress(jsonl("x", "y")))) == ["x", "y"]
 
     def test_compressed_files_joined_end_to_end_are_read_whole(self, tmp_path):
-        for suffix in (".gz", ".zst"):
+        for suffix in (".gz", ".zst", ".xz"):
             pack = PACKERS[suffix]
             path = save(tmp_path / f"a.txt{suffix}", pack(b"one ") + pack(b"two"))
             assert texts(path) == ["one two"]
 
     def test_lines_are_whole_whatever_the_chunks(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("gptj.data.read._CHUNK_BYTES", 3)
+        monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 3)
         for suffix, pack in PACKERS.items():
             path = save(tmp_path / f"a.jsonl{suffix}", pack(jsonl("one", "é🙂", "two")))
             assert texts(path) == ["one", "é🙂", "two"]
@@ -95,72 +105,151 @@ class TestDocuments:
     def test_a_long_file_of_lines_is_never_held_whole(self, tmp_path):
         path = save(tmp_path / "a.jsonl.gz", gzip.compress(jsonl("x" * 1000) * 30_000))
         tracemalloc.start()
-        count = sum(1 for _ in read_documents(Source(path, "a")))
+        count = sum(1 for _ in Reader().documents(source(path)))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert count == 30_000
         assert peak < 10e6  # of 30 MB
 
 
-class TestFinding:
-    def test_a_folder_is_searched_in_sorted_order(self, tmp_path):
-        for name in ("b.txt", "a/z.md", "a/b/c.py", "a.jsonl.zst"):
-            save(tmp_path / name, b"x")
-        assert names(tmp_path) == ["a.jsonl.zst", "a/b/c.py", "a/z.md", "b.txt"]
+class TestLongTexts:
+    """Those that come in parts, of which no token crosses the border."""
 
-    def test_hidden_files_are_ignored_and_others_counted(self, tmp_path):
-        for name in ("a.txt", ".hidden.txt", ".git/b.txt", "photo.jpg", "data.bin"):
-            save(tmp_path / name, b"x")
-        save(tmp_path / "__init__.py", b"")
-        found = find_sources([tmp_path])
-        assert [source.name for source in found.sources] == ["a.txt"]
-        assert found.skipped == 3
+    @given(text=st.text(" \nab.é🙂", min_size=1, max_size=200), size=st.integers(1, 20))
+    @settings(deadline=None)
+    def test_the_parts_joined_are_the_text(self, tmp_path_factory, text, size):
+        path = save(tmp_path_factory.mktemp("long") / "a.txt", text.encode())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptj.data.read.PART_CHARACTERS", size)
+            patch.setattr("gptj.data.unpack.CHUNK_BYTES", 7)
+            found = list(Reader().documents(source(path)))
+        assert [each.continues for each in found] == [True] * (len(found) - 1) + [False]
+        assert [each.text for each in joined(found)] == [text]
+        for before, after in itertools.pairwise(found):
+            assert not before.text[-1].isspace()
+            assert after.text[0] in " \n"
 
-    def test_a_hidden_parent_hides_nothing(self, tmp_path):
-        save(tmp_path / ".cache" / "a.txt", b"x")
-        assert names(tmp_path / ".cache") == ["a.txt"]
+    def test_a_long_text_is_never_held_whole(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 1 << 20)
+        path = save(tmp_path / "a.txt", b"some words " * 3_000_000)
+        tracemalloc.start()
+        count = sum(len(each.text) for each in Reader().documents(source(path)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == 33_000_000
+        assert peak < 10e6
 
-    def test_named_files_keep_the_order_given(self, tmp_path):
-        b, a = save(tmp_path / "b.txt", b"x"), save(tmp_path / "a.txt", b"x")
-        assert names(b, a) == ["b.txt", "a.txt"]
 
-    def test_names_are_unique_and_the_same_wherever_the_data_lies(self, tmp_path):
-        for place in ("here", "there/deep"):
-            root = tmp_path / place
-            inputs = save(root / "en/a.txt", b"x").parent, save(root / "fr/a.txt", b"x")
-            assert names(*inputs) == ["en/a.txt", "fr/a.txt"]
+class TestMending:
+    """What is no text is replaced and counted, unless that is forbidden."""
 
-    def test_relative_paths_give_the_same_names(self, tmp_path, monkeypatch):
-        save(tmp_path / "books/a.txt", b"x")
-        monkeypatch.chdir(tmp_path)
-        assert names(Path("books")) == names(tmp_path / "books") == ["a.txt"]
-        assert names(Path("books/a.txt")) == ["a.txt"]
+    @given(data=st.binary(max_size=60), chunk=st.integers(1, 9))
+    @settings(deadline=None)
+    def test_as_python_replaces_it_whatever_the_chunks(self, tmp_path_factory, data, chunk):
+        data = data.replace(b"\0", b"\xff") + "\ufffd end".encode()
+        path = save(tmp_path_factory.mktemp("bad") / "a.txt", data)
+        reader = Reader()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptj.data.unpack.CHUNK_BYTES", chunk)
+            [document] = reader.documents(source(path))
+        expected = data.decode("utf-8-sig", "replace")
+        assert document.text == expected
+        assert reader.replaced == expected.count("\ufffd") - data.count("\ufffd".encode())
+
+    def test_half_a_character_in_a_line(self, tmp_path):
+        path, reader = save(tmp_path / "a.jsonl", b'{"text": "a\\ud83db"}'), Reader()
+        assert [each.text for each in reader.documents(source(path))] == ["a\ufffdb"]
+        assert reader.replaced == 1
+
+
+class TestFields:
+    RECORDS = ({"text": "one", "meta": {"from": "A"}}, {"text": "two", "meta": {"from": "B"}})
+
+    def read(self, path: Path, **options) -> list[tuple[str, str]]:
+        return [(each.text, each.group) for each in Reader(**options).documents(source(path))]
+
+    def saved(self, path: Path) -> Path:
+        table = pa.Table.from_pylist(list(self.RECORDS))
+        if path.suffix == ".parquet":
+            pq.write_table(table, path)
+        elif path.suffix == ".arrow":
+            with pa.ipc.new_stream(path, table.schema) as writer:
+                writer.write_table(table)
+        elif path.suffix == ".feather":
+            with pa.ipc.new_file(path.with_suffix(".arrow"), table.schema) as writer:
+                writer.write_table(table)
+            return path.with_suffix(".arrow")
+        else:
+            lines = [json.dumps(each) for each in self.RECORDS]
+            save(path, "\n".join(lines).encode())
+        return path
+
+    @pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".arrow", ".feather"])
+    def test_of_lines_and_tables_are_the_same(self, kind, tmp_path):
+        path = self.saved(tmp_path / f"a{kind}")
+        assert self.read(path) == [("one", ""), ("two", "")]
+        assert self.read(path, group_field="meta.from") == [("one", "A"), ("two", "B")]
+        assert self.read(path, text_field="meta.from") == [("A", ""), ("B", "")]
+        for options in ({"text_field": "body"}, {"group_field": "meta.to"}):
+            with pytest.raises(UserError, match=r"(field|column) '(body|meta\.to)'"):
+                self.read(path, **options)
+
+    @pytest.mark.parametrize("kind", [".parquet", ".arrow"])
+    def test_a_table_cut_short_is_named(self, kind, tmp_path):
+        path = self.saved(tmp_path / f"a{kind}")
+        content = path.read_bytes()
+        for size in (10, len(content) // 2):
+            path.write_bytes(content[:size])
+            with pytest.raises(UserError, match=rf"a{kind} is no .* table, or cut short"):
+                self.read(path)
+
+    def test_plain_text_cannot_be_divided(self, tmp_path):
+        with pytest.raises(UserError, match=r"a\.txt has no field 'meta' to divide it by"):
+            self.read(save(tmp_path / "a.txt", b"x"), group_field="meta")
+
+    def test_a_folder_that_datasets_wrote(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_list(list(self.RECORDS)).save_to_disk(tmp_path / "saved")
+        [found] = find_sources([tmp_path / "saved"]).sources
+        assert [each.text for each in Reader().documents(found)] == ["one", "two"]
+
+
+class TestArchives:
+    FILES: ClassVar = {
+        "b.txt": b"plain",
+        "a/lines.jsonl.gz": gzip.compress(jsonl("one", "two")),
+        "photo.jpg": b"\xff",
+        "empty.txt": b"",
+    }
+
+    def packed(self, path: Path) -> Path:
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w") as archive:
+            for name, content in self.FILES.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        suffix = {".tgz": ".gz", ".tar": ""}.get(path.suffix, path.suffix)
+        return save(path, PACKERS[suffix](held.getvalue()))
+
+    @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.tar.zst", "a.tar.xz"])
+    def test_hold_what_a_folder_would(self, name, tmp_path):
+        assert texts(self.packed(tmp_path / name)) == ["plain", "one", "two"]
+
+    def test_cut_short_or_something_else(self, tmp_path):
+        path = self.packed(tmp_path / "a.tar")
+        for content in (path.read_bytes()[:700], b"no archive" * 100):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=r"a\.tar is no whole tar archive"):
+                texts(path)
 
 
 class TestMistakes:
-    def refused(self, path: Path, complaint: str) -> None:
+    def refused(self, path: Path, complaint: str, **options) -> None:
         with pytest.raises(UserError, match=complaint) as error:
-            texts(path)
+            texts(path, **options)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
-
-    def test_no_input(self):
-        with pytest.raises(UserError, match="no input given"):
-            find_sources([])
-
-    def test_a_missing_path(self, tmp_path):
-        with pytest.raises(UserError, match=r"no input .*absent\.txt: give"):
-            find_sources([tmp_path / "absent.txt"])
-
-    def test_a_folder_without_text(self, tmp_path):
-        save(tmp_path / "photos/a.jpg", b"x")
-        with pytest.raises(UserError, match=r"no text file in the folder .*photos: give"):
-            find_sources([tmp_path / "photos"])
-
-    def test_a_file_given_twice(self, tmp_path):
-        path = save(tmp_path / "a.txt", b"x")
-        with pytest.raises(UserError, match=r"a\.txt is among the inputs twice"):
-            find_sources([path, tmp_path])
 
     @packed
     @pytest.mark.parametrize("kind", [".txt", ".jsonl"])
@@ -177,10 +266,11 @@ class TestMistakes:
         self.refused(path, "is binary.*leave it out")
 
     def test_text_that_is_not_utf8(self, tmp_path):
-        self.refused(save(tmp_path / "a.txt", b"caf\xe9 noir"), r"at byte 3\).*iconv")
-        self.refused(save(tmp_path / "a.jsonl", jsonl("a") + b'{"text": "\xe9"}'), ":2 is not UTF")
+        text, line = b"caf\xe9 noir", jsonl("a") + b'{"text": "\xe9"}'
+        self.refused(save(tmp_path / "a.txt", text), r"at byte 3\).*iconv", strict=True)
+        self.refused(save(tmp_path / "a.jsonl", line), ":2 is not UTF", strict=True)
 
-    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+    @pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])
     def test_a_corrupt_archive(self, suffix, tmp_path):
         good = PACKERS[suffix](b"".join(b"%d" % (i * i) for i in range(9999)))
         damaged = bytearray(good)
@@ -203,28 +293,24 @@ class TestMistakes:
         [
             (b'{"text": ', "is not JSON"),
             (b"plain words", "is not JSON"),
-            (b'["text"]', "has no text in a field 'text'.*no object"),
+            (b'["text"]', "is no JSON object"),
             (b'{"body": "x"}', "has no text in a field 'text'.*'body'.*--text-field"),
             (b'{"text": 7}', "has no text in a field 'text'"),
-            (b'{"text": "\\ud83d"}', "holds half of a surrogate pair"),
         ],
     )
     def test_a_bad_line_is_named_by_its_number(self, line, complaint, tmp_path):
         path = save(tmp_path / "a.jsonl", jsonl("fine", "fine") + b"\n" + line + b"\n")
         self.refused(path, rf":4 {complaint}")
 
+    def test_half_a_character_in_a_line(self, tmp_path):
+        path = save(tmp_path / "a.jsonl", b'{"text": "\\ud83d"}')
+        self.refused(path, ":1 holds half of a surrogate pair", strict=True)
+
     def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
         path = save(tmp_path / "a.txt", b"x")
 
-        def deny(self, mode):
+        def deny(self):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "open", deny)
+        monkeypatch.setattr("gptj.files.File.open", deny)
         self.refused(path, r"cannot be read \(Permission denied\)")
-
-
-def test_links_in_folders_are_passed_over(tmp_path):
-    """A folder may link to its own files, as some systems' standard library does."""
-    (tmp_path / "a.py").write_text("a = 1\n")
-    (tmp_path / "b.py").symlink_to(tmp_path / "a.py")
-    assert [source.name for source in find_sources([tmp_path]).sources] == ["a.py"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptj.data.read import Document
 from gptj.data.store import StoreWriter, TokenStore
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ DOCUMENTS = [("a.txt", "the cat"), ("b.jsonl", "é🙂"), ("b.jsonl", "line\r\n\
 def write(path: Path, documents=DOCUMENTS, tokenizer: Tokenizer = BYTES) -> TokenStore:
     with StoreWriter(path, tokenizer) as writer:
         for source, text in documents:
-            writer.add(source, text)
+            writer.add(Document(source, text))
     return TokenStore.open(path)
 
 

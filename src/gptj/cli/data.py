@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gptj.cli.flags import parse
-from gptj.data.prepare import PrepareConfig, PrepareReport, SplitReport, prepare
+from gptj.data.prepare import PrepareConfig, PrepareReport, StoreReport, prepare
 
 
 def run_prepare(args: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def run_prepare(args: Sequence[str]) -> None:
 def show_prepared(report: PrepareReport) -> None:
     """Say what `gptj.prepare` wrote."""
 
-    def line(name: str, part: SplitReport) -> None:
+    def line(name: str, part: StoreReport) -> None:
         print(
             f"  {name:9} {part.documents:,} documents, {part.bytes:,} bytes, {part.tokens:,} "
             f"tokens ({part.bytes_per_token:.2f} bytes each)  {part.path}"
@@ -25,6 +25,11 @@ def show_prepared(report: PrepareReport) -> None:
 
     skipped = f", {report.skipped_files} others skipped" if report.skipped_files else ""
     print(f"{report.files} files{skipped}; vocabulary of {report.vocab_size:,} tokens")
-    line("train", report.train)
-    if report.held_out:
-        line("held out", report.held_out)
+    if report.replaced:
+        print(f"{report.replaced:,} pieces that were not UTF-8 replaced by U+FFFD")
+    for group in report.groups:
+        if group.name:
+            print(group.name)
+        line("train", group.train)
+        if group.held_out:
+            line("held out", group.held_out)

@@ -11,11 +11,11 @@ import numpy as np
 
 from gptj.config import ModelConfig
 from gptj.convert import names, pickled, safetensors
-from gptj.convert.files import Folder
 from gptj.convert.source import Source
 from gptj.convert.tensor import BFLOAT16, Tensor
 from gptj.convert.tokenizers import load_tokenizer, save_tokenizer, token_count
 from gptj.errors import UserError
+from gptj.files import Folder
 from gptj.model import Block, Params, Weight
 
 CONFIG, INDEX_SUFFIX = "config.json", ".index.json"

@@ -19,11 +19,11 @@ import numpy as np
 
 from gptj.config import PRESETS, ModelConfig
 from gptj.convert import names, npz
-from gptj.convert.files import Folder
 from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, Source
 from gptj.convert.tensor import Tensor
 from gptj.convert.tokenizers import load_tokenizer, token_count
 from gptj.errors import UserError
+from gptj.files import Folder
 from gptj.model import Block, Params
 
 KIND = "mesh-transformer"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gptj.convert import zipped
-from gptj.convert.files import File
 from gptj.convert.tensor import BFLOAT16, Tensor, contiguous
 from gptj.errors import UserError
+from gptj.files import File
 
 LONGEST_HEADER = 1 << 12
 DTYPES = (np.dtype("<f4"), np.dtype("<f2"), np.dtype("<i4"))

@@ -18,10 +18,10 @@ from jaxtyping import Array
 from gptj import checkpoint
 from gptj.config import PRESETS, ModelConfig
 from gptj.convert import archive, huggingface, mesh_transformer, own
-from gptj.convert.files import Folder, is_url
 from gptj.convert.source import Source, from_params
 from gptj.convert.tensor import Tensor
 from gptj.errors import UserError
+from gptj.files import Folder, is_url
 from gptj.hub import download, is_hub_id
 from gptj.model import Params, abstract
 from gptj.tokenizer import Tokenizer

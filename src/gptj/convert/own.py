@@ -13,10 +13,10 @@ import numpy as np
 
 from gptj.config import ModelConfig
 from gptj.convert import names, safetensors
-from gptj.convert.files import Folder
 from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, Source
 from gptj.convert.tokenizers import load_tokenizer
 from gptj.errors import UserError
+from gptj.files import Folder
 
 CONFIG, TOKENIZER = "model.json", "tokenizer.json"
 WEIGHTS, OPTIMIZER, STEP = "weights.safetensors", "optimizer.safetensors", "step"

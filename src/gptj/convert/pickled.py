@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from gptj.convert import zipped
-from gptj.convert.files import File
 from gptj.convert.tensor import BFLOAT16, Tensor
 from gptj.convert.zipped import Entry, damaged, short
 from gptj.errors import UserError
+from gptj.files import File
 
 PICKLE_BYTES = 64 << 20
 """The largest `data.pkl` that is read; that of a 6B model has about 50 KB."""

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gptj.convert.files import File
 from gptj.convert.tensor import BFLOAT16, Tensor, contiguous, stored_at
 from gptj.convert.zipped import short
 from gptj.errors import UserError
+from gptj.files import File
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),

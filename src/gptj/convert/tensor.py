@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 
-from gptj.convert.files import File, Scratch
 from gptj.errors import UserError
+from gptj.files import File, Scratch
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gptj.convert.files import Folder
 from gptj.errors import UserError
+from gptj.files import Folder
 from gptj.tokenizer import END_OF_TEXT, Tokenizer
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from gptj.convert.files import File, Scratch
 from gptj.convert.tensor import Matrix, Tensor
 from gptj.errors import UserError
+from gptj.files import File, Scratch
 
 LOCAL_HEADER = 30
 """Bytes of an entry's own header; its name, an extra field and its data follow."""

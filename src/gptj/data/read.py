@@ -1,237 +1,272 @@
-"""Files and folders to documents, one at a time: plain text, JSON lines, gzip and Zstandard."""
+"""Files to documents, one at a time: text, JSON lines, tables, archives of them."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
+import dataclasses
+import io
+import itertools
 import json
-import os
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
-from typing import BinaryIO
+from functools import cached_property
+from typing import Any
 
-import zstandard
-
+from gptj.data.find import KINDS, LINES, TABLES, TOKENS, Source, kind_of
+from gptj.data.tokenized import Ids, documents_of, token_runs
+from gptj.data.unpack import Stream, reading, unpacked, unpacked_as
 from gptj.errors import UserError
+from gptj.files import File
+from gptj.tokenizer import WORD_END
 
-TEXT_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("txt", "text", "md", "rst", "tex", "html", "htm", "css", "toml", "yaml", "yml", "ini"),
-        *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "kt", "cs"),
-        *("js", "jsx", "ts", "tsx", "rb", "php", "pl", "lua", "r", "jl", "hs", "ml", "scala"),
-        *("swift", "clj", "ex", "exs", "erl", "lisp", "el", "sh", "bash", "sql", "cfg"),
-    )
-)
-"""Read as one document a file. A file named outright is read as text whatever its suffix."""
-_PACKED_SUFFIXES = (".gz", ".zst")
-_CHUNK_BYTES = 1 << 20
+PART_CHARACTERS = 1 << 24
+"""Of a text longer than this so much is held at a time, and what reaches to the next word's end."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file of documents. `name` is unique among the inputs and says nothing of their place."""
-
-    path: Path
-    name: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Document:
     """A text that stands by itself, from the source called `source`."""
 
     source: str
-    text: str
+    text: str = ""
+    group: str = ""
+    """What the field says that the data are to be divided by."""
+    continues: bool = False
+    """Whether the next one is more of the same text, which is too long to be held."""
+    ids: Ids | None = None
+    """Its tokens, where a file holds those instead of a text."""
+
+    @cached_property
+    def content(self) -> bytes:
+        """What it says, as bytes."""
+        return self.text.encode() if self.ids is None else self.ids.astype("<u4").tobytes()
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The files to read, in order, and how many were passed over in folders."""
+class Reader:
+    """Reads sources, and counts what it has to mend."""
 
-    sources: tuple[Source, ...]
-    skipped: int
+    def __init__(
+        self,
+        text_field: str = "text",
+        group_field: str | None = None,
+        strict: bool = False,
+        eos_id: int | None = None,
+    ) -> None:
+        """Of a record its `text_field` is read; a dot leads into a record within.
 
+        Args:
+          group_field: what `Document.group` is taken from.
+          strict: refuse what is not UTF-8, where else each piece of it becomes U+FFFD.
+          eos_id: the end of a document in files of tokens; without it, these are refused.
+        """
+        self._text_field, self._group_field, self._strict = text_field, group_field, strict
+        self._eos_id = eos_id
+        self.replaced = 0
+        """Characters put for what was none."""
 
-def find_sources(inputs: Sequence[Path], exclude: Sequence[str] = ()) -> Inputs:
-    """The text files among `inputs`: files as named, folders searched in sorted order.
+    def documents(self, source: Source) -> Iterator[Document]:
+        """The documents of one file: each record's text, else the whole file.
 
-    In folders, hidden files and whatever lies under a name that matches a pattern of `exclude`
-    are ignored, and so are links, whose targets are found themselves if they lie here; empty
-    files and those of unknown kind are skipped.
+        A document without a character is left out.
 
-    Raises:
-      UserError: a path is missing or given twice, or a folder holds no text file.
-    """
-    if not inputs:
-        raise UserError("no input given: name the text files or folders to prepare")
-    files: list[Path] = []
-    skipped = 0
-    for path in inputs:
-        if path.is_dir():
-            found, others = _search(path, exclude)
-            files += found
-            skipped += others
-        elif path.is_file():
-            files.append(path)
+        Raises:
+          UserError: the file is empty, binary, corrupt, or a record is not what it should be.
+        """
+        path, empty = source.file.path, True
+        for document in self._tokens(source) if source.kind in TOKENS else self._texts(source):
+            if document.text or document.continues or document.ids is not None:
+                empty = False
+                yield document
+        if empty:
+            raise UserError(f"{path} is empty: leave it out, or give a file with text")
+
+    def _tokens(self, source: Source) -> Iterator[Document]:
+        path = source.file.path
+        if self._eos_id is None:
+            raise UserError(
+                f"{path} holds tokens and not what they mean: name their tokenizer with "
+                "--tokenizer, of the original's files gpt2"
+            )
+        self._check_group(path)
+        for ids in documents_of(token_runs(source.file, source.kind), self._eos_id):
+            if len(ids):
+                yield Document(source.name, ids=ids)
+
+    def _texts(self, source: Source) -> Iterator[Document]:
+        for text, group, continues in self._pieces(source.file):
+            yield Document(source.name, text, group, continues)
+
+    def _check_group(self, path: str) -> None:
+        if self._group_field:
+            raise UserError(
+                f"{path} has no field {self._group_field!r} to divide it by: leave out --split-by, "
+                "or give JSON lines or tables"
+            )
+
+    def _pieces(self, file: File) -> Iterator[tuple[str, str, bool]]:
+        kind = kind_of(file.path)
+        if kind in TABLES:
+            from gptj.data.tables import records
+
+            for where, record in records(file, kind, self._fields):
+                yield *self._read(where, record), False
+        elif kind == ".tar":
+            yield from self._archived(file)
         else:
-            raise UserError(f"no input {path}: give the path of an existing file or folder")
-    _refuse_twice(files)
-    # Names relative to what the inputs share: the same data under another path is the same data.
-    base = os.path.commonpath([p.resolve() if p.is_dir() else p.resolve().parent for p in inputs])
-    names = (Path(os.path.relpath(file.resolve(), base)).as_posix() for file in files)
-    return Inputs(tuple(map(Source, files, names)), skipped)
+            yield from self._streamed(file.path, kind, unpacked(file))
 
+    @property
+    def _fields(self) -> list[str]:
+        fields = [self._text_field, *([self._group_field] if self._group_field else [])]
+        return [field.partition(".")[0] for field in fields]
 
-def read_documents(source: Source, text_field: str = "text") -> Iterator[Document]:
-    """The documents of one file: each line's `text_field` in JSON lines, else the whole file.
-
-    A document without a character is left out.
-
-    Raises:
-      UserError: the file is empty, binary, corrupt, or a line is not what it should be.
-    """
-    chunks = _chunks(source.path)
-    if _kind(source.path) == ".jsonl":
-        texts = _json_lines(source.path, chunks, text_field)
-    else:
-        texts = iter((_plain_text(source.path, b"".join(chunks)),))
-    empty = True
-    for text in filter(None, texts):
-        empty = False
-        yield Document(source.name, text)
-    if empty:
-        raise UserError(f"{source.path} is empty: leave it out, or give a file with text")
-
-
-def _search(folder: Path, exclude: Sequence[str]) -> tuple[list[Path], int]:
-    """The text files under `folder`, and the number of other files."""
-    texts, others = [], 0
-    for path in sorted(folder.rglob("*"), key=lambda path: path.as_posix()):
-        parts = path.relative_to(folder).parts
-        if any(fnmatch(part, pattern) for part in parts for pattern in (".*", *exclude)):
-            continue
-        if path.is_symlink() or not path.is_file():
-            continue
-        if _kind(path) in TEXT_SUFFIXES | {".jsonl"} and path.stat().st_size:
-            texts.append(path)
+    def _streamed(
+        self, where: str, kind: str, chunks: Iterable[bytes]
+    ) -> Iterator[tuple[str, str, bool]]:
+        if kind in LINES:
+            for place, record in self._json_lines(where, chunks):
+                yield *self._read(place, record), False
         else:
-            others += 1
-    if not texts:
-        raise UserError(
-            f"no text file in the folder {folder}: give .txt, .md, .jsonl or source files "
-            "(also as .gz or .zst), or name a file of another suffix outright"
-        )
-    return texts, others
+            self._check_group(where)
+            yield from ((text, "", continues) for text, continues in self._plain(where, chunks))
+
+    def _archived(self, file: File) -> Iterator[tuple[str, str, bool]]:
+        """Of the files in an archive those that could be read in a folder."""
+        with reading(file):
+            stream = io.BufferedReader(Stream(unpacked(file)))
+            try:
+                with tarfile.open(fileobj=stream, mode="r|") as archive:
+                    for member in archive:
+                        kind, where = kind_of(member.name), f"{file.path}/{member.name}"
+                        held = archive.extractfile(member) if member.isfile() else None
+                        if held is not None and kind in KINDS - TABLES - TOKENS and member.size:
+                            yield from self._streamed(where, kind, unpacked_as(where, held))
+            except tarfile.TarError as error:
+                raise UserError(
+                    f"{file.path} is no whole tar archive ({error}): fetch or pack it again"
+                ) from error
+
+    def _plain(self, where: str, chunks: Iterable[bytes]) -> Iterator[tuple[str, bool]]:
+        """A text in parts cut between words, and of each whether there is more."""
+        text = ""
+        for piece in self._utf8(where, chunks):
+            text += piece
+            if len(text) > PART_CHARACTERS and (cut := _last_cut(text)):
+                yield text[:cut], True
+                text = text[cut:]
+        yield text, False
+
+    def _utf8(self, where: str, chunks: Iterable[bytes]) -> Iterator[str]:
+        """Chunks of a file as text, without a byte order mark.
+
+        Raises:
+          UserError: it is binary, or strict and not UTF-8.
+        """
+        rest, before = b"", 0
+        for chunk in itertools.chain(chunks, (None,)):
+            data = rest + (chunk or b"")
+            if b"\0" in data:
+                raise UserError(
+                    f"{where} is binary, it holds NUL bytes: leave it out or convert it to text"
+                )
+            text, read = self._decoded(where, data, before, final=chunk is None)
+            yield text if before else text.removeprefix("\ufeff")
+            rest, before = data[read:], before + read
+
+    def _decoded(self, where: str, data: bytes, before: int, final: bool) -> tuple[str, int]:
+        try:
+            return codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            if self._strict:
+                raise UserError(
+                    f"{where} is not UTF-8 text ({error.reason} at byte {before + error.start}): "
+                    "convert it (iconv -t UTF-8), leave it out, or leave out --strict"
+                ) from error
+        text, read = codecs.utf_8_decode(data, "replace", final)
+        self.replaced += text.count("\ufffd") - data[:read].count("\ufffd".encode())
+        return text, read
+
+    def _json_lines(
+        self, where: str, chunks: Iterable[bytes]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, line in enumerate(_lines(chunks), start=1):
+            if not line.strip():
+                continue
+            place = f"{where}:{number}"
+            text, _ = self._decoded(place, line.removeprefix(codecs.BOM_UTF8), 0, final=True)
+            try:
+                record = json.loads(text)
+            except ValueError as error:
+                raise UserError(
+                    f"{place} is not JSON ({error}): give one JSON object a line"
+                ) from error
+            if not isinstance(record, dict):
+                raise UserError(f"{place} is no JSON object: give one a line")
+            yield place, record
+
+    def _read(self, where: str, record: dict[str, Any]) -> tuple[str, str]:
+        """A record's text, and what it is to be divided by."""
+        text = _field(where, record, self._text_field, "--text-field")
+        if _SURROGATES.search(text):  # half a character, which JSON can spell as "\ud83d"
+            if self._strict:
+                raise UserError(
+                    f"{where} holds half of a surrogate pair: mend or remove the line, or leave "
+                    "out --strict"
+                )
+            text, count = _SURROGATES.subn("\ufffd", text)
+            self.replaced += count
+        if self._group_field is None:
+            return text, ""
+        return text, _field(where, record, self._group_field, "--split-by")
 
 
-def _refuse_twice(files: Iterable[Path]) -> None:
-    seen: set[Path] = set()
-    for file in files:
-        if file.resolve() in seen:
-            raise UserError(f"{file} is among the inputs twice: name it, or its folder, once")
-        seen.add(file.resolve())
-
-
-def _kind(path: Path) -> str:
-    """The suffix that says what the file holds once unpacked."""
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in _PACKED_SUFFIXES else suffix
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The unpacked contents of a file, a part at a time."""
-    try:
-        with path.open("rb") as file:
-            match path.suffix.lower():
-                case ".gz":
-                    yield from _parts(gzip.GzipFile(fileobj=file))
-                case ".zst":
-                    yield from _unzstd(file)
-                case _:
-                    yield from _parts(file)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(
-            f"{path} is corrupt or cut short ({error}): fetch or compress it again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the file") from error
-
-
-def _parts(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    # zstandard's own reader takes a file that is cut short for a whole one; `eof` tells them apart.
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = unpacker.decompressobj()
-    for chunk in _parts(file):
-        while chunk:
-            if frame.eof:
-                frame = unpacker.decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data
-    if not frame.eof:
-        raise EOFError("the last frame does not end")
-
-
-def _plain_text(path: Path, contents: bytes) -> str:
-    if b"\0" in contents:
-        raise UserError(f"{path} is binary, it holds NUL bytes: leave it out or convert it to text")
-    return _utf8(str(path), contents)
-
-
-def _utf8(where: str, contents: bytes) -> str:
-    try:
-        return contents.removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}): "
-            "convert it (iconv -t UTF-8) or leave it out"
-        ) from error
-
-
-def _json_lines(path: Path, chunks: Iterable[bytes], field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(chunks), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            text = _field(where, _utf8(where, line), field)
-            _refuse_surrogates(where, text)
-            yield text
+def joined(documents: Iterable[Document]) -> Iterator[Document]:
+    """The same, those that come in parts made whole."""
+    begun: list[str] = []
+    for document in documents:
+        begun.append(document.text)
+        if not document.continues:
+            yield dataclasses.replace(document, text="".join(begun)) if begun[1:] else document
+            begun.clear()
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    rest: list[bytes] = []
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    yield rest
+        first, *others = chunk.split(b"\n")
+        rest.append(first)
+        if others:
+            yield b"".join(rest)
+            yield from others[:-1]
+            rest = [others[-1]]
+    yield b"".join(rest)
 
 
-def _field(where: str, line: str, field: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}): give one JSON object a line") from error
-    if not isinstance(record, dict) or not isinstance(text := record.get(field), str):
-        held = ", ".join(map(repr, record)) if isinstance(record, dict) else "no object"
+def _last_cut(text: str) -> int:
+    """The last place between a word and the space after it, near the end; 0 where none is."""
+    near = max(1, len(text) - (1 << 16))
+    return max((found.start() for found in WORD_END.finditer(text, near)), default=0)
+
+
+def _field(where: str, record: dict[str, Any], field: str, option: str) -> str:
+    """The text in a field, or in one of a record within, as `meta.name`.
+
+    Raises:
+      UserError: there is none.
+    """
+    found: Any = record
+    if field in record:
+        found = record[field]
+    else:
+        for name in field.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, str):
+        held = ", ".join(map(repr, record)) or "nothing"
         raise UserError(
             f"{where} has no text in a field {field!r} (it holds {held}): "
-            "name the field with --text-field"
+            f"name the field with {option}"
         )
-    return text
-
-
-def _refuse_surrogates(where: str, text: str) -> None:
-    # JSON can spell half a character ("\ud83d"), which no UTF-8 text and no tokenizer can hold.
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where} holds half of a surrogate pair at character {error.start}: "
-            "mend or remove the line"
-        ) from error
+    return found

@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.data.read import Document
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
@@ -213,18 +214,49 @@ class StoreWriter:
         self._sources: list[_OpenSource] = []
         self._pending: list[str | None] = []  # pieces of text; None ends a document
         self._pending_characters = 0
+        self._begun: list[str] = []  # parts of a text that may not be cut
 
-    def add(self, source: str, text: str) -> None:
-        """Append a document; those of one source are given one after the other."""
-        if not self._sources or self._sources[-1].name != source:
-            self._sources.append(_OpenSource(source))
-        self._sources[-1].add(text)
+    def add(self, document: Document) -> None:
+        """Append a document; those of one source are given one after the other.
+
+        Raises:
+          UserError: it holds tokens that are not the tokenizer's.
+        """
+        if not self._sources or self._sources[-1].name != document.source:
+            self._sources.append(_OpenSource(document.source))
+        if document.ids is not None:
+            self._add_ids(document.source, document.ids)
+            return
+        self._sources[-1].add(document.text.encode(), document.continues)
+        if document.continues and not self._tokenizer.cuttable:
+            self._begun.append(document.text)
+            return
+        text = "".join([*self._begun, document.text])
+        self._begun.clear()
         for piece in self._tokenizer.pieces(text):
             self._pending.append(piece)
             self._pending_characters += len(piece)
             if self._pending_characters >= _FLUSH_CHARACTERS:
                 self._flush()
-        self._pending.append(None)
+        if not document.continues:
+            self._pending.append(None)
+
+    def _add_ids(self, source: str, ids: NDArray[np.int64]) -> None:
+        if len(wrong := ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]):
+            raise UserError(
+                f"{source} holds the token {wrong[0]}, and the tokenizer has "
+                f"{self._tokenizer.vocab_size}: name the tokenizer that made it"
+            )
+        self._flush()
+        self._sources[-1].add(self._tokenizer.spelled(ids.tolist()), continues=False)
+        self._append(np.append(ids, self._tokenizer.eos_id))
+        self._offsets.append(self._length)
+
+    def _append(self, ids: NDArray[np.int64]) -> None:
+        data = ids.astype(self._dtype).tobytes()
+        self._length += len(ids)
+        self._hash.update(data)
+        self._file.write(data)
 
     @property
     def documents(self) -> int:
@@ -257,10 +289,7 @@ class StoreWriter:
                 self._offsets.append(self._length + len(ids))
             else:
                 ids += next(encoded)
-        self._length += len(ids)
-        data = np.array(ids, self._dtype).tobytes()
-        self._hash.update(data)
-        self._file.write(data)
+        self._append(np.array(ids, np.int64))
         self._pending.clear()
         self._pending_characters = 0
 
@@ -307,11 +336,10 @@ class _OpenSource:
         self.documents = 0
         self._hash = hashlib.sha256()
 
-    def add(self, text: str) -> None:
-        encoded = text.encode()
-        self._hash.update(encoded)
-        self.bytes += len(encoded)
-        self.documents += 1
+    def add(self, text: bytes, continues: bool) -> None:
+        self._hash.update(text)
+        self.bytes += len(text)
+        self.documents += not continues
 
     def record(self, first_document: int, tokens: int) -> SourceRecord:
         return SourceRecord(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gptj.data.read import Document, Source, find_sources, read_documents
+from gptj.data.find import find_sources
+from gptj.data.read import Document, Reader, joined
 from gptj.errors import UserError
 from gptj.evaluate.requests import windows
 from gptj.evaluate.scorer import Scorer
@@ -49,8 +50,8 @@ def read(paths: Sequence[Path]) -> list[Document]:
     Raises:
       UserError: there is none, or a file is not text.
     """
-    sources: tuple[Source, ...] = find_sources(paths).sources
-    found = [document for source in sources for document in read_documents(source)]
+    reader, sources = Reader(strict=True), find_sources(paths).sources
+    found = [each for source in sources for each in joined(reader.documents(source))]
     if not found:
         raise UserError(f"no text in {', '.join(map(str, paths))}: name a file that has some")
     return found

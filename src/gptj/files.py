@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -72,7 +73,7 @@ class File:
                 "download or copy it again"
             )
         if self.remote is not None:
-            with _reaching(self.path):
+            with reaching(self.path):
                 where = self.held_at or self.path
                 part = self.remote.cat_file(where, start=start, end=stop) if stop > start else b""
             if len(part) != stop - start:
@@ -128,6 +129,19 @@ class File:
             return None
         weakref.finalize(self, os.close, descriptor)
         return descriptor
+
+    def open(self) -> BinaryIO:
+        """The file, to be read from its beginning.
+
+        Raises:
+          UserError: it cannot be reached.
+        """
+        where = self.held_at or self.path
+        with reaching(self.path):
+            if self.remote is not None:
+                opened: BinaryIO = self.remote.open(where, "rb")
+                return opened
+            return open(where, "rb")
 
     def text(self) -> str:
         """The whole file as UTF-8 text.
@@ -197,7 +211,7 @@ class Folder:
     def names(self) -> Sequence[str]:
         """The names of the files and folders directly in this one, sorted; none if it is absent."""
         if self._remote is not None:
-            with _reaching(self.place):
+            with reaching(self.place):
                 try:
                     paths = [str(path) for path in self._remote.ls(self._root, detail=False)]
                 except (FileNotFoundError, NotADirectoryError):
@@ -206,6 +220,37 @@ class Folder:
             found = [path.strip("/") for path in paths if path.strip("/") != own]
             return sorted(path.rpartition("/")[2] for path in found)
         return sorted(os.listdir(self._root)) if os.path.isdir(self._root) else []
+
+    def walk(self) -> Iterator[tuple[str, File]]:
+        """Every file here and in the folders below, by its name from here, sorted.
+
+        Links are left out: what they lead to is found itself, if it lies here.
+        """
+        sizes: dict[str, int] = {}
+        if self._remote is not None:
+            with reaching(self.place):
+                found = self._remote.find(self._root, detail=True)
+            sizes = {path: int(about["size"] or 0) for path, about in found.items()}
+        else:
+            for folder, _, names in os.walk(self._root):
+                paths = (os.path.join(folder, name) for name in names)
+                sizes |= {
+                    path: os.path.getsize(path)
+                    for path in paths
+                    if os.path.isfile(path) and not os.path.islink(path)
+                }
+        root = self._root.strip("/") if self._remote is not None else self._root
+        for path in sorted(sizes):
+            name = PurePosixPath(os.path.relpath(path.lstrip("/"), root.lstrip("/"))).as_posix()
+            yield name, File(f"{self.place.rstrip('/')}/{name}", sizes[path], self._remote, path)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is such a folder."""
+        if self._remote is None:
+            return os.path.isdir(self._root)
+        with reaching(self.place):
+            return bool(self._remote.isdir(self._root))
 
     def _within(self, name: str) -> str:
         parts = PurePosixPath(name).parts
@@ -218,7 +263,7 @@ class Folder:
     def _size(self, path: str) -> int | None:
         if self._remote is None:
             return os.path.getsize(path) if os.path.isfile(path) else None
-        with _reaching(self.place):
+        with reaching(self.place):
             try:
                 return int(self._remote.size(path)) if self._remote.isfile(path) else None
             except FileNotFoundError:
@@ -229,6 +274,24 @@ def _aligned(size: int, to: int) -> UInt8[np.ndarray, " bytes"]:
     """Fresh memory whose address is a multiple of `to`."""
     raw = np.empty(size + to, np.uint8)
     return raw[-raw.ctypes.data % to :][:size]
+
+
+def file_at(place: str) -> File | None:
+    """The file on disk or behind a URL, if there is one."""
+    if not is_url(place):
+        return File(place, os.path.getsize(place)) if os.path.isfile(place) else None
+    above, _, name = place.rpartition("/")
+    folder = Folder(above)
+    return folder.file(name) if name and name in folder else None
+
+
+def matching(pattern: str) -> list[str]:
+    """The files and folders that a pattern such as `books/**/*.txt` means, sorted."""
+    if not is_url(pattern):
+        return sorted(glob.glob(pattern, recursive=True))
+    remote, path = _opened(pattern)
+    with reaching(pattern):
+        return sorted(remote.unstrip_protocol(found) for found in remote.glob(path))
 
 
 def is_url(place: str) -> bool:
@@ -250,10 +313,12 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _reaching(place: str) -> Iterator[None]:
-    """Turn what goes wrong on the way to a remote place into one sentence."""
+def reaching(place: str, but: tuple[type[Exception], ...] = (UserError,)) -> Iterator[None]:
+    """Turn what goes wrong on the way to a remote place, `but` for some, into one sentence."""
     try:
         yield
+    except but:
+        raise
     except Exception as error:  # each kind of storage has errors of its own
         raise UserError(
             f"{place} cannot be read ({_reason(error)}): check the address, the network and your "

@@ -1,0 +1,149 @@
+"""Which files the inputs mean: files, folders and patterns, on disk or behind a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from gptj.errors import UserError
+from gptj.files import File, Folder, file_at, is_url, matching
+
+TEXT_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("txt", "text", "md", "rst", "tex", "html", "htm", "css", "toml", "yaml", "yml", "ini"),
+        *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "kt", "cs"),
+        *("js", "jsx", "ts", "tsx", "rb", "php", "pl", "lua", "r", "jl", "hs", "ml", "scala"),
+        *("swift", "clj", "ex", "exs", "erl", "lisp", "el", "sh", "bash", "sql", "cfg"),
+    )
+)
+"""Read as one document a file. A file named outright is read as text whatever its suffix."""
+LINES = frozenset({".jsonl", ".ndjson"})
+TABLES = frozenset({".parquet", ".arrow"})
+TOKENS = frozenset({".tfrecord", ".tfrecords", ".index", ".idx"})
+KINDS = TEXT_SUFFIXES | LINES | TABLES | TOKENS | {".tar"}
+PACKED = frozenset({".gz", ".zst", ".xz"})
+_SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of documents. `name` is unique among the inputs and says nothing of their place."""
+
+    file: File
+    name: str
+
+    @property
+    def kind(self) -> str:
+        """The suffix that says what the file holds once unpacked."""
+        return kind_of(self.file.path)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files to read, in order, and how many were passed over in folders."""
+
+    sources: tuple[Source, ...]
+    skipped: int
+
+
+def find_sources(inputs: Sequence[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> Inputs:
+    """The files among `inputs`: files as named, folders searched and patterns met in sorted order.
+
+    In folders, hidden files and whatever lies under a name that matches a pattern of `exclude`
+    are ignored, and so are links, whose targets are found themselves if they lie here; empty
+    files and those of unknown kind are skipped.
+
+    Raises:
+      UserError: a path is missing or given twice, or a folder holds nothing to read.
+    """
+    if not inputs:
+        raise UserError("no input given: name the text files or folders to prepare")
+    places = [place for given in inputs for place in _meant(os.fspath(given))]
+    files: list[File] = []
+    skipped, bases = 0, []
+    for place in places:
+        if (file := file_at(place)) is not None:
+            files.append(file)
+            bases.append(_absolute(place).rpartition("/")[0])
+            continue
+        folder = Folder(place)
+        if not folder.is_there:
+            raise UserError(f"no input {place}: give the path of an existing file or folder")
+        found, others = _search(folder, exclude)
+        files += found
+        skipped += others
+        bases.append(_absolute(place).rstrip("/"))
+    return Inputs(tuple(map(Source, files, _names(files, bases))), skipped)
+
+
+def kind_of(name: str) -> str:
+    """The suffix that says what a file of that name holds once unpacked."""
+    path = PurePosixPath(unshortened(name.lower()))
+    return PurePosixPath(path.stem).suffix if path.suffix in PACKED else path.suffix
+
+
+def unshortened(name: str) -> str:
+    """The name with `.tar.gz` for `.tgz` and the like."""
+    stem, suffix = os.path.splitext(name)
+    return stem + _SHORT.get(suffix.lower(), suffix)
+
+
+def _meant(given: str) -> list[str]:
+    if not any(sign in given for sign in "*?[") or (not is_url(given) and os.path.exists(given)):
+        return [given]
+    found = [place for place in matching(given) if not place.rpartition("/")[2].startswith(".")]
+    if not found:
+        raise UserError(f"no file matches {given}: check the pattern")
+    # Of a folder that is met with what lies in it, as by `**`, the latter is meant.
+    around = {parent.as_posix() for place in found for parent in PurePosixPath(place).parents}
+    return [place for place in found if PurePosixPath(place).as_posix() not in around]
+
+
+def _search(folder: Folder, exclude: Sequence[str]) -> tuple[list[File], int]:
+    """The files to read under `folder`, and the number of others."""
+    found, others = [], 0
+    for name, file in folder.walk():
+        parts = PurePosixPath(name).parts
+        if any(fnmatch(part, pattern) for part in parts for pattern in (".*", *exclude)):
+            continue
+        is_kept = parts[-1].startswith("cache-") and kind_of(name) == ".arrow"
+        if kind_of(name) in KINDS and file.size and not is_kept:  # not what `datasets` kept by
+            found.append(file)
+        else:
+            others += 1
+    if not found:
+        raise UserError(
+            f"no text file in the folder {folder}: give .txt, .md, .jsonl, .parquet, .arrow, .tar "
+            "or source files (also as .gz, .zst or .xz), or name a file of another suffix outright"
+        )
+    return found, others
+
+
+def _absolute(place: str) -> str:
+    return place if is_url(place) else Path(place).resolve().as_posix()
+
+
+def _names(files: Iterable[File], bases: Sequence[str]) -> Iterator[str]:
+    """Relative to what the inputs share: the same data under another path is the same data.
+
+    Raises:
+      UserError: two are one file, or would have one name.
+    """
+    schemes = {base.partition("://")[0] if is_url(base) else "" for base in bases}
+    base = os.path.commonpath(bases) if len(schemes) == 1 else ""
+    places: set[str] = set()
+    names: dict[str, str] = {}
+    for file in files:
+        place = _absolute(file.path)
+        name = PurePosixPath(os.path.relpath(place, base)).as_posix() if base else place
+        if place in places:
+            raise UserError(f"{file.path} is among the inputs twice: name it, or its folder, once")
+        if name in names:
+            raise UserError(f"{file.path} and {names[name]} have one name: prepare them apart")
+        places.add(place)
+        names[name] = file.path
+        yield name

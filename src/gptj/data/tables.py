@@ -1,0 +1,65 @@
+"""Tables to records: Parquet and Arrow, which folders of `datasets` hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gptj.data.unpack import reading
+from gptj.errors import UserError
+from gptj.files import File
+
+ROWS = 256
+"""Read at a time."""
+
+
+def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row's `columns`, and where it stands.
+
+    Raises:
+      UserError: the file is no such table, or cannot be read; what it needs is not installed.
+    """
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UserError(f"{file.path} needs pyarrow: pip install 'gptj[data]'") from error
+    number = 0
+    with reading(file), file.open() as opened:
+        try:
+            for batch in _parquet(opened, columns) if kind == ".parquet" else _arrow(opened):
+                held = [name for name in batch.schema.names if name in columns]
+                if not held:
+                    names = ", ".join(map(repr, batch.schema.names))
+                    raise UserError(
+                        f"{file.path} has no column {columns[0]!r} (it has {names}): name it with "
+                        "--text-field"
+                    )
+                for row in batch.select(held).to_pylist():
+                    number += 1
+                    yield f"{file.path}:{number}", row
+        except pyarrow.ArrowException as error:
+            raise UserError(
+                f"{file.path} is no {kind.lstrip('.')} table, or cut short "
+                f"({str(error).splitlines()[0]}): fetch it again"
+            ) from error
+
+
+def _parquet(opened: Any, columns: Sequence[str]) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(opened)
+    names = [name for name in table.schema_arrow.names if name in columns]
+    yield from table.iter_batches(ROWS, columns=names or None)
+
+
+def _arrow(opened: Any) -> Iterator[Any]:
+    """Batches of an Arrow file, or of a stream, which is what `datasets` writes."""
+    from pyarrow import ipc
+
+    magic = opened.read(6)
+    opened.seek(0)
+    if magic == b"ARROW1":
+        table = ipc.open_file(opened)
+        yield from (table.get_batch(number) for number in range(table.num_record_batches))
+    else:
+        yield from ipc.open_stream(opened)

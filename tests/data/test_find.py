@@ -1,0 +1,130 @@
+"""Finding inputs: what is read, in which order and by which name, wherever it lies."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from gptj.data.find import find_sources, kind_of
+from gptj.errors import UserError
+
+
+def save(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def names(*inputs: Path) -> list[str]:
+    return [source.name for source in find_sources(inputs).sources]
+
+
+@pytest.fixture
+def remote():
+    """A store of objects, in memory, with a URL."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+
+
+class TestFinding:
+    def test_a_folder_is_searched_in_sorted_order(self, tmp_path):
+        for name in ("b.txt", "a/z.md", "a/b/c.py", "a.jsonl.zst"):
+            save(tmp_path / name, b"x")
+        assert names(tmp_path) == ["a.jsonl.zst", "a/b/c.py", "a/z.md", "b.txt"]
+
+    def test_hidden_files_are_ignored_and_others_counted(self, tmp_path):
+        for name in ("a.txt", ".hidden.txt", ".git/b.txt", "photo.jpg", "data.bin"):
+            save(tmp_path / name, b"x")
+        save(tmp_path / "__init__.py", b"")
+        found = find_sources([tmp_path])
+        assert [source.name for source in found.sources] == ["a.txt"]
+        assert found.skipped == 3
+
+    def test_a_hidden_parent_hides_nothing(self, tmp_path):
+        save(tmp_path / ".cache" / "a.txt", b"x")
+        assert names(tmp_path / ".cache") == ["a.txt"]
+
+    def test_named_files_keep_the_order_given(self, tmp_path):
+        b, a = save(tmp_path / "b.txt", b"x"), save(tmp_path / "a.txt", b"x")
+        assert names(b, a) == ["b.txt", "a.txt"]
+
+    def test_names_are_unique_and_the_same_wherever_the_data_lies(self, tmp_path):
+        for place in ("here", "there/deep"):
+            root = tmp_path / place
+            inputs = save(root / "en/a.txt", b"x").parent, save(root / "fr/a.txt", b"x")
+            assert names(*inputs) == ["en/a.txt", "fr/a.txt"]
+
+    def test_relative_paths_give_the_same_names(self, tmp_path, monkeypatch):
+        save(tmp_path / "books/a.txt", b"x")
+        monkeypatch.chdir(tmp_path)
+        assert names(Path("books")) == names(tmp_path / "books") == ["a.txt"]
+        assert names(Path("books/a.txt")) == ["a.txt"]
+
+    def test_a_pattern_is_met_in_sorted_order(self, tmp_path):
+        for name in ("b.txt", "a/z.txt", "a/b/c.txt", "a/b/d.md"):
+            save(tmp_path / name, b"x")
+        assert names(tmp_path / "**/*.txt") == ["a/b/c.txt", "a/z.txt", "b.txt"]
+        assert names(tmp_path / "a/[z]*") == ["z.txt"]
+        assert names(tmp_path / "**") == ["a/b/c.txt", "a/b/d.md", "a/z.txt", "b.txt"]
+        assert names(tmp_path / "a*") == ["b/c.txt", "b/d.md", "z.txt"]
+
+    def test_a_file_whose_name_looks_like_a_pattern_is_itself(self, tmp_path):
+        assert names(save(tmp_path / "what[1].txt", b"x")) == ["what[1].txt"]
+
+    def test_behind_a_url_the_names_are_the_same(self, tmp_path, remote):
+        for name in ("b.txt", "a/z.md", ".hidden.txt", "a/photo.jpg"):
+            save(tmp_path / name, b"x")
+            remote.pipe(f"/data/{name}", b"x")
+        here, there = find_sources([tmp_path]), find_sources(["memory://data"])
+        assert [each.name for each in here.sources] == [each.name for each in there.sources]
+        assert here.skipped == there.skipped == 1
+        assert names("memory://data/*.txt") == names("memory://data/b.txt") == ["b.txt"]
+        with pytest.raises(UserError, match=r"no input memory://data/none"):
+            find_sources(["memory://data/none"])
+
+    def test_links_are_left_out(self, tmp_path):
+        (tmp_path / "link.txt").symlink_to(save(tmp_path / "a.txt", b"x"))
+        assert names(tmp_path) == ["a.txt"]
+
+    def test_what_datasets_keeps_by_is_not_data(self, tmp_path):
+        for name in ("data-00000-of-00001.arrow", "cache-1f2e.arrow", "state.json"):
+            save(tmp_path / name, b"x")
+        assert names(tmp_path) == ["data-00000-of-00001.arrow"]
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [("a.txt", ".txt"), ("A.JSONL.GZ", ".jsonl"), ("b.tgz", ".tar"), ("c.tar.xz", ".tar"),
+         ("d.zst", ""), ("e", ""), ("f.tar.gz/g.md.zst", ".md")],
+    )  # fmt: skip
+    def test_the_kind_is_what_is_inside(self, name, kind):
+        assert kind_of(name) == kind
+
+
+class TestMistakes:
+    def test_no_input(self):
+        with pytest.raises(UserError, match="no input given"):
+            find_sources([])
+
+    def test_a_missing_path(self, tmp_path):
+        with pytest.raises(UserError, match=r"no input .*absent\.txt: give"):
+            find_sources([tmp_path / "absent.txt"])
+
+    def test_a_folder_without_text(self, tmp_path):
+        save(tmp_path / "photos/a.jpg", b"x")
+        with pytest.raises(UserError, match=r"no text file in the folder .*photos: give"):
+            find_sources([tmp_path / "photos"])
+
+    def test_a_file_given_twice(self, tmp_path):
+        path = save(tmp_path / "a.txt", b"x")
+        with pytest.raises(UserError, match=r"a\.txt is among the inputs twice"):
+            find_sources([path, tmp_path])
+
+    def test_a_pattern_that_nothing_matches(self, tmp_path):
+        with pytest.raises(UserError, match=r"no file matches .*\*\.txt"):
+            find_sources([tmp_path / "*.txt"])
+
+    def test_a_kind_of_storage_that_is_not_installed(self):
+        with pytest.raises(UserError, match="cannot be opened"):
+            find_sources(["nowhere://bucket/a.txt"])

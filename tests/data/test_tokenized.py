@@ -1,0 +1,114 @@
+"""Files of tokens, written by other people's code: the same ids come back, damage is named."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj.data.find import Source
+from gptj.data.read import Reader
+from gptj.data.tokenized import documents_of, token_runs
+from gptj.errors import UserError
+from gptj.files import file_at
+
+EOS = 50256
+DRAW = np.random.default_rng(0)
+RECORDS = [DRAW.integers(0, EOS, 2049) for _ in range(3)]
+
+
+def megatron(path: Path, sequences, kind: str, code: int) -> Path:
+    arrays = [np.asarray(ids, kind) for ids in sequences]
+    sizes = [len(each) for each in arrays]
+    starts = np.cumsum([0, *(each.nbytes for each in arrays)])[:-1]
+    path.with_suffix(".bin").write_bytes(b"".join(each.tobytes() for each in arrays))
+    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(arrays), len(arrays) + 1)
+    index = (np.array(sizes, "<i4"), np.array(starts, "<i8"), np.arange(len(arrays) + 1))
+    path.write_bytes(head + b"".join(each.tobytes() for each in index))
+    return path
+
+
+def runs(path: Path) -> list[list[int]]:
+    return [ids.tolist() for ids in token_runs(file_at(str(path)), path.suffix)]
+
+
+class TestTheOriginals:
+    @pytest.mark.parametrize("name", ["a.tfrecords", "pile_zstd_0.tfrecords"])
+    def test_records_come_back_as_they_were(self, name, tfrecords, tmp_path):
+        assert runs(tfrecords(tmp_path / name, RECORDS)) == [each.tolist() for each in RECORDS]
+
+    @given(ids=st.lists(st.integers(0, 2**40), max_size=50))
+    @settings(deadline=None)
+    def test_numbers_of_any_width(self, tfrecords, tmp_path_factory, ids):
+        path = tfrecords(tmp_path_factory.mktemp("w") / "a.tfrecord", [ids or [0]])
+        assert runs(path) == [ids or [0]]
+
+    def test_an_index_names_files_in_their_order(self, tfrecords, tmp_path):
+        for number, ids in enumerate(RECORDS):
+            tfrecords(tmp_path / f"{number}.tfrecords", [ids])
+        index = tmp_path / "train.index"
+        index.write_text(f"2.tfrecords\n{tmp_path / '0.tfrecords'}\n\n")
+        assert runs(index) == [RECORDS[2].tolist(), RECORDS[0].tolist()]
+        index.write_text("9.tfrecords")
+        with pytest.raises(UserError, match=r"train\.index names 9\.tfrecords, which is not there"):
+            runs(index)
+
+    def test_documents_go_on_from_record_to_record(self):
+        stream = [np.array([1, 2]), np.array([3, 0, 4]), np.array([0, 0]), np.array([5])]
+        assert [x.tolist() for x in documents_of(stream, 0)] == [[1, 2, 3], [4], [], [5]]
+
+    def test_another_feature_is_named(self, tfrecords, tmp_path):
+        path = tfrecords(tmp_path / "a.tfrecords", RECORDS, name="input_ids")
+        with pytest.raises(UserError, match=r"record 0, has no feature 'text'.*'input_ids'"):
+            runs(path)
+
+    @pytest.mark.parametrize("name", ["a.tfrecords", "zstd.tfrecords"])
+    def test_damage_is_named(self, name, tfrecords, tmp_path):
+        path = tfrecords(tmp_path / name, RECORDS)
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        for bad in (content[:-9], bytes(flipped), b"no records" * 9):
+            path.write_bytes(bad)
+            with pytest.raises(UserError, match=rf"{name} is (damaged|cut short|no |corrupt)"):
+                runs(path)
+
+
+class TestMegatron:
+    SEQUENCES = ([1, 2, 3], [], [65535, 0])
+
+    @pytest.mark.parametrize(("kind", "code"), [("<u2", 8), ("<i4", 4), ("<i8", 5)])
+    def test_sequences_come_back_as_they_were(self, kind, code, tmp_path):
+        path = megatron(tmp_path / "a.idx", self.SEQUENCES, kind, code)
+        assert runs(path) == [list(each) for each in self.SEQUENCES]
+
+    def test_what_is_wrong_is_named(self, tmp_path):
+        path = megatron(tmp_path / "a.idx", self.SEQUENCES, "<u2", 8)
+        whole = path.read_bytes()
+        path.write_bytes(b"something else" * 9)
+        with pytest.raises(UserError, match=r"a\.idx is no index of Megatron's"):
+            runs(path)
+        path.write_bytes(whole[:20])
+        with pytest.raises(UserError, match=r"a\.idx is no index of Megatron's"):
+            runs(path)
+        path.write_bytes(whole[:40])
+        with pytest.raises(UserError, match=r"a\.idx has 40 bytes .* cut short"):
+            runs(path)
+        path.write_bytes(whole)
+        path.with_suffix(".bin").write_bytes(b"\1")
+        with pytest.raises(UserError, match=r"a\.bin has 1 bytes .* cut short"):
+            runs(path)
+        path.with_suffix(".bin").unlink()
+        with pytest.raises(UserError, match=r"a\.idx has no \.bin file beside it"):
+            runs(path)
+
+
+def test_tokens_need_to_be_told_what_they_mean(tfrecords, tmp_path):
+    source = Source(file_at(str(tfrecords(tmp_path / "a.tfrecords", RECORDS))), "a")
+    with pytest.raises(UserError, match=r"a\.tfrecords holds tokens .* --tokenizer"):
+        list(Reader().documents(source))
+    documents = list(Reader(eos_id=EOS).documents(source))
+    held = np.concatenate([each.ids for each in documents])
+    assert held.tolist() == np.concatenate(RECORDS).tolist()
