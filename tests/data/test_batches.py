@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gptj.data.batches import EvalBatches, TrainBatches, permute
 from gptj.data.read import Document
-from gptj.data.store import StoreWriter, TokenStore
+from gptj.data.store import TokenStore
+from gptj.data.write import StoreWriter, finish
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
@@ -20,6 +21,7 @@ def make_store(path: Path, length: int) -> TokenStore:
     """A store of `length` tokens: distinct characters, so that a row tells where it is from."""
     with StoreWriter(path, Tokenizer.bytes()) as writer:
         writer.add(Document("a", "".join(map(chr, range(length - 1)))))
+    finish(path, Tokenizer.bytes(), [writer.written()])
     return TokenStore.open(path)
 
 
@@ -114,7 +116,7 @@ class TestTraining:
 
     def test_the_longest_seq_is_one_row(self, store):
         batch = TrainBatches(store, seq=TOKENS - 1, batch=2).batch(0)
-        assert batch.tolist() == [store.tokens.tolist()] * 2
+        assert batch.tolist() == [store.tokens[:].tolist()] * 2
 
 
 class TestEvaluation:
@@ -130,7 +132,7 @@ class TestEvaluation:
             targets += tokens[:, 1:][weights == 1].tolist()
             context += tokens[:, :-1][weights == 1].tolist()
             assert set(np.unique(weights)) <= {0.0, 1.0}
-        stream = [store.tokenizer.eos_id, *store.tokens.tolist()]
+        stream = [store.tokenizer.eos_id, *store.tokens[:].tolist()]
         assert targets == stream[1:]
         assert context == stream[:-1]  # each target has its predecessor before it
         assert len(list(batches)) == len(batches)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from gptj.data.prepare import GroupReport, PrepareConfig, PrepareReport, prepare
 from gptj.data.read import Document
 from gptj.data.split import plan_split
-from gptj.data.store import StoreWriter, TokenStore
+from gptj.data.store import TokenStore
+from gptj.data.write import StoreWriter
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 

@@ -1,6 +1,5 @@
 """Token stores: documents come back exactly, equal text is an equal store, damage is noticed."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.read import Document
-from gptj.data.store import StoreWriter, TokenStore
+from gptj.data.store import Manifest, TokenStore
+from gptj.data.write import StoreWriter, finish
 from gptj.errors import UserError
+from gptj.files import file_at
 from gptj.tokenizer import Tokenizer
 
 BYTES = Tokenizer.bytes()
@@ -25,7 +26,12 @@ def write(path: Path, documents=DOCUMENTS, tokenizer: Tokenizer = BYTES) -> Toke
     with StoreWriter(path, tokenizer) as writer:
         for source, text in documents:
             writer.add(Document(source, text))
+    finish(path, tokenizer, [writer.written()])
     return TokenStore.open(path)
+
+
+def place(store: TokenStore) -> Path:
+    return store.folder.on_disk
 
 
 @pytest.fixture
@@ -35,23 +41,34 @@ def store(tmp_path) -> TokenStore:
 
 class TestContents:
     @pytest.mark.parametrize("tokenizer", [BYTES, TRAINED], ids=["bytes", "trained"])
-    @given(texts=st.lists(st.text(min_size=1), min_size=1), flush=st.integers(1, 50))
+    @given(
+        texts=st.lists(st.text(min_size=1), min_size=1),
+        flush=st.integers(1, 50),
+        shard=st.integers(1, 99),
+    )
     @settings(deadline=None, max_examples=40)
-    def test_documents_come_back_exactly(self, tmp_path_factory, tokenizer, texts, flush):
+    def test_documents_come_back_exactly(self, tmp_path_factory, tokenizer, texts, flush, shard):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gptj.data.store._FLUSH_CHARACTERS", flush)
+            patch.setattr("gptj.data.write._FLUSH_CHARACTERS", flush)
+            patch.setattr("gptj.data.write.SHARD_TOKENS", shard)
+            patch.setattr("gptj.data.write.CHECKED", 10)
             patch.setattr("gptj.tokenizer._PIECE_CHARACTERS", flush)
             path = tmp_path_factory.mktemp("law") / "store"
             store = write(path, [("a", text) for text in texts], tokenizer)
         assert [store.text(i) for i in range(len(texts))] == texts
         whole = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-        assert store.tokens.tolist() == sum(whole[1:], whole[0])
-        store.verify()
+        assert np.asarray(store.tokens).tolist() == sum(whole[1:], whole[0])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptj.data.store.CHECKED", 10)
+            store.verify()
+        assert [store.extent(store.document_at(at)) for at in range(len(store))] == [
+            store.extent(number) for number in range(len(texts)) for _ in whole[number]
+        ]
 
     def test_each_document_ends_with_end_of_text_and_has_no_other(self, store):
-        assert store.documents.tolist() == [0, 8, 15, 36]
-        ends = np.flatnonzero(store.tokens == BYTES.eos_id) + 1
-        assert ends.tolist() == store.documents[1:].tolist()
+        assert [store.extent(number) for number in range(3)] == [(0, 8), (8, 15), (15, 36)]
+        ends = np.flatnonzero(np.asarray(store.tokens) == BYTES.eos_id) + 1
+        assert ends.tolist() == [8, 15, 36]
 
     def test_counts(self, store):
         assert len(store) == len(store.tokens) == 36
@@ -69,7 +86,7 @@ class TestContents:
     def test_it_carries_its_tokenizer(self, tmp_path):
         store = write(tmp_path / "store", tokenizer=TRAINED)
         assert store.tokenizer.sha256 == TRAINED.sha256
-        assert store.manifest.files["tokenizer.json"].sha256 == TRAINED.sha256
+        assert store.manifest.tokenizer == TRAINED.sha256
 
     @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, "uint16"), (65537, "uint32")])
     def test_ids_are_as_wide_as_the_vocabulary_needs(self, vocab_size, dtype, tmp_path):
@@ -79,7 +96,7 @@ class TestContents:
         definition["added_tokens"].append({**last, "special": False})
         store = write(tmp_path / "store", [("a", "x<last>")], Tokenizer(definition))
         assert store.tokens.dtype == dtype
-        assert store.tokens.tolist() == [120, vocab_size - 1, 256]
+        assert np.asarray(store.tokens).tolist() == [120, vocab_size - 1, 256]
 
     def test_there_is_no_document_beyond_the_last(self, store):
         for document in (3, -1):
@@ -107,32 +124,32 @@ class TestFingerprint:
 
     def test_no_time_and_no_place_is_recorded(self, tmp_path, store):
         write(tmp_path / "elsewhere")
-        for file in store.path.iterdir():
+        for file in place(store).iterdir():
             assert file.read_bytes() == (tmp_path / "elsewhere" / file.name).read_bytes()
 
 
 class TestDamage:
-    FILES = ("tokens.bin", "documents.bin", "tokenizer.json")
+    FILES = ("00000-000.tokens", "00000-000.documents", "tokenizer.json")
 
     @pytest.mark.parametrize("name", FILES)
     def test_a_missing_file_is_named(self, name, store):
-        (store.path / name).unlink()
+        (place(store) / name).unlink()
         with pytest.raises(UserError, match=rf"{name} is missing: prepare"):
-            TokenStore.open(store.path)
+            TokenStore.open(place(store))
 
-    @pytest.mark.parametrize("name", FILES)
+    @pytest.mark.parametrize("name", FILES[:2])
     def test_a_file_cut_short_is_named(self, name, store):
-        content = (store.path / name).read_bytes()
-        (store.path / name).write_bytes(content[:-2])
+        content = (place(store) / name).read_bytes()
+        (place(store) / name).write_bytes(content[:-2])
         with pytest.raises(UserError, match=rf"{name} has {len(content) - 2} bytes, not"):
-            TokenStore.open(store.path)
+            TokenStore.open(place(store))
 
     @pytest.mark.parametrize("name", FILES)
     def test_verifying_finds_a_flipped_bit(self, name, store):
-        content = bytearray((store.path / name).read_bytes())
+        content = bytearray((place(store) / name).read_bytes())
         content[3] ^= 1
-        (store.path / name).write_bytes(content)
-        opened = TokenStore.open(store.path)
+        (place(store) / name).write_bytes(content)
+        opened = TokenStore.open(place(store))
         with pytest.raises(UserError, match=rf"{name} was altered"):
             opened.verify()
 
@@ -146,26 +163,27 @@ class TestDamage:
             (lambda manifest: b"\xff", "is not a JSON object"),
             (lambda manifest: b"7", "is not a JSON object"),
             (lambda manifest: {}, "has format None"),
-            (lambda manifest: {**manifest, "format": 2}, "has format 2, this program reads 1"),
+            (lambda manifest: {**manifest, "format": 1}, "has format 1, this program reads 2"),
             (lambda manifest: {**manifest, "other": 1}, "is not a token store's manifest"),
-            (lambda manifest: {**manifest, "files": {}}, "is not a token store's manifest"),
+            (lambda manifest: {**manifest, "shards": [1]}, "is not a token store's manifest"),
+            (lambda manifest: {**manifest, "shards": []}, "was altered"),
             (lambda manifest: {**manifest, "fingerprint": "0"}, "was altered"),
         ],
     )
     def test_a_bad_manifest_is_named(self, change, complaint, store):
-        path = store.path / "manifest.json"
+        path = place(store) / "manifest.json"
         changed = change(json.loads(path.read_text()))
         path.write_bytes(changed if isinstance(changed, bytes) else json.dumps(changed).encode())
         with pytest.raises(UserError, match=rf"manifest\.json {complaint}"):
-            TokenStore.open(store.path)
+            TokenStore.open(place(store))
 
     def test_a_path_without_a_store_is_named(self, tmp_path):
         with pytest.raises(UserError, match=r"no token store at .*nowhere: name the train"):
             TokenStore.open(tmp_path / "nowhere")
 
     def test_the_folder_around_stores_says_which_to_open(self, store):
-        with pytest.raises(UserError, match=rf"no token store at .*: open {store.path}$"):
-            TokenStore.open(store.path.parent)
+        with pytest.raises(UserError, match=rf"no token store at .*: open {place(store)}$"):
+            TokenStore.open(place(store).parent)
 
 
 class TestWriter:
@@ -180,9 +198,8 @@ class TestWriter:
             TokenStore.open(tmp_path / "store")
 
     def test_a_manifest_is_read_as_it_was_written(self, store, tmp_path):
-        store.manifest.save(tmp_path / "manifest.json")
-        assert type(store.manifest).load(tmp_path / "manifest.json") == store.manifest
-        assert dataclasses.is_dataclass(store.manifest)
+        (tmp_path / "manifest.json").write_text(store.manifest.to_json(), encoding="utf-8")
+        assert Manifest.load(file_at(str(tmp_path / "manifest.json"))) == store.manifest
 
     def test_a_source_can_be_named_in_any_script(self, tmp_path):
         assert write(tmp_path / "store", [("本.txt", "x")]).sources[0].name == "本.txt"

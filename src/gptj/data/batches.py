@@ -32,7 +32,7 @@ class TrainBatches:
         _check_shape(seq, batch)
         if len(store) <= seq:
             raise UserError(
-                f"seq={seq} is longer than the data: {store.path} holds {len(store)} tokens, "
+                f"seq={seq} is longer than the data: {store} holds {len(store)} tokens, "
                 f"enough for a seq of at most {len(store) - 1}; shorten seq or prepare more text"
             )
         self.n_rows = (len(store) - 1) // seq
@@ -53,8 +53,7 @@ class TrainBatches:
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """The tokens of these rows, of any shape; a dim of seq + 1 is added."""
-        starts = ids[..., None] * self._seq
-        return np.asarray(self._store.tokens[starts + np.arange(self._seq + 1)], np.int32)
+        return self._store.tokens.windows(ids * self._seq, self._seq + 1).astype(np.int32)
 
     def batch(self, step: int) -> NDArray[np.int32]:
         """The tokens of batch number `step`; shape (batch, seq + 1)."""

@@ -11,14 +11,17 @@ from pathlib import Path
 import tyro
 
 from gptj.data.appear import all_or_nothing, check_out
-from gptj.data.find import Inputs, find_sources
+from gptj.data.find import Inputs, Source, find_sources
 from gptj.data.read import Document, Reader
 from gptj.data.split import Split, SplitPlan, Unit
-from gptj.data.store import StoreWriter, TokenStore
+from gptj.data.store import TokenStore
+from gptj.data.write import StoreWriter, Written, finish
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
 _TRAIN = "train:"
+UNIT_BYTES = 1 << 28
+"""Of files as they lie there."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         tokenizer = Tokenizer.train(texts, vocab_size)
     reader = _reader(config, tokenizer.eos_id)
     with all_or_nothing(config.out, config.force) as folder:
-        _write(folder, _documents(inputs, reader), splits, tokenizer)
+        _write(folder, inputs, reader, splits, tokenizer)
     return PrepareReport(
         groups=tuple(_report(config.out, name, splits[name].unit) for name in sorted(splits)),
         vocab_size=tokenizer.vocab_size,
@@ -189,25 +192,72 @@ def _vocab_to_train(spec: str) -> int:
     return int(size)
 
 
+Parts = dict[tuple[str, bool], Written]
+"""What was written of each group, to train on and held out."""
+
+
+def units(inputs: Inputs) -> Iterator[Inputs]:
+    """The inputs in portions of files that lie one after the other, `UNIT_BYTES` or more each.
+
+    Each is written to shards of its own: so who writes which changes nothing.
+    """
+    begun: list[Source] = []
+    for source in inputs.sources:
+        begun.append(source)
+        if sum(each.file.size for each in begun) >= UNIT_BYTES:
+            yield Inputs(tuple(begun), 0)
+            begun = []
+    if begun:
+        yield Inputs(tuple(begun), 0)
+
+
 def _write(
-    folder: Path, documents: Iterable[Document], splits: dict[str, Split], tokenizer: Tokenizer
+    folder: Path,
+    inputs: Inputs,
+    reader: Reader,
+    splits: dict[str, Split],
+    tokenizer: Tokenizer,
 ) -> None:
-    with contextlib.ExitStack() as stack:
-        writers: dict[tuple[str, bool], StoreWriter] = {}
-        for name, split in splits.items():
-            for held in (False, True) if split.unit != "nothing" else (False,):
-                path = folder / _folder(name) / ("heldout" if held else "train")
-                path.parent.mkdir(exist_ok=True)
-                writers[name, held] = stack.enter_context(StoreWriter(path, tokenizer))
-        for document, held in _divided(documents, splits):
-            writers[document.group, held].add(document)
-        for (name, held), writer in writers.items():
-            if not writer.documents:
+    for name, split in splits.items():
+        for held in (False, True) if split.unit != "nothing" else (False,):
+            (folder / _place(name, held)).mkdir(parents=True)
+    parts = [
+        write_unit(folder, number, _documents(unit, reader), splits, tokenizer)
+        for number, unit in enumerate(units(inputs))
+    ]
+    for name, split in splits.items():
+        for held in (False, True) if split.unit != "nothing" else (False,):
+            mine = [part[name, held] for part in parts if (name, held) in part]
+            if not any(each.documents for each in mine):
                 raise UserError(
                     f"the inputs are too short, no text {f'of {name} ' if name else ''}is left for "
                     f"{'heldout' if held else 'train'}: give more text, or --held-out 0 to train "
                     "on all of it"
                 )
+            finish(folder / _place(name, held), tokenizer, mine)
+
+
+def write_unit(
+    folder: Path,
+    number: int,
+    documents: Iterable[Document],
+    splits: dict[str, Split],
+    tokenizer: Tokenizer,
+) -> Parts:
+    """The shards of one portion of the inputs, in the folders of the groups it has text of."""
+    writers: dict[tuple[str, bool], StoreWriter] = {}
+    with contextlib.ExitStack() as stack:
+        for document, held in _divided(documents, splits):
+            key = document.group, held
+            if key not in writers:
+                writer = StoreWriter(folder / _place(*key), tokenizer, number)
+                writers[key] = stack.enter_context(writer)
+            writers[key].add(document)
+    return {key: writer.written() for key, writer in writers.items()}
+
+
+def _place(group: str, held: bool) -> Path:
+    return Path(_folder(group)) / ("heldout" if held else "train")
 
 
 def _report(out: Path, group: str, unit: Unit) -> GroupReport:

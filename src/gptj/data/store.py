@@ -1,50 +1,60 @@
 """A token store: a folder of documents as token ids, with their tokenizer and their provenance.
 
-    tokens.bin      the ids, each document followed by end-of-text; little-endian uint16 or uint32
-    documents.bin   where each document starts, and the end: documents + 1 little-endian int64
-    tokenizer.json  what the ids mean
-    manifest.json   sizes, hashes and sources of the above; written last
+    00000-000.tokens     ids, each document followed by end-of-text; little-endian uint16 or uint32
+    00000-000.documents  where each document starts in it, and the end: little-endian int64
+    00000-001.tokens     ... the next shard; no document lies in two
+    tokenizer.json       what the ids mean
+    manifest.json        sizes, hashes and sources of the above; written last
 
-Nothing in it depends on when or where it was made: equal text gives an equal `fingerprint`.
+Nothing in it depends on when or where it was made: equal input gives an equal `fingerprint`. It is
+read in place, also from behind a URL: of a store of any size no more than what is asked for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.data.read import Document
+from gptj.data.joined import Joined, Run, Shifted
 from gptj.errors import UserError
+from gptj.files import File, Folder
 from gptj.tokenizer import Tokenizer
 
-FORMAT = 1
-_TOKENS, _DOCUMENTS, _TOKENIZER, _MANIFEST = _FILES = (
-    "tokens.bin",
-    "documents.bin",
-    "tokenizer.json",
-    "manifest.json",
-)
-_FLUSH_CHARACTERS = 1 << 20
+FORMAT = 2
+CHECKED = 1 << 24
+"""Bytes of a shard's tokens of which each hash is: what is damaged is named this exactly."""
+TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
 _AGAIN = "prepare the data again, or copy the whole folder again"
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """What a file of the store must be."""
+class ShardRecord:
+    """What one shard must hold."""
 
-    bytes: int
-    sha256: str
+    name: str
+    tokens: int
+    documents: int
+    checks: tuple[str, ...]
+    """SHA-256 of each `CHECKED` bytes of its tokens."""
+    documents_check: str
+    """SHA-256 of where its documents start."""
+
+    def files(self, dtype: str) -> dict[str, int]:
+        """Its files, and how many bytes each has."""
+        width = np.dtype(dtype).itemsize
+        return {
+            f"{self.name}.tokens": self.tokens * width,
+            f"{self.name}.documents": (self.documents + 1) * 8,
+        }
 
 
 @dataclass(frozen=True)
@@ -70,69 +80,101 @@ class Manifest:
     documents: int
     bytes: int
     fingerprint: str
-    files: dict[str, FileRecord]
+    tokenizer: str
+    """SHA-256 of the tokenizer's file."""
+    shards: tuple[ShardRecord, ...]
     sources: tuple[SourceRecord, ...]
 
-    def save(self, path: Path) -> None:
-        """Write the manifest as JSON."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        shards: Sequence[ShardRecord],
+        sources: Sequence[SourceRecord],
+    ) -> Manifest:
+        """Of a store of these shards."""
+        return cls(
+            format=FORMAT,
+            dtype=dtype_for(tokenizer).str,
+            vocab_size=tokenizer.vocab_size,
+            tokens=sum(shard.tokens for shard in shards),
+            documents=sum(shard.documents for shard in shards),
+            bytes=sum(source.bytes for source in sources),
+            fingerprint=_fingerprint(tokenizer.sha256, shards),
+            tokenizer=tokenizer.sha256,
+            shards=tuple(shards),
+            sources=tuple(sources),
+        )
+
+    def to_json(self) -> str:
+        """The manifest as its file says it."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> Manifest:
-        """Read a manifest; anything but what `save` writes raises `UserError`."""
-        values = _json_object(path)
+    def load(cls, file: File) -> Manifest:
+        """Read a manifest; anything but what `to_json` says raises `UserError`."""
+        path, values = file.path, _json_object(file)
         if values.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {values.get('format')}, this program reads {FORMAT}: "
                 "prepare the data again"
             )
         try:
-            values["files"] = {name: FileRecord(**file) for name, file in values["files"].items()}
+            shards = (each | {"checks": tuple(each["checks"])} for each in values["shards"])
+            values["shards"] = tuple(ShardRecord(**each) for each in shards)
             values["sources"] = tuple(SourceRecord(**source) for source in values["sources"])
             manifest = cls(**values)
-            fingerprint = _fingerprint(manifest.files)
+            fingerprint = _fingerprint(manifest.tokenizer, manifest.shards)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is not a token store's manifest: {_AGAIN}") from error
         if manifest.fingerprint != fingerprint:
-            raise UserError(f"{path} was altered, its fingerprint is not its files': {_AGAIN}")
+            raise UserError(f"{path} was altered, its fingerprint is not its shards': {_AGAIN}")
         return manifest
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """An opened store; the arrays are mapped from disk, so opening is instant at any size."""
+    """An opened store, or a part of one; opening is instant at any size."""
 
-    path: Path
+    folder: Folder
     manifest: Manifest
-    tokens: NDArray[np.unsignedinteger[Any]]
+    tokens: Joined
     """All ids in order, end-of-text after each document."""
-    documents: NDArray[np.int64]
-    """Document i is tokens[documents[i] : documents[i + 1]], its end-of-text included."""
+    starts: Joined
+    """Where each document starts."""
 
     @classmethod
-    def open(cls, path: str | Path) -> TokenStore:
-        """The store in the folder `path`. Sizes are checked here, contents by `verify`.
+    def open(cls, path: str | os.PathLike[str]) -> TokenStore:
+        """The store in the folder `path`, which may be a URL.
+
+        Sizes are checked here, contents by `verify`.
 
         Raises:
           UserError: there is no store, or a file is missing, cut short or altered.
         """
-        path = Path(path)
-        if not (path / _MANIFEST).is_file():
-            raise UserError(f"no token store at {path}: {_remedy(path)}")
-        manifest = Manifest.load(path / _MANIFEST)
-        for name, file in manifest.files.items():
-            size = (path / name).stat().st_size if (path / name).is_file() else None
-            if size != file.bytes:
-                state = "is missing" if size is None else f"has {size} bytes, not {file.bytes}"
-                raise UserError(f"{path / name} {state}: {_AGAIN}")
-        tokens = np.memmap(path / _TOKENS, manifest.dtype, mode="r")
-        documents = np.memmap(path / _DOCUMENTS, "<i8", mode="r")
-        return cls(path, manifest, tokens, documents)
+        folder = Folder(path)
+        if MANIFEST not in folder:
+            raise UserError(f"no token store at {path}: {_remedy(folder)}")
+        manifest = Manifest.load(folder.file(MANIFEST))
+        _whole(folder, TOKENIZER)
+        tokens: list[Run] = []
+        starts: list[Run] = []
+        begin = 0
+        for shard in manifest.shards:
+            ids, offsets = (
+                _whole(folder, name, size) for name, size in shard.files(manifest.dtype).items()
+            )
+            tokens.append(Run(ids, np.dtype(manifest.dtype), shard.tokens))
+            starts.append(Shifted(offsets, np.dtype("<i8"), shard.documents, begin))
+            begin += shard.tokens
+        return cls(folder, manifest, Joined(tokens), Joined(starts))
 
     def __len__(self) -> int:
         """The number of tokens."""
         return self.manifest.tokens
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     @property
     def fingerprint(self) -> str:
@@ -152,21 +194,37 @@ class TokenStore:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
-        return Tokenizer.load(self.path / _TOKENIZER)
+        return Tokenizer(json.loads(self.folder.file(TOKENIZER).text()))
 
     def part(self, sources: Sequence[SourceRecord]) -> TokenStore:
         """The documents of some of its sources, which lie one after the other, as a store."""
         first, count = sources[0].first_document, sum(record.documents for record in sources)
-        documents = self.documents[first : first + count + 1]
-        tokens = self.tokens[documents[0] : documents[-1]]
+        start, size = self.extent(first)[0], sum(record.tokens for record in sources)
         manifest = dataclasses.replace(
             self.manifest,
-            tokens=len(tokens),
+            tokens=size,
             documents=count,
             bytes=sum(record.bytes for record in sources),
-            sources=tuple(sources),
+            sources=tuple(
+                dataclasses.replace(each, first_document=each.first_document - first)
+                for each in sources
+            ),
         )
-        return TokenStore(self.path, manifest, tokens, documents - documents[0])
+        starts = self.starts.view(first, first + count, minus=start)
+        return TokenStore(self.folder, manifest, self.tokens.view(start, start + size), starts)
+
+    def extent(self, document: int) -> tuple[int, int]:
+        """Where a document starts and ends, its end-of-text included."""
+        bounds = self.starts[document : document + 2].tolist()
+        return bounds[0], bounds[1] if len(bounds) == 2 else len(self)
+
+    def document_at(self, token: int) -> int:
+        """The document in which a token lies."""
+        low, high = 0, self.manifest.documents
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.starts[middle] <= token else (low, middle)
+        return low
 
     def text(self, document: int) -> str:
         """The text of one document, counted from 0.
@@ -176,191 +234,73 @@ class TokenStore:
         """
         if not 0 <= document < self.manifest.documents:
             raise UserError(
-                f"no document {document} in {self.path}: "
+                f"no document {document} in {self}: "
                 f"it holds documents 0 to {self.manifest.documents - 1}"
             )
-        start, end = self.documents[document : document + 2]
+        start, end = self.extent(document)
         return self.tokenizer.decode(self.tokens[start:end].tolist())
 
     def verify(self) -> None:
-        """Read every file and compare its hash.
+        """Read every file and compare its hashes.
 
         Raises:
-          UserError: a file is not the one that was written.
+          UserError: a file is not the one that was written; of tokens also which part of them.
         """
-        for name, file in self.manifest.files.items():
-            with (self.path / name).open("rb") as content:
-                found = hashlib.file_digest(content, "sha256").hexdigest()
-            if found != file.sha256:
-                raise UserError(f"{self.path / name} was altered, its hash differs: {_AGAIN}")
+        if _hash(self.folder.file(TOKENIZER).read()) != self.manifest.tokenizer:
+            raise UserError(f"{self}/{TOKENIZER} was altered, its hash differs: {_AGAIN}")
+        for shard in self.manifest.shards:
+            ids, offsets = map(self.folder.file, shard.files(self.manifest.dtype))
+            for number, (check, data) in enumerate(zip(shard.checks, _checked(ids), strict=True)):
+                if _hash(data) != check:
+                    raise UserError(
+                        f"{ids.path} was altered between bytes {number * CHECKED} and "
+                        f"{number * CHECKED + len(data)}: {_AGAIN}"
+                    )
+            if _hash(offsets.read()) != shard.documents_check:
+                raise UserError(f"{offsets.path} was altered, its hash differs: {_AGAIN}")
 
 
-class StoreWriter:
-    """Writes a new store, document by document, in bounded memory.
-
-    Use in a `with` block; leaving it without an exception completes the store.
-    """
-
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
-        """Start a store in the new folder `path`."""
-        path.mkdir()
-        self._path = path
-        self._tokenizer = tokenizer
-        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-        self._file = (path / _TOKENS).open("wb")
-        self._hash = hashlib.sha256()
-        self._offsets = [0]
-        self._length = 0
-        self._sources: list[_OpenSource] = []
-        self._pending: list[str | None] = []  # pieces of text; None ends a document
-        self._pending_characters = 0
-        self._begun: list[str] = []  # parts of a text that may not be cut
-
-    def add(self, document: Document) -> None:
-        """Append a document; those of one source are given one after the other.
-
-        Raises:
-          UserError: it holds tokens that are not the tokenizer's.
-        """
-        if not self._sources or self._sources[-1].name != document.source:
-            self._sources.append(_OpenSource(document.source))
-        if document.ids is not None:
-            self._add_ids(document.source, document.ids)
-            return
-        self._sources[-1].add(document.text.encode(), document.continues)
-        if document.continues and not self._tokenizer.cuttable:
-            self._begun.append(document.text)
-            return
-        text = "".join([*self._begun, document.text])
-        self._begun.clear()
-        for piece in self._tokenizer.pieces(text):
-            self._pending.append(piece)
-            self._pending_characters += len(piece)
-            if self._pending_characters >= _FLUSH_CHARACTERS:
-                self._flush()
-        if not document.continues:
-            self._pending.append(None)
-
-    def _add_ids(self, source: str, ids: NDArray[np.int64]) -> None:
-        if len(wrong := ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]):
-            raise UserError(
-                f"{source} holds the token {wrong[0]}, and the tokenizer has "
-                f"{self._tokenizer.vocab_size}: name the tokenizer that made it"
-            )
-        self._flush()
-        self._sources[-1].add(self._tokenizer.spelled(ids.tolist()), continues=False)
-        self._append(np.append(ids, self._tokenizer.eos_id))
-        self._offsets.append(self._length)
-
-    def _append(self, ids: NDArray[np.int64]) -> None:
-        data = ids.astype(self._dtype).tobytes()
-        self._length += len(ids)
-        self._hash.update(data)
-        self._file.write(data)
-
-    @property
-    def documents(self) -> int:
-        """Documents added so far."""
-        return sum(source.documents for source in self._sources)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._complete()
-        finally:
-            with contextlib.suppress(OSError):  # a full disk, of which the first error told
-                self._file.close()
-
-    def _flush(self) -> None:
-        pieces = [piece for piece in self._pending if piece is not None]
-        encoded = iter(self._tokenizer.encode_batch(pieces))
-        ids: list[int] = []
-        for piece in self._pending:
-            if piece is None:
-                ids.append(self._tokenizer.eos_id)
-                self._offsets.append(self._length + len(ids))
-            else:
-                ids += next(encoded)
-        self._append(np.array(ids, np.int64))
-        self._pending.clear()
-        self._pending_characters = 0
-
-    def _complete(self) -> None:
-        self._flush()
-        self._file.close()
-        offsets = np.array(self._offsets, "<i8").tobytes()
-        (self._path / _DOCUMENTS).write_bytes(offsets)
-        self._tokenizer.save(self._path / _TOKENIZER)
-        files = {
-            _TOKENS: FileRecord(self._length * self._dtype.itemsize, self._hash.hexdigest()),
-            _DOCUMENTS: FileRecord(len(offsets), hashlib.sha256(offsets).hexdigest()),
-            _TOKENIZER: FileRecord(len(self._tokenizer.to_json().encode()), self._tokenizer.sha256),
-        }
-        manifest = Manifest(
-            format=FORMAT,
-            dtype=self._dtype.str,
-            vocab_size=self._tokenizer.vocab_size,
-            tokens=self._length,
-            documents=self.documents,
-            bytes=sum(source.bytes for source in self._sources),
-            fingerprint=_fingerprint(files),
-            files=files,
-            sources=self._source_records(),
-        )
-        manifest.save(self._path / _MANIFEST)
-
-    def _source_records(self) -> tuple[SourceRecord, ...]:
-        records, first = [], 0
-        for source in self._sources:
-            end = first + source.documents
-            tokens = self._offsets[end] - self._offsets[first]
-            records.append(source.record(first, tokens))
-            first = end
-        return tuple(records)
+def dtype_for(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger[Any]]:
+    """How ids are stored."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
-class _OpenSource:
-    """A source whose documents are still arriving."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.bytes = 0
-        self.documents = 0
-        self._hash = hashlib.sha256()
-
-    def add(self, text: bytes, continues: bool) -> None:
-        self._hash.update(text)
-        self.bytes += len(text)
-        self.documents += not continues
-
-    def record(self, first_document: int, tokens: int) -> SourceRecord:
-        return SourceRecord(
-            self.name, self.bytes, self._hash.hexdigest(), first_document, self.documents, tokens
-        )
+def _hash(data: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(data.data).hexdigest()
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _checked(file: File) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, file.size, CHECKED):
+        yield file.read(start, min(file.size, start + CHECKED))
+
+
+def _whole(folder: Folder, name: str, size: int | None = None) -> File:
+    """A file of the store, of that size."""
+    path = f"{folder}/{name}"
+    if name not in folder:
+        raise UserError(f"{path} is missing: {_AGAIN}")
+    file = folder.file(name)
+    if size is not None and file.size != size:
+        raise UserError(f"{path} has {file.size} bytes, not {size}: {_AGAIN}")
+    return file
+
+
+def _json_object(file: File) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(file.read().tobytes()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a JSON object: {_AGAIN}") from error
+        raise UserError(f"{file.path} is not a JSON object: {_AGAIN}") from error
 
 
-def _fingerprint(files: dict[str, FileRecord]) -> str:
-    hashes = "".join(files[name].sha256 for name in (_TOKENS, _DOCUMENTS, _TOKENIZER))
-    return hashlib.sha256(hashes.encode()).hexdigest()
+def _fingerprint(tokenizer: str, shards: Sequence[ShardRecord]) -> str:
+    hashes = [tokenizer]
+    for shard in shards:
+        hashes += [*shard.checks, shard.documents_check]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _remedy(path: Path) -> str:
-    parts = sorted(part.parent.name for part in path.glob(f"*/{_MANIFEST}"))
+def _remedy(folder: Folder) -> str:
+    parts = [name for name in folder.names() if f"{name}/{MANIFEST}" in folder]
     if parts:
-        return "open " + " or ".join(str(path / part) for part in parts)
+        return "open " + " or ".join(f"{folder}/{part}" for part in parts)
     return "name the train or heldout folder of prepared data, or prepare some"

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gptj.data.batches import TrainBatches
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
@@ -136,7 +134,7 @@ def rows_of(
 def _row(store: TokenStore, seq: int, row: int, note: str) -> TextRow:
     tokens = range(row * seq, row * seq + seq + 1)
     text = _text(store.tokenizer, store.tokens[tokens.start : tokens.stop].tolist())
-    first, last = np.searchsorted(store.documents, (tokens[0], tokens[-1]), "right") - 1
+    first, last = store.document_at(tokens[0]), store.document_at(tokens[-1])
     sources = tuple(
         source.name
         for source in store.sources

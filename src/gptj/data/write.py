@@ -1,0 +1,235 @@
+"""Documents to the shards of a token store, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.data.read import Document
+from gptj.data.store import (
+    CHECKED,
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    ShardRecord,
+    SourceRecord,
+    dtype_for,
+)
+from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+
+SHARD_TOKENS = 1 << 29
+"""Soon after so many, where a document ends, the next shard begins."""
+_FLUSH_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer left: shards, and of which sources."""
+
+    shards: tuple[ShardRecord, ...]
+    sources: tuple[SourceRecord, ...]
+
+    @property
+    def documents(self) -> int:
+        """In all of it."""
+        return sum(shard.documents for shard in self.shards)
+
+
+def finish(path: Path, tokenizer: Tokenizer, parts: Sequence[Written]) -> None:
+    """Make a store of what writers left in the folder `path`, in this order."""
+    shards = [shard for part in parts for shard in part.shards]
+    sources: list[SourceRecord] = []
+    before = 0
+    for part in parts:
+        for source in part.sources:
+            first = source.first_document + before
+            sources.append(dataclasses.replace(source, first_document=first))
+        before += part.documents
+    tokenizer.save(path / TOKENIZER)
+    manifest = Manifest.of(tokenizer, shards, sources)
+    (path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+class StoreWriter:
+    """Writes a store's shards, document by document.
+
+    Use in a `with` block; leaving it without an exception completes them.
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, unit: int = 0) -> None:
+        """Write into the folder `path`, which may hold the shards of other units."""
+        path.mkdir(exist_ok=True)
+        self._path, self._tokenizer, self._unit = path, tokenizer, unit
+        self._shard: _OpenShard | None = None
+        self._shards: list[ShardRecord] = []
+        self._sources: list[_OpenSource] = []
+        self._pending: list[tuple[str | None, _OpenSource]] = []  # None ends a document
+        self._pending_characters = 0
+        self._begun: list[str] = []  # parts of a text that may not be cut
+
+    def add(self, document: Document) -> None:
+        """Append a document; those of one source are given one after the other.
+
+        Raises:
+          UserError: it holds tokens that are not the tokenizer's.
+        """
+        if not self._sources or self._sources[-1].name != document.source:
+            self._sources.append(_OpenSource(document.source))
+        if document.ids is not None:
+            self._add_ids(document.source, document.ids)
+            return
+        self._sources[-1].add(document.text.encode(), document.continues)
+        if document.continues and not self._tokenizer.cuttable:
+            self._begun.append(document.text)
+            return
+        text = "".join([*self._begun, document.text])
+        self._begun.clear()
+        for piece in self._tokenizer.pieces(text):
+            if self._pending_characters >= _FLUSH_CHARACTERS:
+                self._flush()
+            self._pending.append((piece, self._sources[-1]))
+            self._pending_characters += len(piece)
+        if not document.continues:
+            self._pending.append((None, self._sources[-1]))
+
+    def written(self) -> Written:
+        """What is there after the `with` block."""
+        records, first = [], 0
+        for source in self._sources:
+            records.append(source.record(first))
+            first += source.documents
+        return Written(tuple(self._shards), tuple(records))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._end_shard()
+        finally:
+            if self._shard is not None:
+                self._shard.abandon()
+
+    def _add_ids(self, source: str, ids: NDArray[np.int64]) -> None:
+        if len(wrong := ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]):
+            raise UserError(
+                f"{source} holds the token {wrong[0]}, and the tokenizer has "
+                f"{self._tokenizer.vocab_size}: name the tokenizer that made it"
+            )
+        self._flush()
+        self._sources[-1].add(self._tokenizer.spelled(ids.tolist()), continues=False)
+        self._sources[-1].tokens += len(ids) + 1
+        self._append(np.append(ids, self._tokenizer.eos_id), [len(ids) + 1])
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        encoded = iter(self._tokenizer.encode_batch([each for each, _ in self._pending if each]))
+        ids: list[int] = []
+        ends: list[int] = []
+        for piece, source in self._pending:
+            before = len(ids)
+            ids += next(encoded) if piece else ()
+            if piece is None:
+                ids.append(self._tokenizer.eos_id)
+                ends.append(len(ids))
+            source.tokens += len(ids) - before
+        self._append(np.array(ids, np.int64), ends)
+        self._pending.clear()
+        self._pending_characters = 0
+
+    def _append(self, ids: NDArray[np.int64], ends: Sequence[int]) -> None:
+        """Put more ids into the shard, in which documents end after so many of them."""
+        if self._shard is None:
+            name = f"{self._unit:05}-{len(self._shards):03}"
+            self._shard = _OpenShard(self._path, name, dtype_for(self._tokenizer))
+        self._shard.append(ids, ends)
+        if self._shard.tokens >= SHARD_TOKENS and ends and ends[-1] == len(ids):
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._shard is not None:
+            self._shards.append(self._shard.complete())
+            self._shard = None
+
+
+class _OpenShard:
+    """A shard whose documents are still arriving."""
+
+    def __init__(self, path: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.tokens = 0
+        self._path, self._name, self._dtype = path, name, dtype
+        self._file: IO[bytes] = (path / f"{name}.tokens").open("wb")
+        self._offsets = [0]
+        self._hash, self._hashed = hashlib.sha256(), 0
+        self._checks: list[str] = []
+
+    def append(self, ids: NDArray[np.int64], ends: Sequence[int]) -> None:
+        self._offsets += [self.tokens + end for end in ends]
+        data = memoryview(ids.astype(self._dtype).tobytes())
+        self._file.write(data)
+        self.tokens += len(ids)
+        while len(data):
+            part = data[: CHECKED - self._hashed]
+            self._hash.update(part)
+            self._hashed += len(part)
+            data = data[len(part) :]
+            if self._hashed == CHECKED:
+                self._check()
+
+    def _check(self) -> None:
+        if self._hashed:
+            self._checks.append(self._hash.hexdigest())
+            self._hash, self._hashed = hashlib.sha256(), 0
+
+    def complete(self) -> ShardRecord:
+        self._check()
+        self._file.close()
+        offsets = np.array(self._offsets, "<i8").tobytes()
+        (self._path / f"{self._name}.documents").write_bytes(offsets)
+        check = hashlib.sha256(offsets).hexdigest()
+        count = len(self._offsets) - 1
+        return ShardRecord(self._name, self.tokens, count, tuple(self._checks), check)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk, of which the first error told
+            self._file.close()
+
+
+class _OpenSource:
+    """A source whose documents are still arriving."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bytes = 0
+        self.documents = 0
+        self.tokens = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, text: bytes, continues: bool) -> None:
+        self._hash.update(text)
+        self.bytes += len(text)
+        self.documents += not continues
+
+    def record(self, first_document: int) -> SourceRecord:
+        return SourceRecord(
+            self.name, self.bytes, self._hash.hexdigest(), first_document, self.documents,
+            self.tokens,
+        )  # fmt: skip
