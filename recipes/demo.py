@@ -52,8 +52,8 @@ def demo(text: Path | None) -> None:
     config = recipe(Path("data") / name, Path("runs") / name)
 
     heading(f"1/4  Text: {text or f'the Python standard library in {STANDARD_LIBRARY}'}")
-    inputs, exclude = ((text,), ()) if text else ((STANDARD_LIBRARY,), NOT_ITS_TEXT)
-    prepared = gptj.PrepareConfig(inputs=inputs, exclude=exclude, out=config.data, force=True)
+    read, exclude = (text, ()) if text else (STANDARD_LIBRARY, NOT_ITS_TEXT)
+    prepared = gptj.PrepareConfig(inputs=(str(read),), exclude=exclude, out=config.data, force=True)
     show_prepared(gptj.prepare(prepared))
 
     set_aside_other_text(config)

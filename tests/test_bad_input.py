@@ -33,7 +33,7 @@ class TestPrepare:
     )
     def test_a_file_that_is_no_text(self, refused, tmp_path, out, name, content, said):
         (tmp_path / name).write_bytes(content)
-        words = ("prepare", tmp_path / name, "--out", out, "--tokenizer", "bytes")
+        words = ("prepare", tmp_path / name, "--out", out, "--tokenizer", "bytes", "--strict")
         refused(*words, said=(str(tmp_path / name), said))
         assert {path.name for path in tmp_path.iterdir()} == {name}
 
@@ -104,8 +104,8 @@ class TestTrain:
 
     def test_data_cut_short(self, refused_run, tiny_data, tmp_path):
         data = shutil.copytree(tiny_data, tmp_path / "data")
-        os.truncate(data / "train/tokens.bin", 100)
-        refused_run(f"{data}/train/tokens.bin has 100 bytes, not", "prepare", data=data)
+        os.truncate(data / "train/00000-000.tokens", 100)
+        refused_run(f"{data}/train/00000-000.tokens has 100 bytes, not", "prepare", data=data)
 
     def test_data_with_a_file_missing(self, refused_run, tiny_data, tmp_path):
         data = shutil.copytree(tiny_data, tmp_path / "data")

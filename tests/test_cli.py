@@ -22,6 +22,7 @@ from gptj.bench import ServeBenchConfig
 from gptj.cli import bench, data, evaluate, models, plan, runs, serve
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
+from gptj.data.mixture import MixConfig
 from gptj.data.prepare import PrepareConfig
 from gptj.plan import terminal
 from gptj.plan.job import Job
@@ -32,7 +33,7 @@ from gptj.train.loop import train
 from gptj.train.metrics import read_metrics
 
 VERBS = (
-    *("prepare", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
+    *("prepare", "mix", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
     *("convert", "inspect", "diff", "serve", "bench", "plan"),
 )
 CONVERTED = Converted(None, Path("out"), ())
@@ -95,7 +96,7 @@ class TestHelp:
             return heard.append(words[0]) or []
 
         stands_in = {
-            data: {"prepare": hear, "show_prepared": hear},
+            data: {"prepare": hear, "show_prepared": hear, "mix": hear},
             models: {
                 "load": lambda *_, **__: model,
                 "convert": lambda config: heard.append(config) or CONVERTED,
@@ -129,6 +130,7 @@ class TestHelp:
         assert gptj(*shlex.split(example[1])).code == 0
         kinds = (
             PrepareConfig
+            | MixConfig
             | Job
             | TrainConfig
             | PlotConfig

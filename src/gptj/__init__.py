@@ -8,6 +8,7 @@ Everything runs on the mesh that is set (`jax.set_mesh(gptj.make_mesh(...))`), o
 
 from gptj.api import Model, load, train
 from gptj.config import PRESETS, ModelConfig, preset
+from gptj.data.mixture import MixConfig, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
 from gptj.engine.config import EngineConfig
@@ -27,6 +28,7 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineConfig",
+    "MixConfig",
     "Model",
     "ModelConfig",
     "OptimizerConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "load",
     "loss",
     "make_mesh",
+    "mix",
     "prepare",
     "preset",
     "train",

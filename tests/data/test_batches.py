@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.batches import EvalBatches, TrainBatches, permute
+from gptj.data.mixture import Mixture
 from gptj.data.read import Document
 from gptj.data.store import TokenStore
 from gptj.data.write import StoreWriter, finish
@@ -63,7 +64,7 @@ class TestTraining:
     @given(seq=st.integers(1, TOKENS - 1), batch=st.integers(1, 60), seed=st.integers(0, 99))
     @settings(deadline=None)
     def test_an_epoch_covers_every_row_exactly_once(self, store, seq, batch, seed):
-        batches = TrainBatches(store, seq, batch, seed)
+        batches = TrainBatches(Mixture.of(store), seq, batch, seed)
         n = batches.n_rows
         steps = -(-2 * n // batch)
         rows = np.concatenate([batches.row_ids(step) for step in range(steps)])
@@ -71,28 +72,28 @@ class TestTraining:
             assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
 
     def test_every_token_but_the_first_is_a_target_once_an_epoch(self, store):
-        batches = TrainBatches(store, seq=10, batch=5)
+        batches = TrainBatches(Mixture.of(store), seq=10, batch=5)
         targets = np.concatenate([batches.batch(step)[:, 1:].ravel() for step in range(2)])
         assert sorted(targets) == sorted(store.tokens[1:101])
 
     def test_a_row_is_the_tokens_from_its_place(self, store):
-        batches = TrainBatches(store, seq=7, batch=4)
+        batches = TrainBatches(Mixture.of(store), seq=7, batch=4)
         for row, tokens in zip(batches.row_ids(3), batches.batch(3), strict=True):
             assert tokens.tolist() == store.tokens[row * 7 : row * 7 + 8].tolist()
 
     @given(steps=st.lists(st.integers(0, 10**9), min_size=1, max_size=6))
     @settings(deadline=None)
     def test_a_step_is_the_same_whatever_came_before(self, store, steps):
-        batches = TrainBatches(store, seq=8, batch=3)
+        batches = TrainBatches(Mixture.of(store), seq=8, batch=3)
         before = {step: batches.batch(step) for step in steps}
         for step in reversed(steps):
-            fresh = TrainBatches(store, seq=8, batch=3).batch(step)
+            fresh = TrainBatches(Mixture.of(store), seq=8, batch=3).batch(step)
             np.testing.assert_array_equal(fresh, before[step])
             np.testing.assert_array_equal(batches.batch(step), before[step])
 
     def test_another_batch_size_reads_the_same_order(self, store):
         def rows(batch: int) -> list[int]:
-            batches = TrainBatches(store, 4, batch)
+            batches = TrainBatches(Mixture.of(store), 4, batch)
             steps = range(60 // batch)
             return np.concatenate([batches.row_ids(step) for step in steps]).tolist()
 
@@ -101,21 +102,21 @@ class TestTraining:
     def test_epochs_seeds_and_data_differ_in_order(self, store, tmp_path):
         other = make_store(tmp_path / "other", TOKENS + 1)
         orders = {
-            tuple(TrainBatches(store, 4, 25).row_ids(0)),
-            tuple(TrainBatches(store, 4, 25).row_ids(1)),
-            tuple(TrainBatches(store, 4, 25, seed=1).row_ids(0)),
-            tuple(TrainBatches(other, 4, 25).row_ids(0)),
+            tuple(TrainBatches(Mixture.of(store), 4, 25).row_ids(0)),
+            tuple(TrainBatches(Mixture.of(store), 4, 25).row_ids(1)),
+            tuple(TrainBatches(Mixture.of(store), 4, 25, seed=1).row_ids(0)),
+            tuple(TrainBatches(Mixture.of(other), 4, 25).row_ids(0)),
         }
         assert len(orders) == 4
 
     def test_shapes_and_types(self, store):
-        batches = TrainBatches(store, seq=9, batch=30)
+        batches = TrainBatches(Mixture.of(store), seq=9, batch=30)
         assert (batches.batch(0).shape, batches.batch(0).dtype) == ((30, 10), np.int32)
         assert (batches.row_ids(0).shape, batches.row_ids(0).dtype) == ((30,), np.int64)
         assert type(batches.batch(0)) is np.ndarray
 
     def test_the_longest_seq_is_one_row(self, store):
-        batch = TrainBatches(store, seq=TOKENS - 1, batch=2).batch(0)
+        batch = TrainBatches(Mixture.of(store), seq=TOKENS - 1, batch=2).batch(0)
         assert batch.tolist() == [store.tokens[:].tolist()] * 2
 
 
@@ -165,14 +166,15 @@ class TestEvaluation:
 class TestMistakes:
     def test_a_seq_longer_than_the_data(self, store):
         with pytest.raises(UserError, match=r"seq=101 is longer .* 101 tokens.* at most 100"):
-            TrainBatches(store, seq=TOKENS, batch=1)
+            TrainBatches(Mixture.of(store), seq=TOKENS, batch=1)
 
     @pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
     def test_a_shape_below_one(self, kind, store):
+        data = Mixture.of(store) if kind is TrainBatches else store
         with pytest.raises(UserError, match="seq=0 must be at least 1"):
-            kind(store, 0, 1)
+            kind(data, 0, 1)
         with pytest.raises(UserError, match="batch=-1 must be at least 1"):
-            kind(store, 1, -1)
+            kind(data, 1, -1)
 
     def test_a_limit_below_one(self, store):
         with pytest.raises(UserError, match="limit=0 must be at least 1 batch"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gptj
+from gptj.data.mixture import Mixture
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.errors import UserError
 from gptj.train import evaluators
@@ -86,13 +87,15 @@ def test_too_many_sources(config, monkeypatch):
 
 
 def test_a_source_whose_files_lie_apart_is_one(config, monkeypatch):
-    real = evaluators.TokenStore.open(config.data / "heldout")
+    data = Mixture.open(config.data)
+    real = data.held_out
     apart = [dataclasses.replace(each, name=f"{n % 2}/{n}") for n, each in enumerate(real.sources)]
     assert len(apart) > 2
     store = dataclasses.replace(
         real, manifest=dataclasses.replace(real.manifest, sources=tuple(apart))
     )
-    monkeypatch.setattr(evaluators.TokenStore, "open", lambda path: store)
+    mixture = dataclasses.replace(data, held_out=store)
+    monkeypatch.setattr(evaluators.Mixture, "open", lambda path: mixture)
     monkeypatch.setattr(evaluators, "MOST_SOURCES", 2)
     assert of_sources(config).every == config.eval_every
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptj.data.batches import TrainBatches
-from gptj.data.store import TokenStore
+from gptj.data.mixture import Mixture
 from gptj.sharding import make_mesh
 from gptj.train.feed import Feed
 from gptj.train.rows import Skip
@@ -15,7 +15,7 @@ from gptj.train.rows import Skip
 
 @pytest.fixture
 def batches(tiny_data):
-    return TrainBatches(TokenStore.open(tiny_data / "train"), 16, 8, 3)
+    return TrainBatches(Mixture.open(tiny_data), 16, 8, 3)
 
 
 def fed(batches, updates, skips=()) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj.data.batches import TrainBatches
+from gptj.data.mixture import Mixture
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
@@ -23,7 +24,7 @@ def run(own_run, tiny_data):
 
 @pytest.fixture
 def batches(tiny_data):
-    return TrainBatches(TokenStore.open(tiny_data / "train"), seq=64, batch=4, seed=0)
+    return TrainBatches(Mixture.open(tiny_data), seq=64, batch=4, seed=0)
 
 
 def skip(run, *skips: tuple[int, int]) -> None:

@@ -16,7 +16,7 @@ from gptj.convert.open import open_source
 from gptj.convert.source import COUNT, MU, NU, SCHEDULE_COUNT, from_params
 from gptj.convert.tensor import Tensor
 from gptj.data.batches import TrainBatches
-from gptj.data.store import TokenStore
+from gptj.data.mixture import Mixture
 from gptj.train.config import TrainConfig
 from gptj.train.loop import train
 from gptj.train.optimizer import OptimizerConfig
@@ -93,7 +93,7 @@ def test_training_goes_on_from_them(full, params, tiny_data, tmp_path):
     """One more step moves each moment by the gradient of the next rows, by Adam's definition."""
     result = train(config(tiny_data, tmp_path / "run", full, STEP + 1))
     assert result.step == STEP + 1
-    rows = TrainBatches(TokenStore.open(tiny_data / "train"), 16, 4, 0).batch(STEP)
+    rows = TrainBatches(Mixture.open(tiny_data), 16, 4, 0).batch(STEP)
     _, gradient, _ = mean_gradient(params, jnp.asarray(rows)[None], CONFIG, OPTIMIZER, StepConfig())
     norm = optax.tree.norm(gradient)
     gradient = jax.tree.map(lambda g: g / jnp.maximum(1, norm), gradient)

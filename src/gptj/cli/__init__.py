@@ -31,6 +31,7 @@ class Verb:
 
 VERBS = {
     "prepare": Verb("data", "turn text files into tokens to train on"),
+    "mix": Verb("data", "mix prepared texts by weight"),
     "train": Verb("runs", "train a model, or go on with a run"),
     "generate": Verb("models", "write on from a prompt"),
     "eval": Verb("evaluate", "measure how good a model is"),

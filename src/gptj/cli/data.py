@@ -1,10 +1,11 @@
-"""`gptj prepare`."""
+"""`gptj prepare` and `gptj mix`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from gptj.cli.flags import parse
+from gptj.data.mixture import MixConfig, mix
 from gptj.data.prepare import PrepareConfig, PrepareReport, StoreReport, prepare
 
 
@@ -33,3 +34,17 @@ def show_prepared(report: PrepareReport) -> None:
         line("train", group.train)
         if group.held_out:
             line("held out", group.held_out)
+
+
+def run_mix(args: Sequence[str]) -> None:
+    """Run `gptj mix`."""
+    example = "gptj mix data/books=0.7 data/code=0.3 --out data/mixed"
+    config = parse(MixConfig, "mix", args, example)
+    report = mix(config)
+    width = max((len(part.name) for part in report), default=0)
+    print(f"{config.out}: {sum(part.tokens for part in report):,} tokens to train on")
+    for part in report:
+        print(
+            f"  {part.name:{width}} {part.tokens:>16,} tokens  {100 * part.share:6.2f} % of the "
+            f"rows, read {part.epochs:.2f} times in as many"
+        )

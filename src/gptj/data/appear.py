@@ -10,9 +10,12 @@ from pathlib import Path
 
 from gptj.errors import UserError
 
+PREPARED = "train/manifest.json"
+"""What a folder of prepared data holds."""
 
-def check_out(out: Path, force: bool) -> None:
-    """Refuse to replace what is there, unless it is prepared data and `force` says so.
+
+def check_out(out: Path, force: bool, mark: str = PREPARED) -> None:
+    """Refuse to replace what is there, unless it holds `mark` and `force` says so.
 
     Raises:
       UserError: it is something else, or not to be replaced.
@@ -21,18 +24,20 @@ def check_out(out: Path, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{out} exists: choose another --out, or replace it with --force")
-    if not (out.is_dir() and (_is_prepared(out) or all(map(_is_prepared, out.iterdir())))):
-        raise UserError(
-            f"{out} is not prepared data, so --force does not delete it: choose another --out"
-        )
+    if not (out.is_dir() and any(_holds(out, each) for each in (mark, f"*/{mark}"))):
+        what = "prepared data" if mark == PREPARED else "a mixture"
+        raise UserError(f"{out} is not {what}, so --force does not delete it: choose another --out")
 
 
-def _is_prepared(folder: Path) -> bool:
-    return (folder / "train" / "manifest.json").is_file()
+def _holds(folder: Path, mark: str) -> bool:
+    """Whether it has a file of that name, in each of its folders where `mark` begins with `*`."""
+    if mark.startswith("*/"):
+        return all((each / mark[2:]).is_file() for each in folder.iterdir())
+    return (folder / mark).is_file()
 
 
 @contextlib.contextmanager
-def all_or_nothing(out: Path, force: bool) -> Iterator[Path]:
+def all_or_nothing(out: Path, force: bool, mark: str = PREPARED) -> Iterator[Path]:
     """A new folder, which becomes `out` in one rename if the block succeeds, and else vanishes."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +48,7 @@ def all_or_nothing(out: Path, force: bool) -> Iterator[Path]:
             new.mkdir()
             yield new
             _sync(new)
-            check_out(out, force)
+            check_out(out, force, mark)
             if out.exists():
                 out.rename(old)
             try:

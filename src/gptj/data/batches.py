@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.data.mixture import Mixture
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
 
@@ -15,45 +16,80 @@ from gptj.errors import UserError
 class TrainBatches:
     """The endless, shuffled training data: each epoch holds every row once, in its own order.
 
-    Row i is tokens[i * seq : i * seq + seq + 1]: neighbours share one token, the last target of
-    one and the first input of the other, so that every token but the first is a target once.
-    The tokens after the last whole row, fewer than `seq`, are not trained on.
+    Row i of a store is tokens[i * seq : i * seq + seq + 1]: neighbours share one token, the last
+    target of one and the first input of the other, so that every token but the first is a target
+    once. The tokens after the last whole row, fewer than `seq`, are not trained on. The rows of a
+    mixture's parts are numbered one part after the other; each part has its own epochs, and its
+    turn as often as its weight says.
 
-    What a step gives is a pure function of (store fingerprint, seed, step): the state of the
-    data is the step's number, whatever came before and however many hosts ask.
+    What a step gives is a pure function of (fingerprint, seed, step): the state of the data is the
+    step's number, whatever came before and however many hosts ask.
     """
 
-    def __init__(self, store: TokenStore, seq: int, batch: int, seed: int = 0) -> None:
+    def __init__(self, data: Mixture, seq: int, batch: int, seed: int = 0) -> None:
         """Batches of `batch` rows of `seq` targets.
 
         Raises:
-          UserError: `seq` or `batch` is below 1, or the store has no row of `seq` targets.
+          UserError: `seq` or `batch` is below 1, or a part has no row of `seq` targets.
         """
         _check_shape(seq, batch)
-        if len(store) <= seq:
-            raise UserError(
-                f"seq={seq} is longer than the data: {store} holds {len(store)} tokens, "
-                f"enough for a seq of at most {len(store) - 1}; shorten seq or prepare more text"
-            )
-        self.n_rows = (len(store) - 1) // seq
-        self._store = store
-        self._seq = seq
-        self._batch = batch
-        self._seed = seed
+        for store in (part.store for part in data.parts):
+            if len(store) <= seq:
+                raise UserError(
+                    f"seq={seq} is longer than the data: {store} holds {len(store)} tokens, "
+                    f"enough for a seq of at most {len(store) - 1}; shorten seq or prepare more "
+                    "text"
+                )
+        self._stores = [part.store for part in data.parts]
+        self._order = data.order if len(data.parts) > 1 else None
+        self._sizes = np.array([(len(store) - 1) // seq for store in self._stores])
+        self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])
+        self.n_rows = int(self._bounds[-1])
+        self._seq, self._batch, self._seed = seq, batch, seed
 
     def row_ids(self, step: int) -> NDArray[np.int64]:
         """Which rows make up batch number `step`; shape (batch,)."""
         positions = np.arange(step * self._batch, (step + 1) * self._batch)
-        epochs, within = np.divmod(positions, self.n_rows)
+        if self._order is None:
+            return self._shuffled(0, positions)
+        parts, numbers = self._order.turns(positions)
         rows = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            key = f"{self._store.fingerprint}:{self._seed}:{epoch}".encode()
-            rows[epochs == epoch] = permute(within[epochs == epoch], self.n_rows, key)
+        for part in np.unique(parts).tolist():
+            mine = parts == part
+            rows[mine] = self._bounds[part] + self._shuffled(part, numbers[mine])
         return rows
+
+    def epochs(self, steps: int) -> list[float]:
+        """How often the rows of each part are read in so many steps."""
+        rows = steps * self._batch
+        counts = np.array([rows]) if self._order is None else self._order.counts(rows)
+        return (counts / self._sizes).tolist()
+
+    def _shuffled(self, part: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of a part's rows have these numbers in its endless order."""
+        size = int(self._sizes[part])
+        epochs, within = np.divmod(numbers, size)
+        rows = np.empty_like(numbers)
+        for epoch in np.unique(epochs):
+            key = f"{self._stores[part].fingerprint}:{self._seed}:{epoch}".encode()
+            rows[epochs == epoch] = permute(within[epochs == epoch], size, key)
+        return rows
+
+    def place(self, row: int) -> tuple[TokenStore, range]:
+        """Where a row lies: the store, and the tokens of it."""
+        part = int(np.searchsorted(self._bounds, row, "right")) - 1
+        start = (row - int(self._bounds[part])) * self._seq
+        return self._stores[part], range(start, start + self._seq + 1)
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """The tokens of these rows, of any shape; a dim of seq + 1 is added."""
-        return self._store.tokens.windows(ids * self._seq, self._seq + 1).astype(np.int32)
+        parts = np.searchsorted(self._bounds, ids, "right") - 1
+        found = np.empty((*ids.shape, self._seq + 1), np.int32)
+        for part in np.unique(parts).tolist():
+            mine = parts == part
+            starts = (ids[mine] - self._bounds[part]) * self._seq
+            found[mine] = self._stores[part].tokens.windows(starts, self._seq + 1)
+        return found
 
     def batch(self, step: int) -> NDArray[np.int32]:
         """The tokens of batch number `step`; shape (batch, seq + 1)."""

@@ -48,39 +48,34 @@ class Run:
         return np.memmap(self.file.held_at or self.file.path, self.dtype, "r", shape=self.size)
 
 
-@dataclass(frozen=True, eq=False)
-class Shifted(Run):
-    """The same with a number added to each."""
-
-    plus: int
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Those from `start` up to `stop`."""
-        return np.asarray(super().read(start, stop)) + self.plus
-
-
 class Joined:
     """Runs one after the other, or a part of them, as one array of one dim.
 
-    It is read by slices and by `windows`; `numpy.asarray` reads it all.
+    It is read by slices and by `windows`; `numpy.asarray` reads it all. It is a run itself.
     """
 
     def __init__(
-        self, runs: Sequence[Run], start: int = 0, stop: int | None = None, minus: int = 0
+        self, runs: Sequence[Run | Joined], start: int = 0, stop: int | None = None, plus: int = 0
     ) -> None:
+        """Of the runs' numbers those from `start` up to `stop`, `plus` added to each."""
         self._runs = runs
         self._bounds = np.cumsum([0, *(run.size for run in runs)])
         self._start = start
         self._stop = int(self._bounds[-1]) if stop is None else stop
-        self._minus = minus
+        self._plus = plus
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its numbers."""
+        """Of the numbers in the files."""
         return self._runs[0].dtype
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many there are."""
         return self._stop - self._start
+
+    def __len__(self) -> int:
+        return self.size
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -88,21 +83,35 @@ class Joined:
     def __getitem__(self, index: slice) -> NDArray[Any]: ...
     def __getitem__(self, index: int | slice) -> int | NDArray[Any]:
         if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
+            start, stop, step = index.indices(self.size)
             assert step == 1
-            return self._read(self._start + start, self._start + max(start, stop))
-        assert 0 <= index < len(self)
-        return int(self._read(self._start + index, self._start + index + 1)[0])
+            return self.read(start, max(start, stop))
+        assert 0 <= index < self.size
+        return int(self.read(index, index + 1)[0])
 
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
     ) -> NDArray[Any]:
         return np.array(self[:], dtype)
 
-    def view(self, start: int, stop: int, minus: int = 0) -> Joined:
-        """Those from `start` up to `stop`, less `minus`; nothing is read."""
-        base = self._start
-        return Joined(self._runs, base + start, base + stop, self._minus + minus)
+    def view(self, start: int, stop: int, plus: int = 0) -> Joined:
+        """Those from `start` up to `stop`, `plus` added to each; nothing is read."""
+        return Joined([self], start, stop, plus)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Those from `start` up to `stop`."""
+        start, stop = start + self._start, stop + self._start
+        parts = []
+        for number in range(max(0, int(np.searchsorted(self._bounds, start, "right")) - 1),
+                            len(self._runs)):  # fmt: skip
+            begin, run = int(self._bounds[number]), self._runs[number]
+            if begin >= stop:
+                break
+            parts.append(run.read(max(0, start - begin), min(run.size, stop - begin)))
+        if not parts:
+            return np.empty(0, self.dtype)
+        found = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return np.asarray(found, np.int64) + self._plus if self._plus else found
 
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """`length` numbers from each of `starts` on; a dim of `length` is added."""
@@ -116,17 +125,6 @@ class Joined:
                 own = flat[inside] - self._bounds[number]
                 found[inside] = self._runs[number].windows(own, length)
         for index in np.flatnonzero(first != last).tolist():
-            found[index] = self._read(int(flat[index]), int(flat[index]) + length)
-        return found.reshape(*starts.shape, length) - self._minus
-
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
-        first = max(0, int(np.searchsorted(self._bounds, start, "right")) - 1)
-        parts = []
-        for number in range(first, len(self._runs)):
-            begin = int(self._bounds[number])
-            if begin >= stop:
-                break
-            run = self._runs[number]
-            parts.append(run.read(max(0, start - begin), min(run.size, stop - begin)))
-        found = np.concatenate(parts) if len(parts) != 1 else parts[0]
-        return found - self._minus if self._minus else found
+            begin = int(flat[index]) - self._start
+            found[index] = self.read(begin, begin + length) - self._plus
+        return found.reshape(*starts.shape, length) + self._plus

@@ -154,7 +154,7 @@ def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Spl
     for document in documents:
         if document.group not in plans:
             plans[document.group] = SplitPlan(config.held_out, config.seed)
-            other = folders.setdefault(_folder(document.group), document.group)
+            other = folders.setdefault(folder_of(document.group), document.group)
             if other != document.group:
                 raise UserError(
                     f"{config.split_by} is {other!r} and {document.group!r}, which would be one "
@@ -164,7 +164,7 @@ def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Spl
     return {name: plan.made() for name, plan in plans.items()}
 
 
-def _folder(group: str) -> str:
+def folder_of(group: str) -> str:
     """A name for a group's folder, of characters that every system takes."""
     return re.sub(r"[^\w.()-]+", "-", group).strip("-.") or ("-" if group else "")
 
@@ -257,11 +257,11 @@ def write_unit(
 
 
 def _place(group: str, held: bool) -> Path:
-    return Path(_folder(group)) / ("heldout" if held else "train")
+    return Path(folder_of(group)) / ("heldout" if held else "train")
 
 
 def _report(out: Path, group: str, unit: Unit) -> GroupReport:
-    folder = out / _folder(group)
+    folder = out / folder_of(group)
     held = None if unit == "nothing" else _store_report(folder / "heldout")
     return GroupReport(group, _store_report(folder / "train"), held, unit)
 

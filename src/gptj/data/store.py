@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.data.joined import Joined, Run, Shifted
+from gptj.data.joined import Joined, Run
 from gptj.errors import UserError
 from gptj.files import File, Folder
 from gptj.tokenizer import Tokenizer
@@ -158,16 +158,46 @@ class TokenStore:
         manifest = Manifest.load(folder.file(MANIFEST))
         _whole(folder, TOKENIZER)
         tokens: list[Run] = []
-        starts: list[Run] = []
+        starts: list[Joined] = []
         begin = 0
         for shard in manifest.shards:
             ids, offsets = (
                 _whole(folder, name, size) for name, size in shard.files(manifest.dtype).items()
             )
             tokens.append(Run(ids, np.dtype(manifest.dtype), shard.tokens))
-            starts.append(Shifted(offsets, np.dtype("<i8"), shard.documents, begin))
+            starts.append(Joined([Run(offsets, np.dtype("<i8"), shard.documents)], plus=begin))
             begin += shard.tokens
         return cls(folder, manifest, Joined(tokens), Joined(starts))
+
+    @classmethod
+    def chained(cls, stores: Mapping[str, TokenStore]) -> TokenStore:
+        """Stores of one tokenizer, one after the other, each one's sources in a folder of its name.
+
+        It is only read: it has no files of its own to verify.
+        """
+        first = next(iter(stores.values()))
+        sources: list[SourceRecord] = []
+        starts: list[Joined] = []
+        tokens = documents = 0
+        for name, store in stores.items():
+            for each in store.sources:
+                begin = each.first_document + documents
+                path = f"{name}/{each.name}"
+                sources.append(dataclasses.replace(each, name=path, first_document=begin))
+            starts.append(Joined([store.starts], plus=tokens))
+            tokens += len(store)
+            documents += store.manifest.documents
+        fingerprints = "".join(store.fingerprint for store in stores.values())
+        manifest = dataclasses.replace(
+            first.manifest,
+            tokens=tokens,
+            documents=documents,
+            bytes=sum(store.bytes for store in stores.values()),
+            fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
+            sources=tuple(sources),
+        )
+        ids = Joined([store.tokens for store in stores.values()])
+        return cls(first.folder, manifest, ids, Joined(starts))
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -210,7 +240,7 @@ class TokenStore:
                 for each in sources
             ),
         )
-        starts = self.starts.view(first, first + count, minus=start)
+        starts = self.starts.view(first, first + count, plus=-start)
         return TokenStore(self.folder, manifest, self.tokens.view(start, start + size), starts)
 
     def extent(self, document: int) -> tuple[int, int]:

@@ -37,7 +37,8 @@ class TrainConfig:
     """Train a GPT-J on a folder of prepared text."""
 
     data: Path
-    """Folder written by `gptj prepare`: its `train` part is learnt, its `heldout` part measured."""
+    """Folder written by `gptj prepare`, whose `train` part is learnt and `heldout` part measured,
+    or by `gptj mix`."""
     out: Path
     """Folder of the run: checkpoints, metrics, tokenizer. Where it holds this run already, the
     run goes on from its last checkpoint."""

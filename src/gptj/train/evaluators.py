@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jaxtyping import Array
 
 from gptj.config import ModelConfig
-from gptj.data.store import TokenStore
+from gptj.data.mixture import Mixture
 from gptj.errors import UserError
 from gptj.model import Params
 from gptj.tokenizer import Tokenizer
@@ -40,10 +40,9 @@ def of_sources(config: TrainConfig) -> Evaluator:
     Raises:
       UserError: there is no held-out part, or it has too many sources.
     """
-    folder = config.data / "heldout"
-    if not folder.is_dir():
+    store = Mixture.open(config.data).held_out
+    if store is None:
         raise UserError(f"{config.data} has no held-out part: leave out eval_sources")
-    store = TokenStore.open(folder)
     records = itertools.groupby(store.sources, lambda record: record.name.partition("/")[0])
     parts = [(name, store.part(list(each))) for name, each in records]
     if (count := len({name for name, _ in parts})) > MOST_SOURCES:

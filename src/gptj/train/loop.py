@@ -231,16 +231,16 @@ class Loop:
         with self.meter.watch.on("evaluate"):
             if config.prompts and self.write_on:
                 texts = self.write_on(
-                    state.params, setup.model, setup.store.tokenizer, config.prompts
+                    state.params, setup.model, setup.data.tokenizer, config.prompts
                 )
                 for prompt, text in zip(config.prompts, texts, strict=True):
                     self.record.sample(step, prompt, text)
             scored = (
                 None
-                if setup.heldout is None
+                if setup.data.held_out is None
                 else self.evaluate(
                     state.params,
-                    setup.heldout,
+                    setup.data.held_out,
                     setup.model,
                     seq=setup.seq,
                     batch=config.batch // config.accumulate,
@@ -258,7 +258,7 @@ class Loop:
         due = [each for each in self.evaluators if at_end or step % each.every == 0]
         with self.meter.watch.on("evaluate"):
             for each in due:
-                found = each.measure(state.params, self.setup.model, self.setup.store.tokenizer)
+                found = each.measure(state.params, self.setup.model, self.setup.data.tokenizer)
                 self.display.say("  ".join(f"{name} {value:.4g}" for name, value in found.items()))
                 row |= found
         if due:

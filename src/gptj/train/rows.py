@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.data.batches import TrainBatches
-from gptj.data.store import TokenStore
+from gptj.data.mixture import Mixture, is_data
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 from gptj.train.run import COURSE, DATA
@@ -117,8 +117,8 @@ def rows_of(
     if step < 1:
         raise UserError(f"step={step} must be at least 1: the first update's metrics say step 1")
     course = _course(run)
-    store, seq = _store(run, course["data"], data), course["seq"]
-    batches = TrainBatches(store, seq, course["batch"], course["seed"])
+    found = _data(run, course["data"], data)
+    batches = TrainBatches(found, course["seq"], course["batch"], course["seed"])
     ids = batches.row_ids(batch_index(step - 1, read_skips(run))).tolist()
     named = [row for row in _named(run, step) if row in range(batches.n_rows)]
     notes = {each: "named in the log" if each in named else "" for each in ids}
@@ -128,11 +128,11 @@ def rows_of(
             f"row={row} is none of step {step}'s: choose one of {', '.join(map(str, notes))}"
         )
     shown = [*ids, *list(notes)[len(set(ids)) :]] if row is None else [row]
-    return [_row(store, seq, each, notes[each]) for each in shown]
+    return [_row(batches, each, notes[each]) for each in shown]
 
 
-def _row(store: TokenStore, seq: int, row: int, note: str) -> TextRow:
-    tokens = range(row * seq, row * seq + seq + 1)
+def _row(batches: TrainBatches, row: int, note: str) -> TextRow:
+    store, tokens = batches.place(row)
     text = _text(store.tokenizer, store.tokens[tokens.start : tokens.stop].tolist())
     first, last = store.document_at(tokens[0]), store.document_at(tokens[-1])
     sources = tuple(
@@ -190,18 +190,18 @@ def _course(run: Path) -> dict[str, Any]:
     return dict(course)
 
 
-def _store(run: Path, fingerprint: str, data: Path | None) -> TokenStore:
-    """The training part of the run's own data."""
+def _data(run: Path, fingerprint: str, data: Path | None) -> Mixture:
+    """The run's own data."""
     folder = _recorded(run) if data is None else data
-    if not (folder / "train").is_dir():
+    if not is_data(folder):
         raise UserError(f"{folder} holds no prepared data: give the folder of {run}'s as --data")
-    store = TokenStore.open(folder / "train")
-    if store.fingerprint != fingerprint:
+    found = Mixture.open(folder)
+    if found.fingerprint != fingerprint:
         raise UserError(
-            f"{folder} holds other data (fingerprint {store.fingerprint[:12]}) than {run} trained "
+            f"{folder} holds other data (fingerprint {found.fingerprint[:12]}) than {run} trained "
             f"on ({fingerprint[:12]}): give the folder of those as --data"
         )
-    return store
+    return found
 
 
 def _recorded(run: Path) -> Path:

@@ -12,7 +12,7 @@ from gptj.config import ModelConfig, resolve
 from gptj.convert.open import open_source
 from gptj.convert.source import Source
 from gptj.data.batches import TrainBatches
-from gptj.data.store import TokenStore
+from gptj.data.mixture import Mixture
 from gptj.errors import UserError
 from gptj.model import count_parameters
 from gptj.sharding import check_batch, check_mesh
@@ -32,27 +32,20 @@ class Setup:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        if not (config.data / "train").is_dir():
-            raise UserError(
-                f"{config.data} holds no prepared data: make it with "
-                f"`gptj prepare TEXT --out {config.data}`"
-            )
-        self.store = TokenStore.open(config.data / "train")
-        heldout = config.data / "heldout"
-        self.heldout = TokenStore.open(heldout) if heldout.exists() else None
+        self.data = Mixture.open(config.data)
         self.source: Source | None = None
-        self.model = resolve(self._shape(), self.store.tokenizer.vocab_size)
+        self.model = resolve(self._shape(), self.data.tokenizer.vocab_size)
         if self.source is not None:
-            check_tokenizer(self.source, self.store.tokenizer)
+            check_tokenizer(self.source, self.data.tokenizer)
         self.seq = self.model.context if config.seq is None else config.seq
         self._check()
-        self.batches = TrainBatches(self.store, self.seq, config.batch, config.seed)
+        self.batches = TrainBatches(self.data, self.seq, config.batch, config.seed)
         self.optimizer = config.optimizer.for_run(config.steps)
         hosts.same_everywhere(self._command())
         runs.begin(
             config.out,
             self.model,
-            self.store.tokenizer,
+            self.data.tokenizer,
             self.course(),
             config.data,
             config.checkpoints,
@@ -78,7 +71,7 @@ class Setup:
                 f"seq={self.seq} is longer than the model's context of {self.model.context} "
                 "tokens: lower seq, or raise the model's context"
             )
-        if config.keep_best and self.heldout is None:
+        if config.keep_best and self.data.held_out is None:
             raise UserError(
                 f"keep_best={config.keep_best} needs held-out text, and {config.data} has none: "
                 "prepare it with some, or leave keep_best out"
@@ -95,7 +88,7 @@ class Setup:
         """All that decides which weights the run ends with."""
         config = self.config
         return {
-            "data": self.store.fingerprint,
+            "data": self.data.fingerprint,
             "from": config.from_,
             "seq": self.seq,
             "batch": config.batch,
@@ -115,7 +108,7 @@ class Setup:
             **self.course(),
             **asked,
             "mesh": dict(jax.sharding.get_abstract_mesh().shape),
-            "heldout": self.heldout.fingerprint if self.heldout else None,
+            "heldout": self.data.held_out.fingerprint if self.data.held_out else None,
             "out": self.config.out.name,
             "checkpoints": self.config.checkpoints,
         }
@@ -141,9 +134,12 @@ class Setup:
         """What is about to happen, in a sentence."""
         tokens = self.config.batch * self.seq
         mesh = dict(jax.sharding.get_abstract_mesh().shape) or "one device"
+        parts = zip(self.data.parts, self.batches.epochs(self.config.steps), strict=True)
+        often = ", ".join(f"{part.name} {epochs:.2g}" for part, epochs in parts if part.name)
         return (
             f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
-            f"({mesh}); {human(len(self.store))} tokens of text, {human(tokens)} a step; "
+            f"({mesh}); {human(len(self.data))} tokens of text, {human(tokens)} a step; "
             f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
             + (f", from {self.config.from_}" if self.config.from_ else "")
+            + (f"; times that each text is read: {often}" if often else "")
         )
