@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptj.data.batches import TrainBatches
+from gptj.data.mixture import Mixture
 from gptj.data.read import Document
-from gptj.data.store import Manifest, TokenStore
+from gptj.data.store import Manifest, ShardRecord, SourceRecord, TokenStore
 from gptj.data.write import StoreWriter, finish
 from gptj.errors import UserError
 from gptj.files import file_at
@@ -203,3 +208,62 @@ class TestWriter:
 
     def test_a_source_can_be_named_in_any_script(self, tmp_path):
         assert write(tmp_path / "store", [("本.txt", "x")]).sources[0].name == "本.txt"
+
+
+class TestPlaces:
+    def test_behind_a_url_no_more_is_read_than_is_asked_for(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("gptj.data.write.SHARD_TOKENS", 4000)
+        monkeypatch.setattr("gptj.data.write._FLUSH_CHARACTERS", 1000)
+        store = write(tmp_path / "store", [("a", f"document {n} " * 50) for n in range(40)])
+        assert len(store.manifest.shards) > 3
+        remote = fsspec.filesystem("memory")
+        for path in place(store).iterdir():
+            remote.pipe(f"/bucket/store/{path.name}", path.read_bytes())
+        there = TokenStore.open("memory://bucket/store")
+        read = []
+        cat = type(remote).cat_file
+
+        def counted(self, path, start=None, end=None, **options):
+            found = cat(self, path, start=start, end=end, **options)
+            read.append(len(found))
+            return found
+
+        monkeypatch.setattr(type(remote), "cat_file", counted)
+        border = store.manifest.shards[0].tokens - 5
+        for start in (0, border, len(store) - 10):
+            assert (
+                there.tokens[start : start + 10].tolist()
+                == store.tokens[start : start + 10].tolist()
+            )
+        starts = np.array([[3, border], [0, len(store) - 10]])
+        rows = there.tokens.windows(starts, 10)
+        assert rows.tolist() == store.tokens.windows(starts, 10).tolist()
+        assert rows.tolist() == [
+            [np.asarray(store.tokens)[at : at + 10].tolist() for at in row]
+            for row in starts.tolist()
+        ]
+        assert sum(read) == 7 * 10 * 2
+        assert there.text(39) == store.text(39)
+        there.verify()
+        assert there.fingerprint == store.fingerprint
+
+    def test_a_billion_tokens_open_at_once(self, tmp_path):
+        """Sparse on the disk, so that reading all of it would take long and much."""
+        count = 10**9
+        shard = ShardRecord("00000-000", count, 1, ("",), "")
+        source = SourceRecord("zeros", count, "", 0, 1, count)
+        BYTES.save(tmp_path / "tokenizer.json")
+        for name, size in shard.files("<u2").items():
+            (tmp_path / name).touch()
+            os.truncate(tmp_path / name, size)
+        manifest = Manifest.of(BYTES, [shard], [source])
+        (tmp_path / "manifest.json").write_text(manifest.to_json())
+        with (tmp_path / "00000-000.tokens").open("r+b") as file:
+            file.seek(2 * 777_777_777)
+            file.write(np.arange(5, dtype="<u2").tobytes())
+        begin = time.perf_counter()
+        store = TokenStore.open(tmp_path)
+        batches = TrainBatches(Mixture.of(store), seq=2048, batch=64)
+        batches.batch(10**6)
+        assert store.tokens[777_777_777:777_777_782].tolist() == [0, 1, 2, 3, 4]
+        assert time.perf_counter() - begin < 1

@@ -1,0 +1,179 @@
+"""How fast text becomes tokens, beside `datasets.map` on one core, and rows are found and read.
+
+    .venv/bin/python benchmarks/data.py --rounds 3
+
+Both sides take one processor, the same JSON lines (books of Project Gutenberg where ../shared holds
+them, else Python's standard library) and the same fast tokenizer, and write what they made: a token
+store, and the Arrow file that `map` keeps. They take turns, each in a process of its own that has
+imported all it needs before the clock starts. Rows of 2,049 tokens are drawn in shuffled order from
+a sparse store of a billion tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from figures import RESULTS, write
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SIDES = ("ours", "datasets")
+BILLION = 10**9
+
+
+def corpus(out: Path, megabytes: int) -> None:
+    """JSON lines of so many bytes of text, repeated where there is not so much."""
+    books = SHARED / "gutenberg_en" / "books.jsonl"
+    if books.exists():
+        texts = [json.loads(line)["text"] for line in books.read_text().splitlines()]
+    else:
+        sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+        texts = [path.read_text(errors="replace") for path in sources]
+    pieces = [text[at : at + 20_000] for text in texts for at in range(0, len(text), 20_000)]
+    size = number = 0
+    with out.open("w") as file:
+        while size < megabytes * 1_000_000:
+            text = f"{number} {pieces[number % len(pieces)]}"
+            file.write(json.dumps({"text": text}) + "\n")
+            size, number = size + len(text.encode()), number + 1
+
+
+def work(side: str, text: Path, tokenizer: Path, out: Path) -> float:
+    """The seconds that one side takes."""
+    if side == "ours":
+        from gptj.data.prepare import PrepareConfig, prepare
+
+        begin = time.perf_counter()
+        prepare(PrepareConfig((str(text),), out / "store", str(tokenizer), held_out=0))
+        return time.perf_counter() - begin
+    import datasets
+    import tokenizers
+
+    datasets.disable_progress_bars()
+    encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
+    begin = time.perf_counter()
+    loaded = datasets.load_dataset(
+        "json", data_files=str(text), split="train", cache_dir=str(out / "cache")
+    )
+    loaded.map(
+        lambda rows: {"ids": [each.ids for each in encoder.encode_batch_fast(rows["text"])]},
+        batched=True,
+        remove_columns=["text"],
+    )
+    return time.perf_counter() - begin
+
+
+def turn(side: str, text: Path, tokenizer: Path) -> float:
+    with tempfile.TemporaryDirectory(dir=text.parent) as out:
+        command = [sys.executable, __file__, "--worker", side, "--files", text, tokenizer, out]
+        one = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            ["taskset", "-c", "0", *map(str, command)],
+            env=os.environ | one,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    return float(done.stdout.splitlines()[-1])
+
+
+def sparse_store(folder: Path, tokens: int) -> None:
+    """A store of which nearly nothing is on the disk."""
+    from gptj.data.store import Manifest, ShardRecord, SourceRecord
+    from gptj.data.write import TOKENIZER
+    from gptj.tokenizer import Tokenizer
+
+    folder.mkdir()
+    tokenizer = Tokenizer.bytes()
+    shard = ShardRecord("00000-000", tokens, 1, (hashlib.sha256().hexdigest(),), "")
+    for name, size in shard.files("<u2").items():
+        (folder / name).touch()
+        os.truncate(folder / name, size)
+    source = SourceRecord("zeros", tokens, "", 0, 1, tokens)
+    tokenizer.save(folder / TOKENIZER)
+    manifest = Manifest.of(tokenizer, [shard], [source])
+    (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def rows_a_second(folder: Path) -> dict[str, float]:
+    """Opening a store of a billion tokens, finding rows in it, and reading them."""
+    from gptj.data.batches import TrainBatches
+    from gptj.data.mixture import Mixture
+    from gptj.data.store import TokenStore
+
+    sparse_store(folder / "sparse", BILLION)
+    begin = time.perf_counter()
+    batches = TrainBatches(Mixture.of(TokenStore.open(folder / "sparse")), 2048, 512)
+    opened = time.perf_counter() - begin
+    found = {"open_seconds": round(opened, 4)}
+    steps = 100
+    for name, work in (("ids", batches.row_ids), ("rows", batches.batch)):
+        times = []
+        for start in range(0, 5 * steps, steps):
+            begin = time.perf_counter()
+            for step in range(start, start + steps if name == "ids" else start + 10):
+                work(step)
+            count = steps if name == "ids" else 10
+            times.append(512 * count / (time.perf_counter() - begin))
+        found[f"{name}_a_second"] = round(statistics.median(times))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=RESULTS / "data.json")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--files", nargs=3, type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(work(args.worker, *args.files))
+        return
+    from gptj.tokenizer import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        text, tokenizer = Path(folder) / "text.jsonl", Path(folder) / "tokenizer.json"
+        corpus(text, args.megabytes)
+        bpe = SHARED / "gpt2_bpe"
+        found = (
+            Tokenizer.load(str(bpe))
+            if bpe.exists()
+            else Tokenizer.train([text.read_text()[: 10**7]], 32_768)
+        )
+        found.save(tokenizer)
+        speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for number in range(args.rounds):
+            for side in SIDES:
+                speeds[side].append(args.megabytes / turn(side, text, tokenizer))
+                print(f"{number} {side:9} {speeds[side][-1]:6.2f} MB/s a core", flush=True)
+        rows = rows_a_second(Path(folder))
+    medians = {side: round(statistics.median(each), 2) for side, each in speeds.items()}
+    pairs = [a / b for a, b in zip(*speeds.values(), strict=True)]
+    ratio = round(float(np.median(pairs)), 2)
+    print(f"ours over datasets.map: {ratio}; {rows}")
+    write(
+        args.out,
+        {
+            "what": "megabytes of text a second on one processor, read, tokenised and written; and "
+            "rows of 2,049 tokens out of a billion, shuffled",
+            "megabytes_a_second": medians,
+            "ratio": ratio,
+            "all": speeds,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
