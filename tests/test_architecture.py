@@ -252,9 +252,11 @@ def test_a_lock_names_no_host_and_hashes_everything(lock):
 )
 def test_a_lock_holds_what_the_project_asks_for(lock, extras):
     wanted = [*PROJECT["dependencies"], *(each for extra in extras for each in EXTRAS[extra])]
-    for own in [each for each in wanted if plain(each) == "gptj"]:  # gptj[serve]: those of serve
+    own_name = PROJECT["name"]
+    for own in [each for each in wanted if plain(each) == own_name]:  # gptj-jax[serve]: its parts
         wanted.remove(own)
-        wanted += [each for extra in own[5:-1].split(",") for each in EXTRAS[extra]]
+        inside = own.removeprefix(f"{own_name}[").removesuffix("]")
+        wanted += [each for extra in inside.split(",") for each in EXTRAS[extra]]
     missing = {plain(each) for each in wanted} - {plain(each) for each in locked(lock)}
     assert not missing, f"locks/{lock}.txt lacks {sorted(missing)}: run `make lock`"
 

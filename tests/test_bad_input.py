@@ -117,7 +117,7 @@ class TestTrain:
 
     def test_a_vocabulary_smaller_than_the_tokenizers(self, refused_run, model_with):
         model = model_with(vocab_size=200, padded_vocab_size=256)
-        refused_run("vocab_size=200 is smaller than", "257", "raise vocab_size", model=model)
+        refused_run("vocab_size=200 is smaller than", "257", "own tokenizer", model=model)
 
     def test_a_model_with_an_unknown_field(self, refused_run, model_with):
         refused_run("['experts']", "expected exactly", model=model_with(experts=8))

@@ -5,7 +5,7 @@
 
 What is not for Ray goes to `gptj train`; data and out lie in a folder that all machines share.
 When a worker is lost the others end, and Ray starts all of them again, up to --restarts times;
-the run goes on from its last checkpoint. Needs `pip install gptj[ray]`.
+the run goes on from its last checkpoint. Needs `pip install gptj-jax[ray]`.
 
 Checked: with Ray 2.60 and two workers of one machine's CPU; not with GPUs or TPUs.
 """

@@ -6,7 +6,7 @@
 #
 # The first two words are the slice and its zone, the rest goes to `gptj train` on every VM. Data
 # and out lie in a folder that all VMs share (Filestore, or a bucket mounted with gcsfuse).
-# `pip install gptj[tpu]` on every VM first, in the same way. Once more resumes.
+# `pip install gptj-jax[tpu]` on every VM first, in the same way. Once more resumes.
 #
 # Checked: the command that reaches each VM, with a gcloud that prints it; not on a pod.
 

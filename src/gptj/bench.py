@@ -113,6 +113,11 @@ def serve(config: ServeBenchConfig) -> ServeResult:
     """
     params, shape = _model(config)
     room = config.longest + config.new_tokens
+    if room > shape.context:
+        raise UserError(
+            f"longest={config.longest} and new_tokens={config.new_tokens} are together more than "
+            f"the model's context of {shape.context}: lower one"
+        )
     options = dataclasses.replace(config.engine, positions=config.engine.positions or room)
     engine = Engine(params, shape, None, options)
     engine.warm_up()

@@ -155,6 +155,7 @@ def resolve(model: ModelConfig | str, vocab_size: int) -> ModelConfig:
     if model.vocab_size < vocab_size:
         raise UserError(
             f"the model's vocab_size={model.vocab_size} is smaller than the tokenizer's "
-            f"{vocab_size}: raise vocab_size and padded_vocab_size, or use another tokenizer"
+            f"{vocab_size}: prepare the data with the model's own tokenizer, or for a new model "
+            "raise vocab_size and padded_vocab_size"
         )
     return model

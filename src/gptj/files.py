@@ -306,7 +306,9 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        remedy = "pip install 'gptj[cloud]'" if url.startswith(CLOUD) else "install that package"
+        remedy = (
+            "pip install 'gptj-jax[cloud]'" if url.startswith(CLOUD) else "install that package"
+        )
         raise UserError(f"{url} cannot be opened ({_reason(error)}): {remedy}") from error
     except ValueError as error:
         raise UserError(f"{url} cannot be opened ({_reason(error)}): check the address") from error

@@ -88,7 +88,7 @@ def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("plotting needs matplotlib: pip install 'gptj[plot]'") from None
+        raise UserError("plotting needs matplotlib: pip install 'gptj-jax[plot]'") from None
     return Figure(figsize=size, dpi=150, layout="constrained")
 
 

@@ -117,7 +117,7 @@ def test_an_unknown_kind_of_url(place, refused, tmp_path):
 @pytest.mark.parametrize(("place", "package"), [("gs://b/step_3", "gcsfs"), ("s3://b", "s3fs")])
 def test_a_cloud_whose_package_is_missing(place, package, refused, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)  # importing it then fails, installed or not
-    said = (f"{place} cannot be opened", package, ": pip install 'gptj[cloud]'\n")
+    said = (f"{place} cannot be opened", package, ": pip install 'gptj-jax[cloud]'\n")
     refused("convert", place, tmp_path / "out", said=said)
 
 

@@ -171,10 +171,10 @@ class TestLongTexts:
         if tokenizer == "uncut":
             tokenizer = str(tmp_path / "uncut.json")
             save(Path(tokenizer), json.dumps({**BYTES, "normalizer": {"type": "NFC"}}))
-        run(tmp_path / "in", out=tmp_path / "whole", tokenizer=tokenizer)
+        run(tmp_path / "in", out=tmp_path / "whole", tokenizer=tokenizer, held_out=0.4)
         monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 40)
         monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 16)
-        run(tmp_path / "in", out=tmp_path / "parts", tokenizer=tokenizer)
+        run(tmp_path / "in", out=tmp_path / "parts", tokenizer=tokenizer, held_out=0.4)
         for side in ("train", "heldout"):
             stores = [TokenStore.open(tmp_path / name / side) for name in ("whole", "parts")]
             assert stores[0].manifest.documents == stores[1].manifest.documents

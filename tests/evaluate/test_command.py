@@ -116,7 +116,7 @@ def test_without_matplotlib_the_figures_still_come(evaluate, monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, _ = evaluate("--tasks", "piqa", "--limit", 2)
     assert code == 0
-    assert "no picture: plotting needs matplotlib: pip install 'gptj[plot]'" in out
+    assert "no picture: plotting needs matplotlib: pip install 'gptj-jax[plot]'" in out
     assert len(record(tmp_path)["results"]) == 2
 
 
@@ -250,4 +250,4 @@ def test_without_the_harness_it_says_what_to_install(refused, monkeypatch):
     for name in ("tasks", "harness"):
         monkeypatch.delattr(gptj.evaluate, name, raising=False)
         monkeypatch.delitem(sys.modules, f"gptj.evaluate.{name}", raising=False)
-    refused("eval", "nowhere", said=("the tasks need lm_eval: pip install 'gptj[eval]'",))
+    refused("eval", "nowhere", said=("the tasks need lm_eval: pip install 'gptj-jax[eval]'",))

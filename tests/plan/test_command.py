@@ -175,4 +175,6 @@ def test_without_the_tpus_compiler(refused, monkeypatch):
     monkeypatch.setattr(remote.importlib.util, "find_spec", lambda _: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     words = ("--on", "v3-8", "--mesh", "tensor=8")
-    refused("plan", "gpt-j-6b", *words, said=("needs the TPU compiler", "pip install 'gptj[tpu]'"))
+    refused(
+        "plan", "gpt-j-6b", *words, said=("needs the TPU compiler", "pip install 'gptj-jax[tpu]'")
+    )

@@ -237,4 +237,4 @@ class TestMistakes:
     def test_without_the_extra_it_says_what_to_install(self, refused, monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, "gptj.serve.run", raising=False)
         monkeypatch.setitem(sys.modules, "uvicorn", None)
-        refused("serve", tmp_path, "--port", 0, said=("uvicorn", "pip install 'gptj[serve]'"))
+        refused("serve", tmp_path, "--port", 0, said=("uvicorn", "pip install 'gptj-jax[serve]'"))

@@ -60,7 +60,7 @@ class TestBatchIndex:
 
 
 class TestWhichRows:
-    @pytest.mark.parametrize("step", [1, 2, 12, 1000])
+    @pytest.mark.parametrize("step", [1, 2, 12])
     def test_those_of_the_batch_before_the_step(self, run, batches, step):
         assert ids(run, step) == batches.row_ids(step - 1).tolist()
 
@@ -160,6 +160,10 @@ class TestMistakes:
         with pytest.raises(UserError, match="does not say where its data are: give"):
             rows_of(run, 1)
         assert len(rows_of(run, 1, tiny_data)) == 4
+
+    def test_a_step_that_is_not_done_yet(self, run):
+        with pytest.raises(UserError, match="step=13 is beyond the run's last so far, 12"):
+            rows_of(run, 13)
 
     def test_data_that_have_moved(self, run, tiny_data, tmp_path):
         (run / "data.json").write_text(json.dumps({"path": str(tmp_path / "gone")}))

@@ -47,6 +47,8 @@ VERBS = {
     "plan": Verb("plan", "say what a run needs on hardware that is not there"),
 }
 
+INTERRUPTED = 128 + signal.SIGINT
+
 USAGE = f"""\
 usage: gptj VERB [OPTIONS]    train, sample and measure GPT-J models
 
@@ -81,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gptj: no verb {args[0]!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     keep_programs()
-    return guarded(f"gptj {args[0]}", lambda: VERBS[args[0]].run(args[0], args[1:]), debug)
+    code = guarded(f"gptj {args[0]}", lambda: VERBS[args[0]].run(args[0], args[1:]), debug)
+    if code == INTERRUPTED and argv is None:  # the end of Python would wait for the devices
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def hush_libtpu() -> None:
@@ -109,5 +116,5 @@ def guarded(name: str, run: Callable[[], int | None], debug: bool = False) -> in
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return code or 0

@@ -251,7 +251,7 @@ def harness() -> tuple[Any, Any]:
         from gptj.evaluate import tasks
     except ImportError as error:
         raise UserError(
-            f"the tasks need {(error.name or '').partition('.')[0]}: pip install 'gptj[eval]'"
+            f"the tasks need {(error.name or '').partition('.')[0]}: pip install 'gptj-jax[eval]'"
         ) from error
     return adapter, tasks
 

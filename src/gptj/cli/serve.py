@@ -59,7 +59,7 @@ def run_serve(args: Sequence[str]) -> int:
         from gptj.serve.run import serve, set_up
         from gptj.serve.worker import Worker
     except ImportError as error:
-        raise UserError(f"gptj serve needs {error.name}: pip install 'gptj[serve]'") from error
+        raise UserError(f"gptj serve needs {error.name}: pip install 'gptj-jax[serve]'") from error
     name = command.serve.name or _name(command.model)
     ray = None if command.ray is None else RayConfig.parse(command.ray)
     setup = set_up(command.serve)  # refused before a model is loaded
@@ -75,7 +75,7 @@ def _replicas(command: ServeCommand, config: RayConfig) -> Callable[[Metrics], A
     try:
         from gptj.serve.replicas import Replicas
     except ImportError as error:
-        raise UserError(f"--ray needs {error.name}: pip install 'gptj[ray]'") from error
+        raise UserError(f"--ray needs {error.name}: pip install 'gptj-jax[ray]'") from error
     return lambda metrics: Replicas(functools.partial(_on_mesh, command), config, metrics)
 
 

@@ -317,7 +317,8 @@ def write(source: Source, folder: Path, shards: int) -> None:
     for dim in ("heads", "d_ff", "padded_vocab_size"):
         if getattr(config, dim) % shards:
             raise UserError(
-                f"{shards} shards do not divide the model's {dim}={getattr(config, dim)}"
+                f"{shards} shards do not divide the model's {dim}={getattr(config, dim)}: choose "
+                "a divisor of it with --shards"
             )
     for shard in range(shards):
         (folder / f"shard_{shard}").mkdir()

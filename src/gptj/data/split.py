@@ -86,7 +86,8 @@ class Division:
             cut = text.rfind("\n", max(0, cut - tail // 2), cut) + 1 or cut
         cut = min(max(cut, 0), len(text))
         if text[:cut]:
-            continues = document.continues and begun + cut < length - tail
+            is_past = cut < len(text) or begun + cut >= length - tail
+            continues = document.continues and not is_past
             yield False, dataclasses.replace(document, text=text[:cut], continues=continues)
         if text[cut:]:
             yield True, dataclasses.replace(document, text=text[cut:])

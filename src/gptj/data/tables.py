@@ -22,7 +22,7 @@ def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str
     try:
         import pyarrow
     except ImportError as error:
-        raise UserError(f"{file.path} needs pyarrow: pip install 'gptj[data]'") from error
+        raise UserError(f"{file.path} needs pyarrow: pip install 'gptj-jax[data]'") from error
     number = 0
     with reading(file), file.open() as opened:
         try:

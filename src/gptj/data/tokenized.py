@@ -122,7 +122,9 @@ def masked_crc(data: bytes) -> int:
     try:
         import google_crc32c
     except ImportError as error:
-        raise UserError("TFRecord files need google-crc32c: pip install 'gptj[data]'") from error
+        raise UserError(
+            "TFRecord files need google-crc32c: pip install 'gptj-jax[data]'"
+        ) from error
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

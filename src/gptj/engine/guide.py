@@ -117,7 +117,7 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise UserError(
-            "json_schema, regex and grammar need llguidance: pip install 'gptj[serve]'"
+            "json_schema, regex and grammar need llguidance: pip install 'gptj-jax[serve]'"
         ) from error
     return llguidance
 

@@ -139,5 +139,5 @@ def mender(style: Style) -> Callable[[str], str] | None:
     try:
         import ftfy
     except ImportError:
-        raise UserError("--as gptj-2021 mends text with ftfy: pip install 'gptj[eval]'") from None
+        raise UserError("--as gptj-2021 needs ftfy: pip install 'gptj-jax[eval]'") from None
     return lambda text: str(ftfy.fix_text(text, normalization="NFKC"))

@@ -39,7 +39,7 @@ def check_compiler(place: Place) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"planning for {place.name} needs the TPU compiler, libtpu, which needs no TPU: "
-            "pip install 'gptj[tpu]'"
+            "pip install 'gptj-jax[tpu]'"
         )
 
 

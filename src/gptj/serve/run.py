@@ -77,9 +77,12 @@ def _listener(config: ServeConfig, with_keys: bool) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise UserError(
+            f"port {config.port} of {address[0]} cannot be had ({error.strerror}): choose another "
+            "with --port, or end what has it"
+        ) from error
     return listener
 
 

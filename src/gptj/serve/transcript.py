@@ -63,7 +63,7 @@ def _template(path: Path) -> Callable[[Messages], str]:
         from jinja2.exceptions import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise UserError("chat_template needs jinja2: pip install 'gptj[serve]'") from error
+        raise UserError("chat_template needs jinja2: pip install 'gptj-jax[serve]'") from error
 
     def refuse(message: str) -> None:
         raise Refused(400, f"messages: {message}", param="messages")

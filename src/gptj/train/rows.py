@@ -18,6 +18,7 @@ from gptj.data.batches import TrainBatches
 from gptj.data.mixture import Mixture, is_data
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
+from gptj.train.metrics import METRICS
 from gptj.train.run import COURSE, DATA
 
 SKIPS, EVENTS = "skips.json", "events.jsonl"
@@ -117,6 +118,9 @@ def rows_of(
     if step < 1:
         raise UserError(f"step={step} must be at least 1: the first update's metrics say step 1")
     course = _course(run)
+    known = [row["step"] for name in (METRICS, EVENTS) for row in json_rows(run / name)]
+    if step > (last := max(known, default=step)):
+        raise UserError(f"step={step} is beyond the run's last so far, {last:g}: choose up to that")
     found = _data(run, course["data"], data)
     batches = TrainBatches(found, course["seq"], course["batch"], course["seed"])
     ids = batches.row_ids(batch_index(step - 1, read_skips(run))).tolist()
