@@ -160,7 +160,7 @@ def joined(config: HostsConfig) -> Iterator[None]:
     _circle, service = arrive(place.coordinator, place.count, place.index, config.timeout)
     ours = not jax.distributed.is_initialized()  # as it is where Ray started the hosts
     try:
-        same_everywhere({name: importlib.metadata.version(name) for name in ("gptj", "jax")})
+        same_everywhere({name: importlib.metadata.version(name) for name in ("gptj-jax", "jax")})
         if ours:
             _initialize(place, service)
         yield

@@ -202,7 +202,7 @@ def _opened(command: EvalCommand, console: Console) -> Iterator[tuple[Scorer, di
         "model": command.model,
         "fingerprint": mark,
         "dtype": command.quantize or str(model.dtype),
-        "gptj": version("gptj"),
+        "gptj": version("gptj-jax"),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "settings": command.settings,

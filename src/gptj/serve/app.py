@@ -41,7 +41,7 @@ PAGE_HEADERS = {
 def build_app(service: Service, keys: Keys, metrics: Metrics) -> FastAPI:
     """The application of a service; the service's worker is started by whoever runs it."""
     app = FastAPI(
-        title="gptj", version=version("gptj"), description=ABOUT, docs_url=None, redoc_url=None
+        title="gptj", version=version("gptj-jax"), description=ABOUT, docs_url=None, redoc_url=None
     )
     app.state.service, app.state.metrics = service, metrics
     app.state.kobold, app.state.original = Kobold(service), Original(service)

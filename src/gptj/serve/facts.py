@@ -56,7 +56,7 @@ def fingerprint(engine: Engine) -> str:
         "mesh": str(jax.sharding.get_abstract_mesh().shape),
         "devices": f"{device.platform} {device.device_kind} {jax.device_count()}",
         "processor": processor() if device.platform == "cpu" else None,
-        "versions": [version("gptj"), jax.__version__],
+        "versions": [version("gptj-jax"), jax.__version__],
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for leaf in jax.tree.leaves(engine.device.params):

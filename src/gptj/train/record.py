@@ -89,7 +89,7 @@ class Record:
 
 def surroundings() -> dict[str, Any]:
     """What a run runs on: versions, devices, mesh."""
-    names = ("gptj", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
+    names = ("gptj-jax", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in names}
     mesh = jax.sharding.get_abstract_mesh().shape
     return {
