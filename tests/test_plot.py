@@ -88,7 +88,7 @@ def test_the_suffix_chooses_the_kind(tiny_run, tmp_path, suffix, start):
 
 def test_without_matplotlib_it_says_how_to_get_it(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"pip install 'gptj\[plot\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gptj-jax\[plot\]'"):
         plot(PlotConfig((tiny_run,), tmp_path / "curves.png"))
 
 

@@ -152,7 +152,7 @@ def test_without_the_library_it_says_what_to_install(params, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     guide._library.cache_clear()
     engine = Engine(params, CONFIG, Tokenizer.bytes(), EngineConfig(slots=1))
-    with pytest.raises(UserError, match=r"pip install 'gptj\[serve\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gptj-jax\[serve\]'"):
         engine.submit(Request("", SamplingParams(regex="a")))
     guide._library.cache_clear()
 

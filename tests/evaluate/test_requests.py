@@ -86,7 +86,7 @@ class TestAs2021:
 
     def test_without_ftfy_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "ftfy", None)
-        with pytest.raises(UserError, match=r"pip install 'gptj\[eval\]'"):
+        with pytest.raises(UserError, match=r"pip install 'gptj-jax\[eval\]'"):
             Reader(BYTES, 8, "gptj-2021")
 
     def test_on_lambada_it_alters_1993_prompts(self, real_data):

@@ -108,7 +108,7 @@ def test_a_program_that_has_no_room_says_how_much_it_lacks(small_job):
 def test_a_tpu_without_its_compiler(monkeypatch, small_job):
     monkeypatch.setattr(remote.importlib.util, "find_spec", lambda _: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    with pytest.raises(UserError, match=r"pip install 'gptj\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gptj-jax\[tpu\]'"):
         remote.compile_step(small_job("v5e-8", (8, 1, 1)))
 
 
