@@ -39,7 +39,7 @@ DOORS = {
     "datasets": "evaluate",
     "fastapi": "serve",
     "fsspec": "files",
-    "ftfy": "evaluate.requests",
+    "ftfy": "data.clean",
     "huggingface_hub": "hub",
     "llguidance": "engine.guide",
     "lm_eval": "evaluate",

@@ -11,6 +11,7 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptj.data.clean import CleanConfig
 from gptj.data.prepare import GroupReport, PrepareConfig, PrepareReport, prepare
 from gptj.data.read import Document
 from gptj.data.split import plan_split
@@ -299,8 +300,10 @@ class TestReport:
     def test_the_command_line_sets_every_field(self):
         arguments = "a b --out o --tokenizer bytes --held-out 0.1 --exclude x y* "
         arguments += "--text-field t --split-by m.n --seed 1 --strict --force"
+        arguments += " --ftfy --detokenize --split-end-of-text --min-unique-tokens 9 --copies near"
+        clean = CleanConfig(True, True, True, 9, "near")
         expected = PrepareConfig(
-            ("a", "b"), Path("o"), "bytes", 0.1, ("x", "y*"), "t", "m.n", 1, True, True
+            ("a", "b"), Path("o"), "bytes", 0.1, ("x", "y*"), "t", "m.n", 1, True, True, clean
         )
         assert tyro.cli(PrepareConfig, args=arguments.split()) == expected
 

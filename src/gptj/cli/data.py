@@ -28,6 +28,9 @@ def show_prepared(report: PrepareReport) -> None:
     print(f"{report.files} files{skipped}; vocabulary of {report.vocab_size:,} tokens")
     if report.replaced:
         print(f"{report.replaced:,} pieces that were not UTF-8 replaced by U+FFFD")
+    for each in report.dropped:
+        print(f"left out {each.documents:,} documents, {each.bytes:,} bytes: {each.reason}")
+        print(*(f"    {example}" for example in each.examples), sep="\n")
     for group in report.groups:
         if group.name:
             print(group.name)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from gptj.data.appear import all_or_nothing, check_out
+from gptj.data.clean import (
+    CleanConfig,
+    Dropped,
+    Drops,
+    FewTokens,
+    kept,
+    leave_out_copies,
+    mended,
+)
 from gptj.data.find import Inputs, Source, find_sources
 from gptj.data.read import Document, Reader
 from gptj.data.split import Split, SplitPlan, Unit
@@ -60,6 +70,7 @@ class PrepareConfig:
     counted."""
     force: bool = False
     """Replace OUT if it holds prepared data."""
+    clean: tyro.conf.OmitArgPrefixes[CleanConfig] = CleanConfig()
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ class PrepareReport:
     skipped_files: int
     replaced: int
     """Pieces of text that were no UTF-8, each U+FFFD now."""
+    dropped: tuple[Dropped, ...]
+    """What `clean` left out, and why."""
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
@@ -114,31 +127,45 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     inputs = find_sources(config.inputs, config.exclude)
 
     # The inputs are read once per stage and not held: they may be larger than memory.
-    eos = tokenizer.eos_id if tokenizer else None
-    splits = _plan(_documents(inputs, _reader(config, eos)), config)
+    reading = Reading(config, inputs, tokenizer.eos_id if tokenizer else None)
+    leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
+    splits = _plan(reading.documents(), config)
     if tokenizer is None:
-        documents = _divided(_documents(inputs, _reader(config)), splits)
+        documents = _divided(reading.documents(), splits)
         texts = (document.text for document, held in documents if not held)
         tokenizer = Tokenizer.train(texts, vocab_size)
-    reader = _reader(config, tokenizer.eos_id)
+    reading = dataclasses.replace(reading, eos_id=tokenizer.eos_id)
     with all_or_nothing(config.out, config.force) as folder:
-        _write(folder, inputs, reader, splits, tokenizer)
+        replaced = _write(folder, reading, splits, tokenizer)
     return PrepareReport(
         groups=tuple(_report(config.out, name, splits[name].unit) for name in sorted(splits)),
         vocab_size=tokenizer.vocab_size,
         files=len(inputs.sources),
         skipped_files=inputs.skipped,
-        replaced=reader.replaced,
+        replaced=replaced,
+        dropped=reading.drops.report(),
     )
 
 
-def _reader(config: PrepareConfig, eos_id: int | None = None) -> Reader:
-    return Reader(config.text_field, config.split_by, config.strict, eos_id)
+@dataclass(frozen=True)
+class Reading:
+    """How the inputs are read, each time the same."""
 
+    config: PrepareConfig
+    inputs: Inputs
+    eos_id: int | None
+    drops: Drops = field(default_factory=Drops)
 
-def _documents(inputs: Inputs, reader: Reader) -> Iterator[Document]:
-    for source in inputs.sources:
-        yield from reader.documents(source)
+    def documents(self, reader: Reader | None = None) -> Iterator[Document]:
+        """What is kept of them, mended."""
+        reader = reader or self.reader()
+        read = (each for source in self.inputs.sources for each in reader.documents(source))
+        return kept(mended(read, self.config.clean), self.drops)
+
+    def reader(self) -> Reader:
+        """A reader, which counts anew."""
+        config = self.config
+        return Reader(config.text_field, config.split_by, config.strict, self.eos_id)
 
 
 def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Split]:
@@ -211,19 +238,22 @@ def units(inputs: Inputs) -> Iterator[Inputs]:
         yield Inputs(tuple(begun), 0)
 
 
-def _write(
-    folder: Path,
-    inputs: Inputs,
-    reader: Reader,
-    splits: dict[str, Split],
-    tokenizer: Tokenizer,
-) -> None:
+def _write(folder: Path, reading: Reading, splits: dict[str, Split], tokenizer: Tokenizer) -> int:
+    """Write the stores; returns how much text was replaced on the way."""
+    reader = reading.reader()
+    enough = FewTokens(reading.config.clean.min_unique_tokens, tokenizer, reading.drops)
     for name, split in splits.items():
         for held in (False, True) if split.unit != "nothing" else (False,):
             (folder / _place(name, held)).mkdir(parents=True)
     parts = [
-        write_unit(folder, number, _documents(unit, reader), splits, tokenizer)
-        for number, unit in enumerate(units(inputs))
+        write_unit(
+            folder,
+            number,
+            enough(dataclasses.replace(reading, inputs=unit).documents(reader)),
+            splits,
+            tokenizer,
+        )
+        for number, unit in enumerate(units(reading.inputs))
     ]
     for name, split in splits.items():
         for held in (False, True) if split.unit != "nothing" else (False,):
@@ -235,6 +265,7 @@ def _write(
                     "on all of it"
                 )
             finish(folder / _place(name, held), tokenizer, mine)
+    return reader.replaced
 
 
 def write_unit(

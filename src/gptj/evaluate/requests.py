@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gptj.data.clean import by_ftfy
 from gptj.engine.packing import Asked
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
@@ -136,8 +137,4 @@ def mender(style: Style) -> Callable[[str], str] | None:
         raise UserError(f"as={style!r} is not one of {', '.join(STYLES)}")
     if style == "today":
         return None
-    try:
-        import ftfy
-    except ImportError:
-        raise UserError("--as gptj-2021 needs ftfy: pip install 'gptj-jax[eval]'") from None
-    return lambda text: str(ftfy.fix_text(text, normalization="NFKC"))
+    return by_ftfy("--as gptj-2021", "eval")

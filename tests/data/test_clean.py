@@ -1,0 +1,136 @@
+"""Cleaning: texts mended as the original did, copies found, and a report of what was left out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj.data.clean import CleanConfig, detokenized
+from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
+from gptj.data.store import TokenStore
+from gptj.errors import UserError
+
+WIKITEXT = Path(__file__).parents[2] / "../shared/data/wikitext2/wiki.test.raw.reconstructed"
+
+
+def run(tmp_path, texts: list[str], **clean) -> tuple[list[str], PrepareReport]:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = PrepareConfig(
+        (str(lines),), tmp_path / "out", "bytes", held_out=0, force=True, clean=CleanConfig(**clean)
+    )
+    report = prepare(config)
+    store = TokenStore.open(tmp_path / "out/train")
+    return [store.text(number) for number in range(store.manifest.documents)], report
+
+
+class TestMending:
+    def test_ftfy(self, tmp_path):
+        found, _ = run(tmp_path, ["schÃ¶n", "ﬁne"], ftfy=True)
+        assert found == ["schön", "fine"]
+
+    @given(text=st.text("ab N'\"()[]{}:;.,!?@-=s\n°", max_size=60))
+    @settings(deadline=None)
+    def test_wikitext_is_detokenized_as_by_the_harness(self, text):
+        theirs = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext")
+        assert detokenized(text) == theirs.wikitext_detokenizer({"page": text})
+
+    @pytest.mark.skipif(not WIKITEXT.exists(), reason=f"WikiText is not at {WIKITEXT}")
+    def test_real_wikitext(self):
+        theirs = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext")
+        text = WIKITEXT.read_text()[:200_000]
+        assert detokenized(text) == theirs.wikitext_detokenizer({"page": text})
+
+    def test_the_end_of_text_is_text_unless_it_is_to_end_one(self, tmp_path):
+        texts = ["one<|endoftext|>two", "<|endoftext|>three<|endoftext|>"]
+        assert run(tmp_path, texts)[0] == texts
+        assert run(tmp_path, texts, split_end_of_text=True)[0] == ["one", "two", "three"]
+
+    def test_what_is_split_is_held_out_apart(self, tmp_path):
+        (tmp_path / "a.txt").write_text("<|endoftext|>".join(f"text {n}" for n in range(40)))
+        clean = CleanConfig(split_end_of_text=True)
+        config = PrepareConfig((str(tmp_path / "a.txt"),), tmp_path / "out", "bytes", clean=clean)
+        [group] = prepare(config).groups
+        assert group.held_out_unit == "document"
+        assert group.train.documents + group.held_out.documents == 40
+
+
+class TestLeavingOut:
+    WORDS = np.random.default_rng(0).integers(0, 500, (40, 200)).astype(str)
+    LONG = tuple(" ".join(row) for row in WORDS)
+
+    def test_copies_to_the_byte(self, tmp_path):
+        found, report = run(tmp_path, ["a", "b", "a", "c", "b", "a"], copies="exact")
+        assert found == ["a", "b", "c"]
+        [dropped] = report.dropped
+        assert (dropped.documents, dropped.bytes) == (3, 3)
+        assert dropped.reason == "same text as another"
+        assert dropped.examples[0] == "lines.jsonl, document 3, as in lines.jsonl: a"
+
+    def test_near_copies(self, tmp_path):
+        texts = list(self.LONG)
+        texts.insert(20, texts[3].replace(texts[3].split()[100], "other", 1))
+        texts.append(texts[7].upper())
+        texts.append(" ".join([*texts[9].split()[:100], *texts[10].split()[:100]]))
+        found, report = run(tmp_path, texts, copies="near")
+        assert found == [*self.LONG, texts[-1]]
+        [dropped] = report.dropped
+        assert dropped.documents == 2
+
+    def test_copies_of_long_texts(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 100)
+        monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 64)
+        for number, text in enumerate([self.LONG[0], self.LONG[1], self.LONG[0]]):
+            (tmp_path / f"{number}.txt").write_text(text)
+        for copies in ("exact", "near"):
+            clean = CleanConfig(copies=copies)
+            config = PrepareConfig(
+                (str(tmp_path / "*.txt"),), tmp_path / "out", "bytes", held_out=0, force=True,
+                clean=clean,
+            )  # fmt: skip
+            [dropped] = prepare(config).dropped
+            store = TokenStore.open(tmp_path / "out/train")
+            assert [store.text(n) for n in range(2)] == list(self.LONG[:2])
+            assert (store.manifest.documents, dropped.bytes) == (2, len(self.LONG[0].encode()))
+
+    def test_texts_of_few_tokens(self, tmp_path):
+        texts = ["abab" * 50, "abcdefghij", "aaaaaaaaaaaaaaaaaaab", "klmnopqrst"]
+        found, report = run(tmp_path, texts, min_unique_tokens=5)
+        assert found == [texts[1], texts[3]]
+        [dropped] = report.dropped
+        assert dropped.documents == 2
+        assert dropped.reason == "fewer than 5 different tokens"
+
+    def test_all_reasons_are_told_apart(self, tmp_path):
+        texts = ["abcdef", "abcdef", "aa"]
+        found, report = run(tmp_path, texts, copies="exact", min_unique_tokens=3)
+        assert found == ["abcdef"]
+        assert {each.reason for each in report.dropped} == {
+            "same text as another", "fewer than 3 different tokens",
+        }  # fmt: skip
+
+    def test_what_is_left_out_is_never_held_out(self, tmp_path):
+        texts = [f"text {n % 30}" for n in range(90)]
+        lines = tmp_path / "lines.jsonl"
+        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        clean = CleanConfig(copies="exact")
+        [group] = prepare(
+            PrepareConfig((str(lines),), tmp_path / "out", "train:300", 0.2, clean=clean)
+        ).groups
+        assert group.train.documents + group.held_out.documents == 30
+
+    def test_a_number_below_zero(self):
+        with pytest.raises(UserError, match="min_unique_tokens=-1 must be 0"):
+            CleanConfig(min_unique_tokens=-1)
+
+
+def test_the_command_says_what_was_left_out(gptj, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "one"}\n{"text": "two"}\n')
+    words = ("--tokenizer", "bytes", "--held-out", 0, "--copies", "exact")
+    code, said, _ = gptj("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", *words)
+    assert code == 0
+    assert "left out 1 documents, 3 bytes: same text as another" in said
+    assert "a.jsonl, document 2, as in a.jsonl: one" in said
