@@ -1,4 +1,4 @@
-"""A run's curves as a picture."""
+"""A run's curves, models' scores and documents' lengths as pictures."""
 
 from __future__ import annotations
 
@@ -69,6 +69,23 @@ def plot_scores(panels: Mapping[str, tuple[Sequence[Point], Point]], out: Path) 
     for axes in frames:
         axes.set_axis_off()
     figure.axes[0].legend(frameon=False, fontsize=7, loc="upper left")
+    _save(figure, out)
+
+
+def plot_lengths(counts: Mapping[str, NDArray[np.int64]], out: Path) -> None:
+    """Draw how long documents are: of each name how many have 2**k to 2**(k + 1) - 1 tokens.
+
+    Raises:
+      UserError: `out` cannot be written, or matplotlib is not installed.
+    """
+    figure = _figure((6, 3.6))
+    axes = figure.subplots()
+    for (name, own), color in zip(counts.items(), COLORS * len(counts), strict=False):
+        share = 100 * own / own.sum()
+        axes.stairs(share, 2.0 ** np.arange(len(own) + 1), color=color, label=name, linewidth=1.6)
+    axes.set_xscale("log", base=2)
+    axes.legend(frameon=False, fontsize=8)
+    _finish(axes, "documents of each length, %", "tokens")
     _save(figure, out)
 
 

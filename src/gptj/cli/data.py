@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from gptj.cli.flags import parse
-from gptj.data.mixture import MixConfig, mix
+from gptj.data.describe import describe, describe_store, random_documents
+from gptj.data.describe import lengths as counts
+from gptj.data.mixture import MixConfig, Mixture, mix
 from gptj.data.prepare import PrepareConfig, PrepareReport, StoreReport, prepare
+from gptj.data.store import TokenStore, is_store
+from gptj.train.rows import visible
 
 
 def run_prepare(args: Sequence[str]) -> None:
@@ -37,6 +42,28 @@ def show_prepared(report: PrepareReport) -> None:
         line("train", group.train)
         if group.held_out:
             line("held out", group.held_out)
+
+
+def inspect_data(place: str, hashes: bool, documents: int, seed: int, lengths: Path | None) -> None:
+    """Say what prepared data are; with `hashes`, after reading all of them."""
+    alone = is_store(place)
+    data = Mixture.of(TokenStore.open(place)) if alone else Mixture.open(place)
+    print(f"{place}: {'a token store' if alone else 'a mixture' if data.is_mixed else 'data'}")
+    lines = describe_store(data.parts[0].store) if alone else describe(data)
+    for line in lines:
+        print(line, flush=True)
+    if lengths:
+        from gptj.plot import plot_lengths
+
+        plot_lengths({part.name or "data": counts(part.store) for part in data.parts}, lengths)
+        print(f"\nwrote {lengths}")
+    for part in data.parts:
+        for source, number, text in random_documents(part.store, documents, seed):
+            print(f"\n--- {source}, document {number + 1}\n{visible(text)}")
+    if hashes:
+        for part in data.parts:
+            part.store.verify()
+        print("\nall hashes are right")
 
 
 def run_mix(args: Sequence[str]) -> None:

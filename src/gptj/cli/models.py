@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -14,6 +15,8 @@ from gptj.cli.flags import MeshShape, parse
 from gptj.convert.convert import ConvertConfig, convert
 from gptj.convert.inspect import describe, diff
 from gptj.convert.open import config_named, open_source
+from gptj.data.mixture import is_data
+from gptj.data.store import is_store
 from gptj.engine.beam import BeamParams, EarlyStopping
 from gptj.engine.config import KVCache
 from gptj.engine.request import SamplingParams
@@ -126,14 +129,25 @@ def _stdin() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class InspectCommand:
-    """Say what a model is: its kind, shape, weights by part, step, optimizer, tokenizer, hash."""
+    """Say what a model is: its kind, shape, weights by part, step, optimizer, tokenizer, hash.
+
+    Of prepared data: documents and tokens by source, and how long the documents are.
+    """
 
     model: tyro.conf.Positional[str]
-    """A model of any kind: a folder, an archive, a URL, or a Hub id."""
+    """A model of any kind: a folder, an archive, a URL, or a Hub id. Or a folder of prepared data,
+    or a mixture of them."""
     config: str | None = None
     """The shape, for an original checkpoint without a config.json: a JSON file or a preset."""
     hash: bool = True
-    """Read all weights, to hash them and count those that are not numbers."""
+    """Read all weights, to hash them and count those that are not numbers; of data, all tokens, to
+    compare their hashes."""
+    documents: int = 0
+    """Of data: print so many documents, drawn at random."""
+    seed: int = 0
+    """Which documents."""
+    lengths: Path | None = None
+    """Of data: also draw how long the documents are, as a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +179,16 @@ def run_convert(args: Sequence[str]) -> None:
 def run_inspect(args: Sequence[str]) -> None:
     """Run `gptj inspect`."""
     command = parse(InspectCommand, "inspect", args, "gptj inspect EleutherAI/gpt-j-6b --no-hash")
+    if is_data(command.model) or is_store(command.model):
+        from gptj.cli.data import inspect_data
+
+        if command.config is not None:
+            raise UserError(f"{command.model} holds data, which have no config: leave it out")
+        return inspect_data(
+            command.model, command.hash, command.documents, command.seed, command.lengths
+        )
+    if command.documents or command.lengths:
+        raise UserError(f"{command.model} holds no prepared data: leave out documents and lengths")
     source = open_source(command.model, config=config_named(command.config))
     for line in describe(source, command.hash):
         print(line, flush=True)

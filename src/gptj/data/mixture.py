@@ -101,6 +101,11 @@ class Mixture:
         return sum(len(part.store) for part in self.parts)
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether it has parts with weights."""
+        return bool(self.parts[0].name)
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of all parts."""
         return self.parts[0].store.tokenizer

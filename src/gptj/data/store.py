@@ -290,6 +290,12 @@ class TokenStore:
                 raise UserError(f"{offsets.path} was altered, its hash differs: {_AGAIN}")
 
 
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a token store in a folder."""
+    folder = Folder(path)
+    return MANIFEST in folder and TOKENIZER in folder
+
+
 def dtype_for(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger[Any]]:
     """How ids are stored."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")

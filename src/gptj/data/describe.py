@@ -1,0 +1,101 @@
+"""What prepared data are, in lines to read: by source, by length, and some documents."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.data.mixture import ROUND, Mixture
+from gptj.data.store import SourceRecord, TokenStore
+
+MOST_SOURCES = 20
+"""With more files they are told by the folders they are in."""
+WIDTH = 40
+READ = 1 << 22
+"""Documents whose places are read at a time."""
+
+
+def describe(data: Mixture) -> Iterator[str]:
+    """Lines about a mixture's parts, or the one store, and about what is held out."""
+    for part in data.parts:
+        share = f"{part.name}, {100 * part.share / ROUND:.2f} % of the rows: " if part.name else ""
+        yield from ("", f"{share}to train on", *describe_store(part.store))
+    if data.held_out is not None:
+        yield from ("", "held out", *describe_store(data.held_out))
+
+
+def describe_store(store: TokenStore) -> Iterator[str]:
+    """Lines about one store."""
+    manifest = store.manifest
+    yield (
+        f"  {manifest.documents:,} documents, {manifest.bytes:,} bytes, {manifest.tokens:,} tokens "
+        f"({manifest.bytes / manifest.tokens:.2f} bytes each) of {manifest.vocab_size:,}"
+    )
+    yield f"  shards: {len(manifest.shards)}, of {np.dtype(manifest.dtype).name}"
+    yield f"  fingerprint {store.fingerprint}"
+    yield "  by source:"
+    rows = _by_source(store.sources)
+    cells = [
+        (name, f"{documents:,}", f"{tokens:,}", f"{size / max(1, tokens):.2f}")
+        for name, (documents, size, tokens) in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for name, documents, tokens, each in cells:
+        yield (
+            f"    {name:{widths[0]}}  {documents:>{widths[1]}} documents  "
+            f"{tokens:>{widths[2]}} tokens  {each} bytes each"
+        )
+    yield "  tokens in a document:"
+    yield from _histogram(lengths(store))
+
+
+def _by_source(sources: Sequence[SourceRecord]) -> list[tuple[str, tuple[int, int, int]]]:
+    """Documents, bytes and tokens of each source, or of each folder of them."""
+    depth = None if len({each.name for each in sources}) <= MOST_SOURCES else 1
+    found: dict[str, NDArray[np.int64]] = {}
+    for each in sources:
+        name = each.name if depth is None else each.name.split("/")[0]
+        counts = np.array([each.documents, each.bytes, each.tokens])
+        found[name] = found.get(name, 0) + counts
+    largest = sorted(found.items(), key=lambda row: -int(row[1][2]))
+    shown, rest = largest[:MOST_SOURCES], largest[MOST_SOURCES:]
+    if rest:
+        shown.append((f"{len(rest)} others", sum((counts for _, counts in rest), np.zeros(3, int))))
+    return [(name, tuple(counts.tolist())) for name, counts in shown]
+
+
+def lengths(store: TokenStore) -> NDArray[np.int64]:
+    """How many documents have 2**k to 2**(k + 1) - 1 tokens, their end among them, for each k."""
+    found = np.zeros(1, np.int64)
+    count = store.manifest.documents
+    for first in range(0, count, READ):
+        last = min(count, first + READ)
+        starts = store.starts[first : last + 1]
+        ends = starts[1:] if last < count else np.append(starts[1:], len(store))
+        bins = np.bincount(np.int64(np.log2(ends - starts[: last - first])), minlength=len(found))
+        bins[: len(found)] += found
+        found = bins
+    return found
+
+
+def _histogram(counts: NDArray[np.int64]) -> Iterator[str]:
+    most = int(counts.max())
+    inside = np.flatnonzero(counts)
+    wide = len(f"{2 ** (int(inside[-1]) + 1):,}")
+    for k in range(int(inside[0]), int(inside[-1]) + 1):
+        bar = "█" * -(-WIDTH * int(counts[k]) // most)
+        count = f"{counts[k]:>{len(f'{most:,}')},}"
+        yield f"    {2**k:>{wide},} to {2 ** (k + 1) - 1:>{wide},}  {count}  {bar}".rstrip()
+
+
+def random_documents(store: TokenStore, count: int, seed: int) -> Iterator[tuple[str, int, str]]:
+    """Some documents: the source, the document's number in it, and its text."""
+    draw = np.random.default_rng(seed)
+    chosen = draw.choice(store.manifest.documents, min(count, store.manifest.documents), False)
+    ends = list(itertools.accumulate(source.documents for source in store.sources))
+    for number in sorted(chosen.tolist()):
+        source = store.sources[int(np.searchsorted(ends, number, "right"))]
+        yield source.name, number - source.first_document, store.text(number)

@@ -1,0 +1,99 @@
+"""What is said of prepared data: counts that add up, documents that are there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptj.data.describe import describe_store, lengths, random_documents
+from gptj.data.mixture import MixConfig, mix
+from gptj.data.prepare import PrepareConfig, prepare
+from gptj.data.store import TokenStore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("described")
+    for number in range(40):
+        path = root / f"in/{'ab'[number % 2]}/{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text {number} " * (number + 1))
+    prepare(PrepareConfig((str(root / "in"),), root / "data", "bytes", held_out=0.2))
+    return root / "data"
+
+
+def numbers(line: str) -> list[int]:
+    return [int(each.replace(",", "")) for each in re.findall(r"(?<![\w.])[\d,]+(?![\w.])", line)]
+
+
+class TestStore:
+    def test_lengths_are_counted_by_powers_of_two(self, folder, monkeypatch):
+        store = TokenStore.open(folder / "train")
+        sizes = [end - start for start, end in map(store.extent, range(store.manifest.documents))]
+        expected = np.bincount([int(np.log2(size)) for size in sizes])
+        assert lengths(store).tolist() == expected.tolist()
+        monkeypatch.setattr("gptj.data.describe.READ", 3)
+        assert lengths(store).tolist() == expected.tolist()
+
+    def test_sources_add_up(self, folder, monkeypatch):
+        store = TokenStore.open(folder / "train")
+        for most, count in ((100, store.manifest.documents), (20, 2), (1, 2)):
+            monkeypatch.setattr("gptj.data.describe.MOST_SOURCES", most)
+            lines = list(describe_store(store))
+            rows = [line for line in lines if "documents" in line and line.startswith("    ")]
+            assert len(rows) == count
+            found = np.array([numbers(row)[-2:] for row in rows])
+            assert found.sum(0).tolist() == [store.manifest.documents, len(store)]
+
+    def test_random_documents_are_documents(self, folder):
+        store = TokenStore.open(folder / "train")
+        found = list(random_documents(store, 5, seed=1))
+        assert len({source for source, _, _ in found}) == 5
+        for source, number, text in found:
+            own = Path(folder.parent / "in" / source).read_text()
+            assert (number, text) == (0, own)
+        assert found == list(random_documents(store, 5, seed=1))
+        assert found != list(random_documents(store, 5, seed=2))
+        assert len(list(random_documents(store, 999, seed=1))) == store.manifest.documents
+
+
+class TestCommand:
+    def test_of_a_folder_and_of_a_store(self, gptj, folder, tmp_path):
+        picture = tmp_path / "lengths.png"
+        code, said, err = gptj("inspect", folder, "--documents", 2, "--lengths", picture)
+        assert (code, err) == (0, "")
+        assert said.startswith(f"{folder}: data\n")
+        assert all(
+            word in said for word in ("to train on", "held out", "tokens in a document", "█")
+        )
+        assert said.count("\n--- ") == 2
+        assert said.endswith("all hashes are right\n")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        said = gptj("inspect", folder / "train", "--no-hash").out
+        assert said.startswith(f"{folder}/train: a token store\n")
+        assert "hashes" not in said
+
+    def test_of_a_mixture(self, gptj, folder, tmp_path):
+        other = tmp_path / "other"
+        prepare(PrepareConfig((str(folder.parent / "in/a"),), other, "bytes"))
+        mix(MixConfig((f"{folder}=3", f"{other}=1"), tmp_path / "mixed"))
+        said = gptj("inspect", tmp_path / "mixed").out
+        assert "mixed: a mixture" in said
+        assert "other, 25.00 % of the rows: to train on" in said
+
+    def test_damage_and_what_does_not_fit_are_named(self, gptj, folder, tmp_path, tiny_run):
+        store = tmp_path / "store"
+        store.mkdir()
+        for path in (folder / "train").iterdir():
+            (store / path.name).write_bytes(path.read_bytes())
+        damaged = bytearray((store / "00000-000.tokens").read_bytes())
+        damaged[9] ^= 1
+        (store / "00000-000.tokens").write_bytes(damaged)
+        code, _, err = gptj("inspect", store)
+        assert code == 2
+        assert "00000-000.tokens was altered between bytes 0 and" in err
+        code, _, err = gptj("inspect", folder, "--config", "125m")
+        assert (code, "have no config" in err) == (2, True)
+        code, _, err = gptj("inspect", tiny_run, "--documents", 1)
+        assert (code, "holds no prepared data" in err) == (2, True)
