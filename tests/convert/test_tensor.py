@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gptj.convert import files
+from gptj import files
 from gptj.convert.tensor import Readers, contiguous, count_nans, stored_at
 from gptj.errors import UserError
 from gptj.files import File
