@@ -5,8 +5,8 @@
 #     --mesh.fsdp 8 --mesh.tensor 4
 #
 # All words go to `gptj train`; data and out lie on a file system that all nodes share. Before the
-# time limit SLURM signals every process: the run is saved and ends, and its next turn goes on
-# from there. When a node is lost the others end and name it, and the job is queued again.
+# time limit SLURM signals every process: the run is saved and ends, and the same words submitted
+# again go on from there. When a node is lost the others end and name it, and the job is queued again.
 #
 # Checked: with an srun that starts two local processes with SLURM's variables; not on a cluster.
 
