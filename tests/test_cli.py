@@ -66,6 +66,18 @@ class TestTheCommand:
         assert code == 2
         assert err == f"gptj: no verb 'fly': choose one of {', '.join(VERBS)}\n"
 
+    def test_interrupted_it_waits_for_nothing(self):
+        """As for a step that the devices are in the middle of."""
+        program = (
+            "import sys, threading, time; from gptj import cli\n"
+            "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+            "def run(*_): raise KeyboardInterrupt\n"
+            "cli.Verb.run = run; sys.argv[1:] = ['plot']; sys.exit(cli.main())"
+        )
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (130, "gptj plot: interrupted\n")
+
     def test_it_runs_as_a_module(self):
         command = [sys.executable, "-m", "gptj.cli", "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
