@@ -76,6 +76,20 @@ def causal_attention(
     return jnp.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)
 
 
+def document_ends(
+    tokens: Int[Array, "batch length"], end_of_text: int
+) -> Int[Array, "batch length"]:
+    """Where the document of each token ends in its row: `ends` of `causal_attention`.
+
+    An end-of-text begins the document after it, whose first token is predicted from there, in
+    training as when a text is scored.
+    """
+    length = tokens.shape[1]
+    begins = jnp.where(tokens == end_of_text, jnp.arange(length), length)
+    after = jax.lax.cummin(begins, axis=1, reverse=True)
+    return jnp.concatenate([after[:, 1:], jnp.full_like(after[:, :1], length)], axis=1)
+
+
 def cached_attention(
     query: Float[Array, "batch length heads d_head"],
     last_seen: Int[Array, "batch length"],

@@ -365,6 +365,7 @@ def losses(
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     z_loss: ZLoss = NO_Z_LOSS,
+    attend: Attend = causal_attention,
 ) -> tuple[Float[Array, ""], TokenLosses]:
     """The training loss, and of each token its parts, "batch length" (nats, no gradient).
 
@@ -375,9 +376,9 @@ def losses(
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if weights is None:
-        sharding = spec("batch", None)
-        weights = jnp.full(targets.shape, 1 / targets.size, jnp.float32, out_sharding=sharding)
-    hidden = hidden_states(params, inputs, config, dtype=dtype, remat=remat)
+        mean, sharding = 1 / targets.size, spec("batch", None)
+        weights = jnp.full(targets.shape, mean, jnp.float32, out_sharding=sharding)
+    hidden = hidden_states(params, inputs, config, dtype=dtype, remat=remat, attend=attend)
     output = gather_dense(params.output, ("embed", "vocab"), dtype)
     return linear_cross_entropy(
         hidden, output, params.output_bias, targets, weights, config.vocab_size, z_loss

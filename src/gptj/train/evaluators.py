@@ -51,7 +51,7 @@ def of_sources(config: TrainConfig) -> Evaluator:
             f"{MOST_SOURCES}: prepare it from a folder for each source, or leave out eval_sources"
         )
 
-    def measure(params: Params[Array], model: ModelConfig, _: Tokenizer) -> Row:
+    def measure(params: Params[Array], model: ModelConfig, tokenizer: Tokenizer) -> Row:
         nats, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
         for name, part in parts:  # a folder's files may lie apart, so a name comes more than once
             found = held_out(
@@ -60,7 +60,7 @@ def of_sources(config: TrainConfig) -> Evaluator:
                 model,
                 seq=config.seq or model.context,
                 batch=config.batch // config.accumulate,
-                dtype=config.compute.dtype,
+                compute=dataclasses.replace(config.compute, end_of_text=tokenizer.eos_id),
                 batches=config.eval_batches,
             )
             nats[name] += found.loss * found.tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from gptj.data.batches import EvalBatches
 from gptj.data.store import TokenStore
 from gptj.model import Params, losses
 from gptj.sharding import Part, place, place_parts
+from gptj.train.step import StepConfig, attend_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +44,18 @@ class HeldOut:
         return row if bits is None else {**row, "heldout_bits_per_byte": bits}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "dtype"))
+@functools.partial(jax.jit, static_argnames=("model", "compute"))
 def eval_step(
     params: Params[Array],
     tokens: Int[Array, "batch length+1"],
     weights: Float[Array, "batch length"],
     *,
     model: ModelConfig,
-    dtype: Literal["float32", "bfloat16"],
+    compute: StepConfig,
 ) -> Float[Array, ""]:
     """Weighted sum of the tokens' negative log-likelihoods, in nats."""
-    return losses(params, tokens, model, weights=weights, dtype=jnp.dtype(dtype))[0]
+    attend, dtype = attend_in(tokens, compute), jnp.dtype(compute.dtype)
+    return losses(params, tokens, model, weights=weights, dtype=dtype, attend=attend)[0]
 
 
 def held_out(
@@ -64,16 +65,17 @@ def held_out(
     *,
     seq: int,
     batch: int,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    compute: StepConfig | None = None,
     batches: int | None = None,
 ) -> HeldOut:
     """Score `store`, in order, in rows of `seq` tokens that do not see one another.
 
     Args:
       batch: rows at a time.
+      compute: as the model is trained; of it the dtype counts, and whether documents are isolated.
       batches: read only so many batches; all when not given.
     """
-    nats, tokens = 0.0, 0.0
+    nats, tokens, compute = 0.0, 0.0, compute or StepConfig()
     data = EvalBatches(store, seq, batch, limit=batches)
     for number in range(len(data)):
         weights = data.weights(number, slice(None))
@@ -83,7 +85,7 @@ def held_out(
 
         rows = place_parts((batch, seq + 1), read, "batch", None)
         split = rows, place(weights, "batch", None)
-        nats += float(eval_step(params, *split, model=model, dtype=dtype))
+        nats += float(eval_step(params, *split, model=model, compute=compute))
         tokens += float(np.sum(weights))
     whole = tokens == len(store)
     bits = nats / math.log(2) / store.bytes if whole else None

@@ -188,7 +188,7 @@ class Loop:
                 rows,
                 model=setup.model,
                 optimizer=setup.optimizer,
-                config=self.config.compute,
+                config=setup.compute,
             )
 
     def row(self, step: int, metrics: StepMetrics) -> Row:
@@ -244,7 +244,7 @@ class Loop:
                     setup.model,
                     seq=setup.seq,
                     batch=config.batch // config.accumulate,
-                    dtype=config.compute.dtype,
+                    compute=setup.compute,
                     batches=None if step == config.steps else config.eval_batches,
                 )
             )

@@ -41,6 +41,8 @@ class Setup:
         self._check()
         self.batches = TrainBatches(self.data, self.seq, config.batch, config.seed)
         self.optimizer = config.optimizer.for_run(config.steps)
+        eos = self.data.tokenizer.eos_id
+        self.compute = dataclasses.replace(config.compute, end_of_text=eos)
         hosts.same_everywhere(self._command())
         runs.begin(
             config.out,
@@ -96,7 +98,7 @@ class Setup:
             "seed": config.seed,
             "rewind_after": config.rewind_after,
             "optimizer": dataclasses.asdict(self.optimizer),
-            "compute": dataclasses.asdict(config.compute),
+            "compute": dataclasses.asdict(self.compute),
         }
 
     def _command(self) -> dict[str, Any]:

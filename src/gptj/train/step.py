@@ -9,12 +9,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 from jaxtyping import Array, Float, Int
 
+from gptj.attention import causal_attention, document_ends
 from gptj.config import ModelConfig
 from gptj.cross_entropy import TokenLosses, ZLoss
 from gptj.errors import UserError
-from gptj.model import Params, Remat, Weight, losses, weights
+from gptj.model import Attend, Params, Remat, Weight, losses, weights
 from gptj.sharding import reshard
 from gptj.train.optimizer import (
     ORIGINAL,
@@ -37,6 +39,10 @@ class StepConfig:
     remat: Remat = "none"
     """What the backward pass recomputes to save memory: `none`, all but matrix products (`dots`),
     or whole layers (`block`), whose inputs `offload` keeps in the host's memory meanwhile."""
+    isolate: bool = False
+    """Documents that stand in one row do not see one another."""
+    end_of_text: tyro.conf.Suppress[int] = 50256
+    """The token between them, GPT-2's; `gptj train` takes that of the data's tokenizer."""
     z_loss: float = 1e-4
     """Coefficient of the squared log-normaliser added to the loss, which keeps long runs steady."""
     spike_sigma: float | None = None
@@ -165,6 +171,14 @@ def mean_gradient(
     return *total, row_losses
 
 
+def attend_in(rows: Int[Array, "batch length+1"], config: StepConfig) -> Attend:
+    """How the inputs in some rows see one another."""
+    if not config.isolate:
+        return causal_attention
+    ends = document_ends(rows[:, :-1], config.end_of_text)
+    return functools.partial(causal_attention, ends=ends)
+
+
 def _cast(params: Params[Array], model: ModelConfig, config: StepConfig) -> Params[Array]:
     """The matrices in what the layers compute in, once for all microbatches."""
 
@@ -189,6 +203,7 @@ def _loss(
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         z_loss=ZLoss(config.z_loss),
+        attend=attend_in(rows, config),
     )
 
 
@@ -212,4 +227,5 @@ def _original_loss(
         dataclasses.replace(model, vocab_size=model.padded_vocab_size),
         remat=config.remat,
         z_loss=ZLoss(config.z_loss, shifted=True),
+        attend=attend_in(rows, config),
     )

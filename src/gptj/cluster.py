@@ -1,0 +1,65 @@
+"""A Ray cluster: how it is reached, and work that is done on whichever of its nodes are there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from gptj.errors import UserError
+
+AUTO = "auto"
+"""The cluster that this machine is of, or else a new one on it."""
+
+
+def connect(address: str = AUTO) -> None:
+    """Join a cluster.
+
+    Raises:
+      UserError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--ray needs Ray: pip install 'gptj-jax[ray]'") from error
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        if address != AUTO:
+            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def each(address: str, work: Callable[[int], None], numbers: Sequence[int]) -> None:
+    """Do the work of every number on a cluster, by Ray Data.
+
+    What a lost node had is done by another one, so work may be done twice.
+
+    Raises:
+      UserError: the work does, or no cluster answers.
+      OSError: the work does, or the cluster is lost.
+    """
+    connect(address)
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    def do(row: dict[str, int]) -> dict[str, int]:
+        os.environ["RAYON_NUM_THREADS"] = "1"  # of which it takes one, as Ray counts
+        work(row["item"])
+        return row
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        data = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
+        for _ in data.map(do).iter_rows():
+            pass
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise ConnectionError(f"the Ray cluster was lost: {error}") from error
+    finally:
+        ray.shutdown()

@@ -1,0 +1,86 @@
+"""`gptj prepare --ray` on a cluster of two nodes, one of which is killed in the middle."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from gptj.cli import data
+from gptj.data import portions
+from gptj.data.prepare import PrepareConfig, prepare
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+
+PROGRAM = """
+import sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from gptj.data import portions
+import gptj.data.prepare as of
+
+texts, out = map(Path, sys.argv[1:])
+portions.PORTION_BYTES = 1
+
+class Slow(portions.Writing):
+    def __call__(self, number):
+        time.sleep(0.5)
+        super().__call__(number)
+
+quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
+head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
+nodes = Cluster(initialize_head=True, head_node_args=head)
+second = nodes.add_node(num_cpus=1)
+
+def done():
+    return len(list(out.parent.glob(f".{out.name}.partial/done/*.json")))
+
+def kill():
+    while done() < 4:
+        time.sleep(0.05)
+    nodes.remove_node(second, allow_graceful=False)
+    print("killed after", done(), flush=True)
+
+of.Writing = Slow
+watching = threading.Thread(target=kill)
+watching.start()
+of.prepare(of.PrepareConfig((texts,), out, "bytes", held_out=0.2, ray=nodes.address))
+watching.join()
+nodes.shutdown()
+"""
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_cluster_that_loses_a_node_writes_the_same_bytes(tmp_path, monkeypatch):
+    texts = tmp_path / "in"
+    texts.mkdir()
+    for number in range(16):
+        rows = [json.dumps({"text": f"text {number}, {line}"}) for line in range(50)]
+        (texts / f"{number}.jsonl").write_text("\n".join(rows))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, texts, tmp_path / "out"],
+        stdout=subprocess.PIPE, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    count = int(done.stdout.partition("killed after ")[2].split()[0])
+    assert 4 <= count < 16
+    monkeypatch.setattr(portions, "PORTION_BYTES", 1)
+    prepare(PrepareConfig((texts,), tmp_path / "here", "bytes", held_out=0.2))
+    assert content(tmp_path / "out") == content(tmp_path / "here")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "in", "out"]
+
+
+def test_without_an_address_it_is_the_cluster_of_this_machine(monkeypatch):
+    found = []
+    monkeypatch.setattr(data, "prepare", lambda config: found.append(config.ray))
+    monkeypatch.setattr(data, "show_prepared", lambda report: None)
+    for words in ("--ray", "--ray --seed 1", "--ray head:6379", ""):
+        data.run_prepare(["a.txt", "--out", "o", *words.split()])
+    assert found == ["auto", "auto", "head:6379", None]
