@@ -6,7 +6,10 @@ Both sides take one processor, the same JSON lines (books of Project Gutenberg w
 them, else Python's standard library) and the same fast tokenizer, and write what they made: a token
 store, and the Arrow file that `map` keeps. They take turns, each in a process of its own that has
 imported all it needs before the clock starts. Rows of 2,049 tokens are drawn in shuffled order from
-a sparse store of a billion tokens.
+a sparse store of a billion tokens, and from 100 million random ones, which TensorStore also has to
+read from zarr3 (chunks of 16,384 ids, uncompressed, in shards of 2^24). Then two gigabytes are
+prepared, as a command would, for the most memory that it takes, and the 125m preset is trained for
+some steps, for the share of the time in which it waits for rows.
 """
 
 from __future__ import annotations
@@ -87,6 +90,45 @@ def turn(side: str, text: Path, tokenizer: Path) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
+def memory(folder: Path, tokenizer: Path, megabytes: int) -> dict[str, float]:
+    """What preparing so much text takes, some of it in a single long document."""
+    texts = folder / "texts"
+    texts.mkdir()
+    corpus(texts / "many.jsonl", megabytes * 3 // 4)
+    with (texts / "one.txt").open("w") as long, (texts / "many.jsonl").open() as lines:
+        for line in lines:
+            long.write(json.loads(line)["text"])
+            if long.tell() > megabytes * 250_000:
+                break
+    begin, size = time.perf_counter(), sum(path.stat().st_size for path in texts.iterdir())
+    words = ["-m", "gptj.cli", "prepare", texts, "--out", folder / "data", "--tokenizer", tokenizer]
+    pid = os.posix_spawn(sys.executable, [sys.executable, *map(str, words)], os.environ)
+    _, status, used = os.wait4(pid, 0)
+    if status:
+        raise SystemExit("preparing did not succeed")
+    return {
+        "gigabytes": round(size / 1e9, 2),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak_gib": round(used.ru_maxrss / 2**20, 3),
+    }
+
+
+def waiting(folder: Path, text: Path, tokenizer: Path, steps: int) -> dict[str, float]:
+    """Of a run on this processor, what of its time goes into waiting for rows."""
+    from gptj.data.prepare import PrepareConfig, prepare
+
+    prepare(PrepareConfig((str(text),), folder / "train", str(tokenizer), held_out=0))
+    command = ["-m", "gptj.cli", "train", "--data", folder / "train", "--out", folder / "run"]
+    shape = ["--model", "125m", "--seq", "512", "--batch", "4", "--steps", str(steps)]
+    subprocess.run([sys.executable, *map(str, [*command, *shape])], check=True)
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    found = {kind: rows[-1][f"seconds_{kind}"] for kind in ("data", "step")}
+    return {
+        "seconds_a_step": round(found["step"] / (steps - 1), 3),
+        "share_waiting_for_rows": round(found["data"] / sum(found.values()), 5),
+    }
+
+
 def sparse_store(folder: Path, tokens: int) -> None:
     """A store of which nearly nothing is on the disk."""
     from gptj.data.store import Manifest, ShardRecord, SourceRecord
@@ -129,10 +171,57 @@ def rows_a_second(folder: Path) -> dict[str, float]:
     return found
 
 
+def beside_zarr(folder: Path) -> dict[str, int]:
+    """Rows of 2,049 ids a second at random places: of our store's files, and of zarr3's."""
+    import tensorstore
+
+    from gptj.data.store import TokenStore
+
+    draw, seq = np.random.default_rng(0), 2048
+    tokens = draw.integers(0, 50257, 10**8, np.uint16)
+    sparse_store(folder / "flat", len(tokens))
+    tokens.tofile(folder / "flat" / "00000-000.tokens")
+    chunk = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    inner = {"chunk_shape": [1 << 14], "codecs": chunk}
+    grid = {"name": "regular", "configuration": {"chunk_shape": [1 << 24]}}
+    zarr = tensorstore.open(
+        {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": str(folder / "zarr")},
+            "metadata": {
+                "shape": [len(tokens)],
+                "data_type": "uint16",
+                "chunk_grid": grid,
+                "codecs": [{"name": "sharding_indexed", "configuration": inner}],
+            },
+        },
+        create=True,
+    ).result()
+    zarr.write(tokens).result()
+    flat = TokenStore.open(folder / "flat").tokens
+    sides = {
+        "flat": lambda starts: flat.windows(starts, seq + 1),
+        "zarr3": lambda starts: np.stack(
+            [r.result() for r in [zarr[s : s + seq + 1].read() for s in starts.tolist()]]
+        ),
+    }
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(6):
+        starts = draw.integers(0, len(tokens) - seq - 1, 512)
+        for side, read in sides.items():
+            begin = time.perf_counter()
+            found = read(starts)
+            times[side].append(512 / (time.perf_counter() - begin))
+            assert found[0].tolist() == tokens[starts[0] : starts[0] + seq + 1].tolist()
+    return {side: round(statistics.median(each[1:])) for side, each in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--memory-megabytes", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=8, help="of training; 0 for none")
     parser.add_argument("--out", type=Path, default=RESULTS / "data.json")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--files", nargs=3, type=Path, help=argparse.SUPPRESS)
@@ -158,10 +247,16 @@ def main() -> None:
                 speeds[side].append(args.megabytes / turn(side, text, tokenizer))
                 print(f"{number} {side:9} {speeds[side][-1]:6.2f} MB/s a core", flush=True)
         rows = rows_a_second(Path(folder))
+        print(rows, flush=True)
+        formats = beside_zarr(Path(folder))
+        print(formats, flush=True)
+        prepared = memory(Path(folder), tokenizer, args.memory_megabytes)
+        print(prepared, flush=True)
+        trained = waiting(Path(folder), text, tokenizer, args.steps) if args.steps else None
     medians = {side: round(statistics.median(each), 2) for side, each in speeds.items()}
     pairs = [a / b for a, b in zip(*speeds.values(), strict=True)]
     ratio = round(float(np.median(pairs)), 2)
-    print(f"ours over datasets.map: {ratio}; {rows}")
+    print(f"ours over datasets.map: {ratio}; {trained}")
     write(
         args.out,
         {
@@ -171,6 +266,9 @@ def main() -> None:
             "ratio": ratio,
             "all": speeds,
             "rows": rows,
+            "rows_a_second_by_format": formats,
+            "preparing": prepared,
+            "training": trained,
         },
     )
 

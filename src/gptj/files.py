@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import os
 import weakref
@@ -57,6 +58,10 @@ class File:
     """The fsspec file system that holds it, or None for this machine's own."""
     held_at: str = ""
     """Where it lies there, if not at `path`."""
+
+    def __reduce__(self) -> tuple[type[File], tuple[str, int, Any, str]]:
+        """The file itself, for another process, and not what is open here."""
+        return File, (self.path, self.size, self.remote, self.held_at)
 
     def read(
         self, start: int = 0, stop: int | None = None, scratch: Scratch | None = None
@@ -330,3 +335,20 @@ def reaching(place: str, but: tuple[type[Exception], ...] = (UserError,)) -> Ite
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def alone(lock: Path, otherwise: str) -> Iterator[None]:
+    """Hold a file that no second process holds meanwhile.
+
+    Raises:
+      UserError: another does, of which `otherwise` says what that means.
+    """
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go if we die
+        except BlockingIOError:
+            raise UserError(f"{otherwise}: wait for it to end, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield

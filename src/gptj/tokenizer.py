@@ -12,9 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
+from numpy.typing import NDArray
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from gptj.bpe import Swift, swift
 from gptj.errors import UserError
 from gptj.hub import download, is_hub_id
 
@@ -59,11 +62,22 @@ class Tokenizer:
         self.cuttable = _is_gpt2_split(definition)
         """Whether a text may be cut at `WORD_END`, and its parts encoded by themselves."""
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, Any]]]:
+        """The definition, for another process."""
+        return Tokenizer, (json.loads(self._json),)
+
     @cached_property
     def _special(self) -> tokenizers.Tokenizer:
         # A second instance, because the switch is state of the library's object: flipping it for
         # one call would leak into another thread's.
         return _backing(self._json, "tokenizer")
+
+    @cached_property
+    def _swift(self) -> Swift | None:
+        if not self.cuttable:
+            return None
+        model: Any = self._plain.model
+        return swift(json.loads(self._json), _spell_byte_level, model.tokenize, _left)
 
     @cached_property
     def spelling(self) -> _Spelling:
@@ -159,6 +173,18 @@ class Tokenizer:
         """
         return _cut_at_words(text) if self.cuttable else iter((text,))
 
+    def encode_pieces(self, pieces: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """`encode` of each text, as arrays, on all cores: for much text, such as a corpus.
+
+        Raises:
+          UserError: a text holds half of a surrogate pair, which is not a character.
+        """
+        swift = self._swift
+        found = swift.encode(pieces) if swift else [None] * len(pieces)
+        rest = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
+        slow = iter(self.encode_batch(rest))
+        return [np.array(next(slow), np.uint32) if ids is None else ids for ids in found]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and ids outside the vocabulary have none.
 
@@ -221,6 +247,11 @@ def _encode(backing: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
             "the text holds half of a surrogate pair (U+D800 to U+DFFF), which is not a "
             "character: remove it"
         ) from error
+
+
+def _left(text: str, kind: str) -> str:
+    """The characters of a text that are not of a class of regular expressions."""
+    return str(normalizers.Replace(tokenizers.Regex(kind), "").normalize_str(text))
 
 
 def _cut_at_words(text: str) -> Iterator[str]:

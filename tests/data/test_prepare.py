@@ -299,12 +299,13 @@ class TestReport:
 
     def test_the_command_line_sets_every_field(self):
         arguments = "a b --out o --tokenizer bytes --held-out 0.1 --exclude x y* "
-        arguments += "--text-field t --split-by m.n --seed 1 --strict --force"
+        arguments += "--text-field t --split-by m.n --seed 1 --strict --force --append --ray r"
         arguments += " --ftfy --detokenize --split-end-of-text --min-unique-tokens 9 --copies near"
         clean = CleanConfig(True, True, True, 9, "near")
         expected = PrepareConfig(
-            ("a", "b"), Path("o"), "bytes", 0.1, ("x", "y*"), "t", "m.n", 1, True, True, clean
-        )
+            ("a", "b"), Path("o"), "bytes", 0.1, ("x", "y*"), "t", "m.n", 1, True, True, True, "r",
+            clean,
+        )  # fmt: skip
         assert tyro.cli(PrepareConfig, args=arguments.split()) == expected
 
     @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"tinyshakespeare is not {SHAKESPEARE}")
@@ -355,7 +356,7 @@ class TestAllOrNothing:
             run(corpus, out=out)
         assert self.nothing_is_left(out)
 
-    def test_an_interrupted_replacement_leaves_the_old(self, corpus, out, monkeypatch):
+    def test_an_interrupted_replacement_leaves_the_old(self, corpus, lines, out, monkeypatch):
         run(corpus, out=out)
         before = splits(out)
         rename = Path.rename
@@ -369,6 +370,9 @@ class TestAllOrNothing:
         with pytest.raises(UserError, match=r"out cannot be written \(Input/output error\)"):
             run(corpus, out=out, force=True)
         assert splits(out) == before
+        monkeypatch.undo()
+        run(lines, out=out, force=True)  # what was done meanwhile is not of these inputs
+        assert len(texts(out / "train")) < 40
         assert not list(out.parent.glob(".*"))
 
     @pytest.mark.parametrize("existing", [False, True])

@@ -1,13 +1,16 @@
 """What reaches the devices are the rows that the order of the data says, on any mesh."""
 
 import contextlib
+import hashlib
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from gptj.data.batches import TrainBatches
-from gptj.data.mixture import Mixture
+from gptj.data.mixture import MixConfig, Mixture, mix
+from gptj.data.prepare import PrepareConfig, prepare
 from gptj.sharding import make_mesh
 from gptj.train.feed import Feed
 from gptj.train.rows import Skip
@@ -49,3 +52,29 @@ def test_after_going_back_other_rows_come(batches):
     resumed = fed(batches, (1, 2), [Skip(2, 5)])
     np.testing.assert_array_equal(resumed[0].reshape(8, 17), batches.batch(1))
     np.testing.assert_array_equal(resumed[1].reshape(8, 17), batches.batch(7))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_stream_is_the_same_on_1_2_3_or_8_hosts(accumulate, tmp_path):
+    """A device stands for a host: each reads its own rows of a mixture and no others."""
+    for name in "ab":
+        rows = (json.dumps({"text": f"{name} {number} " * 5}) for number in range(200))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        prepare(PrepareConfig((str(tmp_path / f"{name}.jsonl"),), tmp_path / name, "bytes"))
+    mix(MixConfig((f"{tmp_path / 'a'}=5", f"{tmp_path / 'b'}=1"), tmp_path / "mixed"))
+    updates, batch, seq = 30, 48, 16
+    batches = TrainBatches(Mixture.open(tmp_path / "mixed"), seq, batch, 1)
+    one = hashlib.sha256(b"".join(batches.batch(step).tobytes() for step in range(updates)))
+    for hosts in (1, 2, 3, 8):
+        found = hashlib.sha256()
+        with (
+            jax.set_mesh(make_mesh(hosts)),
+            contextlib.closing(Feed(batches, batch, accumulate, seq, [])) as feed,
+        ):
+            for update in range(updates):
+                whole = np.zeros((accumulate, batch // accumulate, seq + 1), np.int32)
+                for shard in feed.rows(update).addressable_shards:
+                    assert shard.data.shape[1] == batch // accumulate // hosts
+                    whole[shard.index] = np.asarray(shard.data)
+                found.update(whole.tobytes())
+        assert found.hexdigest() == one.hexdigest()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptj.cli.flags import parse
+from gptj.cluster import AUTO
 from gptj.data.describe import describe, describe_store, random_documents
 from gptj.data.describe import lengths as counts
 from gptj.data.mixture import MixConfig, Mixture, mix
@@ -17,7 +18,16 @@ from gptj.train.rows import visible
 def run_prepare(args: Sequence[str]) -> None:
     """Run `gptj prepare`."""
     example = "gptj prepare books/ notes.md --tokenizer train:8192 --out data/mine"
-    show_prepared(prepare(parse(PrepareConfig, "prepare", args, example)))
+    show_prepared(prepare(parse(PrepareConfig, "prepare", _with_address(args), example)))
+
+
+def _with_address(args: Sequence[str]) -> list[str]:
+    """A `--ray` without an address means the cluster of this machine."""
+    found = list(args)
+    for place, word in enumerate(args):
+        if word == "--ray" and (place + 1 == len(args) or args[place + 1].startswith("-")):
+            found.insert(place + 1, AUTO)
+    return found
 
 
 def show_prepared(report: PrepareReport) -> None:

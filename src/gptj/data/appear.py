@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from gptj.errors import UserError
+from gptj.files import alone
 
 PREPARED = "train/manifest.json"
 """What a folder of prepared data holds."""
+DONE = "done"
+"""Where a resumable folder has a file for each part that is done."""
 
 
 def check_out(out: Path, force: bool, mark: str = PREPARED) -> None:
@@ -39,33 +43,102 @@ def _holds(folder: Path, mark: str) -> bool:
 @contextlib.contextmanager
 def all_or_nothing(out: Path, force: bool, mark: str = PREPARED) -> Iterator[Path]:
     """A new folder, which becomes `out` in one rename if the block succeeds, and else vanishes."""
-    try:
+    with saying(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
         ) as scratch:
-            new, old = Path(scratch, "new"), Path(scratch, "old")
+            new = Path(scratch, "new")
             new.mkdir()
             yield new
-            _sync(new)
-            check_out(out, force, mark)
-            if out.exists():
-                out.rename(old)
-            try:
-                new.rename(out)
-            except OSError:
-                if old.exists():
-                    old.rename(out)
-                raise
-            _sync_entry(out.parent)
+            appear(new, out, force, mark)
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, for what is to become it, which outlives an interruption.
+
+    It vanishes with the block, but for one that ends early with something in `DONE`: then the
+    next block finds it again, see `going_on`.
+
+    Raises:
+      UserError: another process is at it.
+    """
+    scratch = out.absolute().parent / f".{out.name}.partial"
+    with saying(out):
+        scratch.mkdir(parents=True, exist_ok=True)
+    with alone(scratch / "lock", f"another process is writing {out}"):
+        try:
+            yield scratch
+        except BaseException:
+            if not _has_any(scratch / DONE):
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def going_on(out: Path, scratch: Path, key: str) -> Iterator[None]:
+    """Go on with what is in a resumable folder if it is of this key, and else begin anew.
+
+    Raises:
+      UserError: the block does, and what is done is not kept; or the system refuses something.
+    """
+    mark = scratch / "key"
+    try:
+        if not mark.exists() or mark.read_text() != key:
+            for path in scratch.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+            mark.write_text(key)
+        yield
+    except UserError:  # another command is needed
+        shutil.rmtree(scratch / DONE, ignore_errors=True)
+        raise
     except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror or error}) and is left as it was: "
-            "free space, or choose another --out"
-        ) from error
+        raise _refused(out, error, scratch if _has_any(scratch / DONE) else None) from error
 
 
-def _sync(folder: Path) -> None:
+def _has_any(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def appear(new: Path, out: Path, force: bool, mark: str = PREPARED) -> None:
+    """Have a folder become `out`, in one rename and not before the disk holds all of it."""
+    sync(new)
+    check_out(out, force, mark)
+    old = new.with_name("old")
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    _sync_entry(out.parent)
+
+
+@contextlib.contextmanager
+def saying(out: Path) -> Iterator[None]:
+    """Say in a sentence what the system has against writing `out`."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(out, error) from error
+
+
+def _refused(out: Path, error: OSError, kept: Path | None = None) -> UserError:
+    why = f"{out} cannot be written ({error.strerror or error}) and is left as it was"
+    if kept:
+        return UserError(
+            f"{why}, what is done is kept in {kept}: free space if there is none, and give the "
+            "same command again"
+        )
+    return UserError(f"{why}: free space, or choose another --out")
+
+
+def sync(folder: Path) -> None:
     """Have the disk hold everything in `folder` before its name appears."""
     for path in sorted(folder.rglob("*")):
         _sync_entry(path)

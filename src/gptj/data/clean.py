@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from gptj.data.read import Document
 from gptj.errors import UserError
 from gptj.tokenizer import END_OF_TEXT, Tokenizer
@@ -81,6 +83,14 @@ class Drops:
             beginning = " ".join(text[: 4 * BEGINNING].split())[:BEGINNING]
             where = f"{key[0]}, document {key[1] + 1}" + (f", {more}" if more else "")
             shown.append(f"{where}: {beginning}")
+
+    def take(self, others: Iterable[Dropped]) -> None:
+        """Count what was left out elsewhere."""
+        for each in others:
+            self._counts[each.reason] += each.documents
+            self._bytes[each.reason] += each.bytes
+            shown = self._examples[each.reason]
+            shown += each.examples[: EXAMPLES - len(shown)]
 
     def report(self) -> tuple[Dropped, ...]:
         """Of each reason how many, and some of them."""
@@ -163,7 +173,7 @@ class FewTokens:
             return len(set(document.ids.tolist())) < self._least
         found: set[int] = set()
         for piece in self._tokenizer.pieces(document.text):
-            found.update(self._tokenizer.encode(piece))
+            found.update(np.unique(self._tokenizer.encode_pieces([piece])[0]).tolist())
             if len(found) >= self._least:
                 return False
         return True

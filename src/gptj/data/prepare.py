@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from gptj.data.appear import all_or_nothing, check_out
-from gptj.data.clean import (
-    CleanConfig,
-    Dropped,
-    Drops,
-    FewTokens,
-    kept,
-    leave_out_copies,
-    mended,
+from gptj import cluster
+from gptj.data.appear import appear, check_out, going_on, resumable
+from gptj.data.append import Prepared
+from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
+from gptj.data.find import find_sources
+from gptj.data.portions import (
+    NEW,
+    Done,
+    ReadConfig,
+    Reading,
+    Side,
+    Writing,
+    divided,
+    folder_of,
+    place_of,
+    portions,
 )
-from gptj.data.find import Inputs, Source, find_sources
-from gptj.data.read import Document, Reader
+from gptj.data.read import Document
 from gptj.data.split import Split, SplitPlan, Unit
-from gptj.data.store import TokenStore
-from gptj.data.write import StoreWriter, Written, finish
+from gptj.data.store import FORMAT, TokenStore
+from gptj.data.write import Written, finish
 from gptj.errors import UserError
+from gptj.files import is_url
 from gptj.tokenizer import Tokenizer
 
-_TRAIN = "train:"
-UNIT_BYTES = 1 << 28
-"""Of files as they lie there."""
+_TRAIN, _DEFAULT = "train:", "train:4096"
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,11 @@ class PrepareConfig:
     from the `.idx` with `.bin` of Megatron and GPT-NeoX."""
     out: Path
     """Folder to write. It appears when all is well and complete, or not at all."""
-    tokenizer: str = "train:4096"
+    tokenizer: str | None = None
     """`train:VOCAB` learns a byte-level BPE of VOCAB tokens, at least 257, from the training
     text; `bytes` makes every byte a token; otherwise a tokenizer.json, the folder of one, or the
-    id of a model on the Hugging Face Hub. A model is fine-tuned with its own tokenizer."""
+    id of a model on the Hugging Face Hub. A model is fine-tuned with its own tokenizer. Default:
+    `train:4096`, with --append that of the data."""
     held_out: float = 0.05
     """Fraction of the text's bytes, from 0 (nothing) to 0.5, kept from training to measure the
     loss on: whole files where there are 20 or more, else whole documents where there are 20 or
@@ -70,6 +77,11 @@ class PrepareConfig:
     counted."""
     force: bool = False
     """Replace OUT if it holds prepared data."""
+    append: bool = False
+    """Add to the prepared data in OUT, which stay as they are, with their own tokenizer."""
+    ray: str | None = None
+    """Write on a Ray cluster: `--ray` alone on that of this machine or, where there is none, on a
+    new one, `--ray HEAD:PORT` on another. Its nodes see the inputs and OUT by the same paths."""
     clean: tyro.conf.OmitArgPrefixes[CleanConfig] = CleanConfig()
 
 
@@ -121,51 +133,130 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     """
     if not 0 <= config.held_out <= 0.5:
         raise UserError(f"held_out={config.held_out} must be a fraction from 0 to 0.5 of the text")
-    check_out(config.out, config.force)
-    vocab_size = _vocab_to_train(config.tokenizer)
-    tokenizer = None if vocab_size else Tokenizer.load(config.tokenizer)
-    inputs = find_sources(config.inputs, config.exclude)
+    if config.append and config.force:
+        raise UserError("--append keeps what is in OUT and --force replaces it: give one of them")
+    if not config.append:
+        check_out(config.out, config.force)
+    spec = config.tokenizer or _DEFAULT
+    vocab_size = 0 if config.append else _vocab_to_train(spec)
+    with resumable(config.out) as scratch:
+        before = Prepared.open(config.out) if config.append else None
+        tokenizer = before.tokenizer(config.tokenizer) if before else None
+        if not tokenizer and not vocab_size:
+            tokenizer = Tokenizer.load(spec)
+        return _prepare(config, scratch, before, tokenizer or vocab_size)
+
+
+def _prepare(
+    config: PrepareConfig, scratch: Path, before: Prepared | None, made: Tokenizer | int
+) -> PrepareReport:
+    """Prepare with the tokenizer that is `made`, or one of so many tokens that is to be learnt."""
+    inputs = find_sources(_everywhere(config), config.exclude)
+    if before:
+        before.check(inputs, config.split_by, config.held_out)
 
     # The inputs are read once per stage and not held: they may be larger than memory.
-    reading = Reading(config, inputs, tokenizer.eos_id if tokenizer else None)
+    eos_id = made.eos_id if isinstance(made, Tokenizer) else None
+    how = ReadConfig(config.text_field, config.split_by, config.strict, config.clean, eos_id)
+    reading = Reading(inputs, how)
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
     splits = _plan(reading.documents(), config)
-    if tokenizer is None:
-        documents = _divided(reading.documents(), splits)
+    if isinstance(made, Tokenizer):
+        tokenizer = made
+    else:
+        documents = divided(reading.documents(), splits)
         texts = (document.text for document, held in documents if not held)
-        tokenizer = Tokenizer.train(texts, vocab_size)
-    reading = dataclasses.replace(reading, eos_id=tokenizer.eos_id)
-    with all_or_nothing(config.out, config.force) as folder:
-        replaced = _write(folder, reading, splits, tokenizer)
+        tokenizer = Tokenizer.train(texts, made)
+        how = dataclasses.replace(how, eos_id=tokenizer.eos_id)
+    first = before.next_shard if before else 0
+    parts = tuple(portions(inputs))
+    reading = dataclasses.replace(reading, config=how)
+    writing = Writing(scratch, reading, parts, splits, tokenizer, first)
+    with going_on(config.out, scratch, _key(config, writing, before)):
+        done = _write(writing, config.ray)
+        written = _sides(done, splits, before)
+        if before:
+            before.add(scratch / NEW, tokenizer, written)
+        else:
+            for side, each in written.items():
+                finish(place_of(*side, scratch / NEW), tokenizer, each)
+            appear(scratch / NEW, config.out, config.force)
+    for portion in done:
+        reading.drops.take(portion.dropped)
     return PrepareReport(
         groups=tuple(_report(config.out, name, splits[name].unit) for name in sorted(splits)),
         vocab_size=tokenizer.vocab_size,
         files=len(inputs.sources),
         skipped_files=inputs.skipped,
-        replaced=replaced,
+        replaced=sum(portion.replaced for portion in done),
         dropped=reading.drops.report(),
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How the inputs are read, each time the same."""
+def _everywhere(config: PrepareConfig) -> list[str]:
+    """The inputs, for a cluster by paths that are right in every process."""
+    places = [os.fspath(each) for each in config.inputs]
+    if config.ray is None:
+        return places
+    return [place if is_url(place) else os.path.abspath(place) for place in places]
 
-    config: PrepareConfig
-    inputs: Inputs
-    eos_id: int | None
-    drops: Drops = field(default_factory=Drops)
 
-    def documents(self, reader: Reader | None = None) -> Iterator[Document]:
-        """What is kept of them, mended."""
-        reader = reader or self.reader()
-        read = (each for source in self.inputs.sources for each in reader.documents(source))
-        return kept(mended(read, self.config.clean), self.drops)
+def _key(config: PrepareConfig, writing: Writing, before: Prepared | None) -> str:
+    """What tells this preparation from others, so that only its own is gone on with."""
+    options = dataclasses.asdict(config) | {"ray": None, "force": None, "out": None}
+    files = [
+        (source.name, source.file.path, source.file.size, _changed(source.file.path))
+        for portion in writing.portions
+        for source in portion.sources
+    ]
+    found = [FORMAT, options, files, writing.tokenizer.sha256, before and before.fingerprint]
+    return hashlib.sha256(json.dumps(found, default=str).encode()).hexdigest()
 
-    def reader(self) -> Reader:
-        """A reader, which counts anew."""
-        config = self.config
-        return Reader(config.text_field, config.split_by, config.strict, self.eos_id)
+
+def _changed(path: str) -> int:
+    """When a file changed last, in nanoseconds; behind a URL nobody says."""
+    return 0 if is_url(path) else os.stat(path).st_mtime_ns
+
+
+def _write(writing: Writing, ray: str | None) -> list[Done]:
+    """Write every portion that is not written yet, here or on a cluster."""
+    numbers = range(len(writing.portions))
+    missing = [number for number in numbers if writing.done(number) is None]
+    if ray is None:
+        for number in missing:
+            writing(number)
+    elif missing:
+        cluster.each(ray, writing, missing)
+    done = [portion for number in numbers if (portion := writing.done(number))]
+    if len(done) < len(numbers):
+        raise UserError(
+            f"a node of the cluster wrote to a {writing.folder.parent} that is not this machine's: "
+            "give an --out in a folder that all of them share"
+        )
+    return done
+
+
+def _sides(
+    done: Sequence[Done], splits: dict[str, Split], before: Prepared | None
+) -> dict[Side, list[Written]]:
+    """What was written to each store, in order.
+
+    Raises:
+      UserError: a store would be empty.
+    """
+    found: dict[Side, list[Written]] = {}
+    for name, split in splits.items():
+        for held in (False, True) if split.unit != "nothing" else (False,):
+            side = name, held
+            found[side] = [each.parts[side] for each in done if side in each.parts]
+            is_there = before and place_of(*side, before.out) in before.stores
+            if not is_there and not any(each.documents for each in found[side]):
+                raise UserError(
+                    f"the inputs are too short, no text {f'of {name} ' if name else ''}is left for "
+                    f"{'heldout' if held else 'train'}: give more text, or --held-out 0 to train "
+                    "on all of it"
+                )
+    return found
 
 
 def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Split]:
@@ -191,21 +282,6 @@ def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Spl
     return {name: plan.made() for name, plan in plans.items()}
 
 
-def folder_of(group: str) -> str:
-    """A name for a group's folder, of characters that every system takes."""
-    return re.sub(r"[^\w.()-]+", "-", group).strip("-.") or ("-" if group else "")
-
-
-def _divided(
-    documents: Iterable[Document], splits: dict[str, Split]
-) -> Iterator[tuple[Document, bool]]:
-    """The documents, or what they are cut into, each with whether it is held out."""
-    divisions = {name: split.begin() for name, split in splits.items()}
-    for document in documents:
-        for held, part in divisions[document.group](document):
-            yield part, held
-
-
 def _vocab_to_train(spec: str) -> int:
     """The VOCAB of `train:VOCAB`, or 0 where `spec` names a tokenizer that exists."""
     if not spec.startswith(_TRAIN):
@@ -219,82 +295,10 @@ def _vocab_to_train(spec: str) -> int:
     return int(size)
 
 
-Parts = dict[tuple[str, bool], Written]
-"""What was written of each group, to train on and held out."""
-
-
-def units(inputs: Inputs) -> Iterator[Inputs]:
-    """The inputs in portions of files that lie one after the other, `UNIT_BYTES` or more each.
-
-    Each is written to shards of its own: so who writes which changes nothing.
-    """
-    begun: list[Source] = []
-    for source in inputs.sources:
-        begun.append(source)
-        if sum(each.file.size for each in begun) >= UNIT_BYTES:
-            yield Inputs(tuple(begun), 0)
-            begun = []
-    if begun:
-        yield Inputs(tuple(begun), 0)
-
-
-def _write(folder: Path, reading: Reading, splits: dict[str, Split], tokenizer: Tokenizer) -> int:
-    """Write the stores; returns how much text was replaced on the way."""
-    reader = reading.reader()
-    enough = FewTokens(reading.config.clean.min_unique_tokens, tokenizer, reading.drops)
-    for name, split in splits.items():
-        for held in (False, True) if split.unit != "nothing" else (False,):
-            (folder / _place(name, held)).mkdir(parents=True)
-    parts = [
-        write_unit(
-            folder,
-            number,
-            enough(dataclasses.replace(reading, inputs=unit).documents(reader)),
-            splits,
-            tokenizer,
-        )
-        for number, unit in enumerate(units(reading.inputs))
-    ]
-    for name, split in splits.items():
-        for held in (False, True) if split.unit != "nothing" else (False,):
-            mine = [part[name, held] for part in parts if (name, held) in part]
-            if not any(each.documents for each in mine):
-                raise UserError(
-                    f"the inputs are too short, no text {f'of {name} ' if name else ''}is left for "
-                    f"{'heldout' if held else 'train'}: give more text, or --held-out 0 to train "
-                    "on all of it"
-                )
-            finish(folder / _place(name, held), tokenizer, mine)
-    return reader.replaced
-
-
-def write_unit(
-    folder: Path,
-    number: int,
-    documents: Iterable[Document],
-    splits: dict[str, Split],
-    tokenizer: Tokenizer,
-) -> Parts:
-    """The shards of one portion of the inputs, in the folders of the groups it has text of."""
-    writers: dict[tuple[str, bool], StoreWriter] = {}
-    with contextlib.ExitStack() as stack:
-        for document, held in _divided(documents, splits):
-            key = document.group, held
-            if key not in writers:
-                writer = StoreWriter(folder / _place(*key), tokenizer, number)
-                writers[key] = stack.enter_context(writer)
-            writers[key].add(document)
-    return {key: writer.written() for key, writer in writers.items()}
-
-
-def _place(group: str, held: bool) -> Path:
-    return Path(folder_of(group)) / ("heldout" if held else "train")
-
-
 def _report(out: Path, group: str, unit: Unit) -> GroupReport:
-    folder = out / folder_of(group)
-    held = None if unit == "nothing" else _store_report(folder / "heldout")
-    return GroupReport(group, _store_report(folder / "train"), held, unit)
+    train, held = (place_of(group, held, out) for held in (False, True))
+    held_out = None if unit == "nothing" else _store_report(held)
+    return GroupReport(group, _store_report(train), held_out, unit)
 
 
 def _store_report(path: Path) -> StoreReport:

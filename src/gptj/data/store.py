@@ -48,6 +48,11 @@ class ShardRecord:
     documents_check: str
     """SHA-256 of where its documents start."""
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ShardRecord:
+        """What JSON says of it."""
+        return cls(**{**values, "checks": tuple(values["checks"])})
+
     def files(self, dtype: str) -> dict[str, int]:
         """Its files, and how many bytes each has."""
         width = np.dtype(dtype).itemsize
@@ -120,8 +125,7 @@ class Manifest:
                 "prepare the data again"
             )
         try:
-            shards = (each | {"checks": tuple(each["checks"])} for each in values["shards"])
-            values["shards"] = tuple(ShardRecord(**each) for each in shards)
+            values["shards"] = tuple(map(ShardRecord.of, values["shards"]))
             values["sources"] = tuple(SourceRecord(**source) for source in values["sources"])
             manifest = cls(**values)
             fingerprint = _fingerprint(manifest.tokenizer, manifest.shards)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,12 @@ class Written:
     shards: tuple[ShardRecord, ...]
     sources: tuple[SourceRecord, ...]
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Written:
+        """What JSON says of it."""
+        sources = (SourceRecord(**each) for each in values["sources"])
+        return cls(tuple(map(ShardRecord.of, values["shards"])), tuple(sources))
+
     @property
     def documents(self) -> int:
         """In all of it."""
@@ -47,17 +54,32 @@ class Written:
 
 def finish(path: Path, tokenizer: Tokenizer, parts: Sequence[Written]) -> None:
     """Make a store of what writers left in the folder `path`, in this order."""
-    shards = [shard for part in parts for shard in part.shards]
-    sources: list[SourceRecord] = []
-    before = 0
-    for part in parts:
-        for source in part.sources:
-            first = source.first_document + before
-            sources.append(dataclasses.replace(source, first_document=first))
-        before += part.documents
     tokenizer.save(path / TOKENIZER)
-    manifest = Manifest.of(tokenizer, shards, sources)
-    (path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    replace_text(path / MANIFEST, grown(None, tokenizer, parts).to_json())
+
+
+def grown(before: Manifest | None, tokenizer: Tokenizer, parts: Sequence[Written]) -> Manifest:
+    """The manifest of a store after `parts` were written to its folder, in this order."""
+    shards = [*before.shards] if before else []
+    sources = [*before.sources] if before else []
+    documents = before.documents if before else 0
+    for part in parts:
+        shards += part.shards
+        for source in part.sources:
+            first = source.first_document + documents
+            sources.append(dataclasses.replace(source, first_document=first))
+        documents += part.documents
+    return Manifest.of(tokenizer, shards, sources)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file, of which nobody ever sees a part."""
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 class StoreWriter:
@@ -66,10 +88,10 @@ class StoreWriter:
     Use in a `with` block; leaving it without an exception completes them.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, unit: int = 0) -> None:
-        """Write into the folder `path`, which may hold the shards of other units."""
-        path.mkdir(exist_ok=True)
-        self._path, self._tokenizer, self._unit = path, tokenizer, unit
+    def __init__(self, path: Path, tokenizer: Tokenizer, portion: int = 0) -> None:
+        """Write into the folder `path`, which may hold the shards of other portions."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._tokenizer, self._portion = path, tokenizer, portion
         self._shard: _OpenShard | None = None
         self._shards: list[ShardRecord] = []
         self._sources: list[_OpenSource] = []
@@ -141,24 +163,24 @@ class StoreWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        encoded = iter(self._tokenizer.encode_batch([each for each, _ in self._pending if each]))
-        ids: list[int] = []
-        ends: list[int] = []
+        pieces = [piece for piece, _ in self._pending if piece]
+        encoded = iter(self._tokenizer.encode_pieces(pieces))
+        end, nothing = np.array([self._tokenizer.eos_id], np.uint32), np.array([], np.uint32)
+        parts, ends, size = [nothing], [], 0
         for piece, source in self._pending:
-            before = len(ids)
-            ids += next(encoded) if piece else ()
+            parts.append(end if piece is None else next(encoded) if piece else nothing)
+            size += len(parts[-1])
+            source.tokens += len(parts[-1])
             if piece is None:
-                ids.append(self._tokenizer.eos_id)
-                ends.append(len(ids))
-            source.tokens += len(ids) - before
-        self._append(np.array(ids, np.int64), ends)
+                ends.append(size)
+        self._append(np.concatenate(parts), ends)
         self._pending.clear()
         self._pending_characters = 0
 
-    def _append(self, ids: NDArray[np.int64], ends: Sequence[int]) -> None:
+    def _append(self, ids: NDArray[np.integer[Any]], ends: Sequence[int]) -> None:
         """Put more ids into the shard, in which documents end after so many of them."""
         if self._shard is None:
-            name = f"{self._unit:05}-{len(self._shards):03}"
+            name = f"{self._portion:05}-{len(self._shards):03}"
             self._shard = _OpenShard(self._path, name, dtype_for(self._tokenizer))
         self._shard.append(ids, ends)
         if self._shard.tokens >= SHARD_TOKENS and ends and ends[-1] == len(ids):
@@ -181,7 +203,7 @@ class _OpenShard:
         self._hash, self._hashed = hashlib.sha256(), 0
         self._checks: list[str] = []
 
-    def append(self, ids: NDArray[np.int64], ends: Sequence[int]) -> None:
+    def append(self, ids: NDArray[np.integer[Any]], ends: Sequence[int]) -> None:
         self._offsets += [self.tokens + end for end in ends]
         data = memoryview(ids.astype(self._dtype).tobytes())
         self._file.write(data)

@@ -23,6 +23,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 
+from gptj.cluster import AUTO, connect
 from gptj.engine.engine import Engine
 from gptj.engine.request import Request
 from gptj.errors import UserError
@@ -227,12 +228,7 @@ class Replicas:
 def _deploy(build: Build, config: RayConfig) -> Any:
     """Start the replicas; a handle to ask them with."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the server's log is lines of JSON
-    try:
-        ray.init(address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        if config.address:
-            raise UserError(f"no Ray cluster answers at {config.address}: {error}") from error
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    connect(config.address or AUTO)
     deployed = serve.deployment(
         name="engine",
         num_replicas=config.replicas,

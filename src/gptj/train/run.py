@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 from gptj import checkpoint
 from gptj.config import ModelConfig
 from gptj.errors import UserError
+from gptj.files import alone
 from gptj.hosts import barrier, is_leader
 from gptj.tokenizer import Tokenizer
 
@@ -44,15 +44,7 @@ def exclusive(run: Path) -> Iterator[None]:
     if not is_leader():
         yield
         return
-    with (run / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go if we die
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {run}: wait for it to end, or stop it"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+    with alone(run / LOCK, f"another process is training in {run}"):
         yield
 
 
