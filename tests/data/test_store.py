@@ -219,7 +219,12 @@ class TestPlaces:
         remote = fsspec.filesystem("memory")
         for path in place(store).iterdir():
             remote.pipe(f"/bucket/store/{path.name}", path.read_bytes())
+        asked, is_file = [], type(remote).isfile
+        monkeypatch.setattr(
+            type(remote), "isfile", lambda self, path: asked.append(path) or is_file(self, path)
+        )
         there = TokenStore.open("memory://bucket/store")
+        assert all(path.endswith("manifest.json") for path in asked)  # not of each shard in turn
         read = []
         cat = type(remote).cat_file
 
