@@ -102,14 +102,19 @@ def memory(folder: Path, tokenizer: Path, megabytes: int) -> dict[str, float]:
                 break
     begin, size = time.perf_counter(), sum(path.stat().st_size for path in texts.iterdir())
     words = ["-m", "gptj.cli", "prepare", texts, "--out", folder / "data", "--tokenizer", tokenizer]
-    pid = os.posix_spawn(sys.executable, [sys.executable, *map(str, words)], os.environ)
-    _, status, used = os.wait4(pid, 0)
-    if status:
+    peak = 0
+    with subprocess.Popen([sys.executable, *map(str, words)]) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:  # what `wait` tells includes what its parent had
+            lines = status.read_text().splitlines()
+            peak = max([peak, *(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))])
+            time.sleep(0.2)
+    if process.returncode:
         raise SystemExit("preparing did not succeed")
     return {
         "gigabytes": round(size / 1e9, 2),
         "seconds": round(time.perf_counter() - begin, 1),
-        "peak_gib": round(used.ru_maxrss / 2**20, 3),
+        "peak_gib": round(peak / 2**20, 3),
     }
 
 
@@ -120,6 +125,7 @@ def waiting(folder: Path, text: Path, tokenizer: Path, steps: int) -> dict[str, 
     prepare(PrepareConfig((str(text),), folder / "train", str(tokenizer), held_out=0))
     command = ["-m", "gptj.cli", "train", "--data", folder / "train", "--out", folder / "run"]
     shape = ["--model", "125m", "--seq", "512", "--batch", "4", "--steps", str(steps)]
+    shape += ["--warmup-steps", "1"]
     subprocess.run([sys.executable, *map(str, [*command, *shape])], check=True)
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
     found = {kind: rows[-1][f"seconds_{kind}"] for kind in ("data", "step")}
