@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # On Linux the default build of torch carries CUDA, gigabytes of it; the tests need only the CPU
 # build. `TORCH=` leaves torch out, and the tests that compare with it skip; accelerate is what the
-# harness asks for beside it.
-TORCH ?= torch==2.13.0 accelerate==1.15.0
+# harness and peft ask for beside it.
+TORCH ?= torch==2.13.0 accelerate==1.15.0 peft==0.21.2
 
 # The TPU's compiler, which needs no TPU: `gptj plan` is tested with it where it can be installed.
 # `LIBTPU=` leaves it out. It is jax's own choice for its version, of which the lock holds several.

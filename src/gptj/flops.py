@@ -6,28 +6,37 @@ import math
 
 import jax
 
+from gptj.adapters import NO_LORA, LoRAConfig, table
 from gptj.config import ModelConfig
-from gptj.model import Remat, weights
+from gptj.model import weights
+from gptj.remat import Remat
 
 
-def flops_per_token(config: ModelConfig, length: int) -> int:
+def flops_per_token(config: ModelConfig, length: int, lora: LoRAConfig = NO_LORA) -> int:
     """Floating-point operations to train on one token of a sequence of `length`.
 
     `6 * P + 6 * layers * d_model * length`. P weights are multiplied, each once forward and twice
     backward, at two operations; attention's two products have `d_model * length / 2` terms a layer
     and token, the causal half of the square. What is computed again to save memory is not counted:
-    this is the numerator of the MFU.
+    this is the numerator of the MFU. Weights that adapters leave as they are have no gradient: a
+    third less, but for the adapters' own.
     """
-    return 3 * _forward(config, length, with_output=True)
+    whole = 3 * _forward(config, length, with_output=True)
+    if lora.rank is None:
+        return whole
+    own = sum(math.prod(weight.shape) for weight in jax.tree.leaves(table(config, lora)))
+    return whole - 2 * _multiplied(config, with_output=True) + 6 * own
 
 
-def hardware_flops_per_token(config: ModelConfig, length: int, remat: Remat) -> int:
+def hardware_flops_per_token(
+    config: ModelConfig, length: int, remat: Remat, lora: LoRAConfig = NO_LORA
+) -> int:
     """The same with what rematerialisation computes again: the numerator of the HFU.
 
     Attention's scores always are; `block` and `offload` repeat the layers' whole forward pass.
     """
     again = _forward(config, length, with_output=False) if remat in ("block", "offload") else 0
-    return flops_per_token(config, length) + config.layers * config.d_model * length + again
+    return flops_per_token(config, length, lora) + config.layers * config.d_model * length + again
 
 
 def forward_flops_per_token(config: ModelConfig, length: int) -> int:
@@ -36,8 +45,14 @@ def forward_flops_per_token(config: ModelConfig, length: int) -> int:
 
 
 def _forward(config: ModelConfig, length: int, *, with_output: bool) -> int:
-    table = weights(config)
-    products = [weight for weight in jax.tree.leaves(table.blocks) if weight.is_matrix]
-    products += [table.output] if with_output else []
-    multiplied = sum(math.prod(weight.shape) for weight in products)
-    return 2 * multiplied + 2 * config.layers * config.d_model * length
+    return 2 * _multiplied(config, with_output=with_output) + (
+        2 * config.layers * config.d_model * length
+    )
+
+
+def _multiplied(config: ModelConfig, *, with_output: bool) -> int:
+    """The weights that are in products."""
+    whole = weights(config)
+    products = [weight for weight in jax.tree.leaves(whole.blocks) if weight.is_matrix]
+    products += [whole.output] if with_output else []
+    return sum(math.prod(weight.shape) for weight in products)

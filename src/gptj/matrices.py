@@ -7,6 +7,7 @@ faster at this model's shapes. They ask for full precision, so that they are sum
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import TypeVar
@@ -14,16 +15,37 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from gptj import kernels
 from gptj.quantised import Int4, Int8, dequantised, split_as
-from gptj.sharding import BATCH_AXES, reshape, reshard, spec
+from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec
 
-Weight = Float[Array, "..."] | Int8 | Int4
+Matrix = Float[Array, "..."] | Int8 | Int4
+"""A matrix in as many or as few bits as it is stored in."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """A matrix and what is added to it, `base + scale * down @ up` (LoRA, arXiv:2106.09685)."""
+
+    base: Matrix
+    down: Float[Array, "*layers inner rank"]
+    up: Float[Array, "*layers rank outer"]
+    key: Key[Array, "*layers"] | None
+    """Draws which activations `down` does not see, a share of `dropout`; none is left out without
+    it."""
+    scale: float = dataclasses.field(metadata={"static": True})
+    dropout: float = dataclasses.field(metadata={"static": True})
+    inner_dims: int = dataclasses.field(metadata={"static": True})
+    """How many of the first dims of `base` a product sums over."""
+
+
+Weight = Matrix | LowRank
 """A matrix as it is stored."""
 
-Stored = TypeVar("Stored", Array, Int8 | Int4)
+Stored = TypeVar("Stored", Array, Int8 | Int4, Matrix, LowRank, Weight)
 
 
 def einsum(
@@ -43,7 +65,10 @@ def einsum(
     mesh axis where the caller says so, to be added to others like it before they travel. A weight
     in few bits has all dims of `x` but the first as its first, whatever the letters.
     """
-    if kernels.worth(x):
+    if isinstance(weight, LowRank):
+        wide = functools.partial(einsum, unreduced=unreduced, dtype=jnp.float32)
+        product = wide(subscripts, x, weight.base, *axes) + _low_rank(x, weight, axes, unreduced)
+    elif kernels.worth(x):
         product = _few_rows(x, weight)
     elif isinstance(weight, Int8 | Int4):
         product = _few_bits(x, weight, axes, unreduced)
@@ -58,7 +83,44 @@ def einsum(
     return product.astype(dtype or x.dtype)
 
 
-def _few_rows(x: Float[Array, "rows ..."], weight: Weight) -> Float[Array, "rows ..."]:
+def _low_rank(
+    x: Float[Array, "rows ..."],
+    weight: LowRank,
+    axes: tuple[str | None, ...],
+    unreduced: tuple[str, ...],
+) -> Float[Array, "rows ..."]:
+    """What is added to the product. A sum over a split dim is complete before `up`, and short."""
+    flat = x
+    if x.ndim > 2:
+        shape = (x.shape[0], math.prod(x.shape[1:]))
+        flat = jnp.reshape(x, shape, out_sharding=split_as(x, 0, 1))
+    if weight.key is not None:
+        kept = jax.random.bernoulli(
+            weight.key, 1 - weight.dropout, flat.shape, out_sharding=split_as(flat, 0, 1)
+        )
+        flat = jnp.where(kept, flat / (1 - weight.dropout), 0)
+    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    layout = spec(axes[0], None, unreduced=unreduced)
+    flat = flat if unreduced else reshard(flat, axes[0], None)
+    short = dot("ri,ik->rk", flat, weight.down, out_sharding=layout)
+    if unreduced:  # complete, and each part of `up` then gives a partial sum of its own
+        short = reshard(short, axes[0], "rank")
+    else:
+        short = reshard(short, axes[0], None, reduced=("tensor",))
+    short = (weight.scale * short).astype(x.dtype)
+    layout = spec(*axes[:2], unreduced=unreduced)
+    product = dot("rk,ko->ro", short, weight.up, out_sharding=layout)
+    if len(axes) == 2:
+        return product
+    outer = (
+        weight.base.shape[weight.inner_dims :]
+        if isinstance(weight.base, Array)
+        else weight.base.outer_shape
+    )
+    return reshape(product, (x.shape[0], *outer), *axes)
+
+
+def _few_rows(x: Float[Array, "rows ..."], weight: Matrix) -> Float[Array, "rows ..."]:
     """The same, natively: all dims of `x` but the first are the first of `weight`."""
     rows = x.reshape(x.shape[0], -1)
     if isinstance(weight, Int4):
@@ -103,11 +165,24 @@ def gather(weight: Stored, axes: tuple[str | None, ...], dtype: DTypeLike) -> St
     gather's own transpose adds and scatters them: one collective a weight, whatever its uses.
     One in few bits has no gradient, and stays in them.
     """
+    if isinstance(weight, LowRank):
+        first, last = axes[0], axes[weight.inner_dims]
+        return dataclasses.replace(
+            weight,
+            base=gather(weight.base, axes, dtype),
+            down=gather(weight.down, (first, None), dtype),
+            up=gather(weight.up, (rank_axis(first), last), dtype),
+        )
     whole = [None if axis == "embed" else axis for axis in axes]
     if isinstance(weight, Int8 | Int4):
         flat = whole[0], whole[len(axes) - len(weight.outer_shape)]
         return jax.tree.map(lambda x: reshard(x, *flat[-x.ndim :]), weight)
     return reshard(weight.astype(dtype), *whole, reduced=BATCH_AXES)
+
+
+def rank_axis(inner: str | None) -> str | None:
+    """The logical axis of an adapter's rank in `up`, where `inner` is the first of its matrix."""
+    return "rank" if LOGICAL_TO_MESH[inner or "layers"] == "tensor" else None
 
 
 def gather_dense(
@@ -116,6 +191,7 @@ def gather_dense(
     """The same as one array, for a matrix that is in no `einsum`."""
     if isinstance(weight, Int8 | Int4):
         weight = dequantised(gather(weight, axes, dtype), dtype)
+    assert not isinstance(weight, LowRank), "adapters are of matrices in layers"
     return gather(weight, axes, dtype)
 
 

@@ -13,7 +13,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,9 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
 from gptj.cross_entropy import NO_Z_LOSS, TokenLosses, ZLoss, linear_cross_entropy
-from gptj.errors import UserError
 from gptj.matrices import einsum, gather, gather_dense, spread, sum_last
+from gptj.remat import LAYER_INPUT, Remat, rematerialised
 from gptj.sharding import LOGICAL_TO_MESH, check_mesh, reshape, reshard, spec
-
-Remat = Literal["none", "dots", "block", "offload"]
-"""What the backward pass recomputes: nothing, all but the matrix products, or the whole block; to
-offload is to recompute the whole block from an input that waited in the host's memory."""
-
-LAYER_INPUT, HOST_MEMORY = "layer_input", "pinned_host"
 
 Attend = Callable[[Array, Array, Array], Array]
 
@@ -136,11 +130,12 @@ def init(key: Key[Array, ""], config: ModelConfig) -> Params[Array]:
     check_mesh(config)
     table, tree = jax.tree.flatten(weights(config))
     keys = jax.random.split(key, len(table))
-    return jax.tree.unflatten(tree, [_draw(k, w) for k, w in zip(keys, table, strict=True)])
+    return jax.tree.unflatten(tree, [draw(k, w) for k, w in zip(keys, table, strict=True)])
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _draw(key: Key[Array, ""], weight: Weight) -> Float[Array, "..."]:
+def draw(key: Key[Array, ""], weight: Weight) -> Float[Array, "..."]:
+    """How a weight begins; a vector's key is not looked at."""
     sharding = spec(*weight.axes)
     if not weight.is_matrix:
         return jnp.full(weight.shape, weight.init, jnp.float32, out_sharding=sharding)
@@ -163,6 +158,12 @@ def _quantiles() -> Float32[np.ndarray, " draws"]:
 
 def abstract(config: ModelConfig) -> Params[jax.ShapeDtypeStruct]:
     """The shapes and, on the mesh that is set, the shardings of the float32 weights."""
+    shapes: Params[jax.ShapeDtypeStruct] = abstract_table(weights(config))
+    return shapes
+
+
+def abstract_table(table: Any) -> Any:
+    """The same of any tree of `Weight`."""
     mesh = jax.sharding.get_mesh()
 
     def shape(weight: Weight) -> jax.ShapeDtypeStruct:
@@ -170,7 +171,7 @@ def abstract(config: ModelConfig) -> Params[jax.ShapeDtypeStruct]:
         sharding = None if layout is None else NamedSharding(mesh, layout)
         return jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=sharding)
 
-    return jax.tree.map(shape, weights(config))
+    return jax.tree.map(shape, table)
 
 
 def count_parameters(config: ModelConfig, original_shards: int | None = None) -> int:
@@ -302,30 +303,6 @@ def final_norm(
     rows = reshape(x, (-1, config.d_model), "batch", None)
     y = layer_norm(rows, params.norm_scale, params.norm_offset, config.layer_norm_eps)
     return reshape(y, x.shape, "batch", None, None)
-
-
-def rematerialised(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """`layer` with its backward pass recomputing what `remat` says."""
-    if remat == "none":
-        return layer
-    if remat == "dots":
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(layer, policy=saved, prevent_cse=False)
-    if remat == "block":
-        return jax.checkpoint(layer, prevent_cse=False)
-    if remat == "offload":
-        kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
-        if HOST_MEMORY not in kinds:
-            have = f"these have {', '.join(sorted(kinds))}: use remat=block"
-            raise UserError(f"remat=offload needs devices with {HOST_MEMORY} memory, {have}")
-        offloaded = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[LAYER_INPUT],
-            offload_src="device",
-            offload_dst=HOST_MEMORY,
-        )
-        return jax.checkpoint(layer, policy=offloaded, prevent_cse=False)
-    raise UserError(f"remat={remat!r} is not one of {', '.join(get_args(Remat))}")
 
 
 def logits(

@@ -31,6 +31,7 @@ LOGICAL_TO_MESH: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "ffn": "tensor",
     "vocab": "tensor",
+    "rank": "tensor",  # of an adapter, where what it is added to is a partial sum over `tensor`
 }
 """Logical axis -> mesh axes. `None` in a logical shape is a dim that is never split."""
 

@@ -40,6 +40,7 @@ VERBS = {
     "show-rows": Verb("runs", "print the text that a step trained on"),
     "verify": Verb("runs", "check that checkpoints are what was written"),
     "convert": Verb("models", "write a model as another kind"),
+    "merge": Verb("models", "write a model and its adapters as one model"),
     "inspect": Verb("models", "say what a model on disk is"),
     "diff": Verb("models", "compare the weights of two models"),
     "serve": Verb("serve", "answer requests over HTTP"),

@@ -12,9 +12,9 @@ import tyro
 
 from gptj.api import load
 from gptj.cli.flags import MeshShape, parse
-from gptj.convert.convert import ConvertConfig, convert
+from gptj.convert.convert import ConvertConfig, Dtype, convert
 from gptj.convert.inspect import describe, diff
-from gptj.convert.open import config_named, open_source
+from gptj.convert.open import adapter_at, config_named, open_source
 from gptj.data.mixture import is_data
 from gptj.data.store import is_store
 from gptj.engine.beam import BeamParams, EarlyStopping
@@ -171,6 +171,41 @@ def run_convert(args: Sequence[str]) -> None:
     """Run `gptj convert`."""
     example = "gptj convert step_383500_slim/ gpt-j-6b/ --to huggingface --dtype bfloat16"
     done = convert(parse(ConvertConfig, "convert", args, example))
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"wrote {done.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeCommand:
+    """Write a model and its adapters as one model that needs none.
+
+    Adapters trained beside a base in few bits are added to that base as it was rounded.
+    """
+
+    adapters: tyro.conf.Positional[str]
+    """A run of `gptj train --lora-rank`, or a folder of PEFT's."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist, or be empty."""
+    base: str | None = None
+    """The model that they belong to, if it is not where they say."""
+    to: Literal["gptj", "huggingface", "mesh-transformer"] = "gptj"
+    """The kind to write: this project's, transformers', or Mesh Transformer JAX's."""
+    dtype: Dtype | None = None
+    """The type to store the weights in. Default: as those of the base are."""
+
+
+def run_merge(args: Sequence[str]) -> None:
+    """Run `gptj merge`."""
+    example = "gptj merge runs/mine merged/ --to huggingface"
+    command = parse(MergeCommand, "merge", args, example)
+    if adapter_at(command.adapters) is None:
+        raise UserError(
+            f"{command.adapters} holds no adapters to merge: gptj convert writes models"
+        )
+    done = convert(
+        ConvertConfig(command.adapters, command.out, command.to, command.dtype, base=command.base)
+    )
     for note in done.notes:
         print(f"note: {note}")
     print(f"wrote {done.out}")

@@ -15,7 +15,6 @@ from gptj.cli.flags import parse
 from gptj.config import ModelConfig
 from gptj.engine.config import EngineConfig, KVCache
 from gptj.errors import UserError
-from gptj.model import Remat
 from gptj.plan import search as searching
 from gptj.plan import serve as serving
 from gptj.plan import terminal
@@ -25,6 +24,7 @@ from gptj.plan.measure import check_here, measure
 from gptj.plan.place import Place, find
 from gptj.plan.plan import Plan, check_comparable, made, saving
 from gptj.quantised import Quantisation
+from gptj.remat import Remat
 from gptj.train.optimizer import Kind, OptimizerConfig
 from gptj.train.step import StepConfig
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,13 @@ import tyro
 
 from gptj.checkpoint import CheckpointError
 from gptj.config import PRESETS
-from gptj.convert import huggingface, mesh_transformer, own
-from gptj.convert.open import config_named, open_source
+from gptj.convert import huggingface, mesh_transformer, own, peft
+from gptj.convert.open import adapter_at, config_named, open_source
 from gptj.convert.source import Source
 from gptj.convert.tensor import count_nans
 from gptj.errors import UserError
 
-Kind = Literal["gptj", "huggingface", "mesh-transformer"]
+Kind = Literal["gptj", "huggingface", "mesh-transformer", "peft"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -40,7 +41,8 @@ class ConvertConfig:
     out: tyro.conf.Positional[Path]
     """The folder to write; it must not exist, or be empty."""
     to: Kind = "gptj"
-    """The kind to write: this project's, transformers', or Mesh Transformer JAX's."""
+    """The kind to write: this project's, transformers', or Mesh Transformer JAX's; of adapters
+    alone, PEFT's."""
     dtype: Dtype | None = None
     """The type to store the weights in. Default: as they are."""
     shards: int | None = None
@@ -52,6 +54,8 @@ class ConvertConfig:
     original's, or ours) or a preset's name."""
     tokenizer: str | None = None
     """A tokenizer to write beside the weights, as `gptj prepare` takes it. Default: the model's."""
+    base: str | None = None
+    """The model that adapters belong to, if it is not where they say."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ def convert(config: ConvertConfig) -> Converted:
     if config.to != "mesh-transformer" and config.shards is not None:
         raise UserError("shards counts the parts of a mesh-transformer checkpoint: leave it out")
     shape = config_named(config.config)
-    source = open_source(config.source, config=shape, tokenizer=config.tokenizer)
+    source = open_source(config.source, config=shape, tokenizer=config.tokenizer, base=config.base)
+    if config.to == "peft":
+        return _convert_adapter(config, source)
     notes = []
     if source.optimizer is not None and (config.slim or config.to == "huggingface"):
         source = replace(source, optimizer=None)
@@ -94,6 +100,25 @@ def convert(config: ConvertConfig) -> Converted:
             f"{damaged[0]} the first: the model is damaged"
         )
     return Converted(source, config.out, tuple(notes))
+
+
+def _convert_adapter(config: ConvertConfig, source: Source) -> Converted:
+    """Write adapters as PEFT's, and nothing of the model that they belong to."""
+    adapter = adapter_at(config.source)
+    if adapter is None:
+        raise UserError(f"{config.source} is a whole model, and to=peft writes adapters of one")
+    for name in ("dtype", "slim"):
+        if getattr(config, name):
+            raise UserError(f"{name} is not for adapters, which are float32: leave it out")
+    base = config.base or adapter.base or ""
+
+    def fill(folder: Path) -> None:
+        peft.write(adapter, source.config, base, folder)
+        if tokenizer := source.tokenizer():
+            tokenizer.save(folder / own.TOKENIZER)
+
+    write_folder(config.out, fill)
+    return Converted(source, config.out, (f"they belong to {base}",))
 
 
 def _counting_nans(source: Source, nans: dict[str, int]) -> Source:
@@ -123,21 +148,30 @@ def write(source: Source, out: str | os.PathLike[str], to: Kind = "gptj", shards
       UserError: the folder exists and is not empty.
       CheckpointError: it cannot be written; then none is left.
     """
+
+    def fill(folder: Path) -> None:
+        if to == "huggingface":
+            huggingface.write(source, folder)
+        elif to == "mesh-transformer":
+            mesh_transformer.write(source, folder, shards)
+        else:
+            own.write(source, folder)
+
+    _check_holds(source, to)
+    write_folder(out, fill)
+
+
+def write_folder(out: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
+    """Have `fill` write into a new folder that appears as `out`, whole or not at all."""
     folder = Path(out).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another name")
-    _check_holds(source, to)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     above = [parent for parent in folder.parents if not parent.exists()]
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        if to == "huggingface":
-            huggingface.write(source, unfinished)
-        elif to == "mesh-transformer":
-            mesh_transformer.write(source, unfinished, shards)
-        else:
-            own.write(source, unfinished)
+        fill(unfinished)
         unfinished.replace(folder)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -157,12 +191,12 @@ def _check_holds(source: Source, to: Kind) -> None:
 
     Mesh Transformer JAX and transformers both have GPT-J's own constants in their code.
     """
-    fixed = {
+    fixed: dict[Kind, tuple[str, ...]] = {
         "gptj": (),
         "huggingface": ("rotary_base",),
         "mesh-transformer": ("rotary_base", "layer_norm_eps"),
     }
-    for name in fixed[to]:
+    for name in fixed.get(to, ()):
         value, theirs = getattr(source.config, name), getattr(PRESETS["gpt-j-6b"], name)
         if value != theirs:
             raise UserError(

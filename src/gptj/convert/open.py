@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,20 @@ import numpy as np
 from jaxtyping import Array
 
 from gptj import checkpoint
+from gptj.adapters import LoRAConfig, table
 from gptj.config import PRESETS, ModelConfig
-from gptj.convert import archive, huggingface, mesh_transformer, own
+from gptj.convert import archive, huggingface, mesh_transformer, own, peft
+from gptj.convert.adapted import Adapter, Halves, with_adapter
 from gptj.convert.source import Source, from_params
 from gptj.convert.tensor import Tensor
 from gptj.errors import UserError
 from gptj.files import Folder, is_url
 from gptj.hub import download, is_hub_id
-from gptj.model import Params, abstract
+from gptj.model import Params, abstract, abstract_table
 from gptj.tokenizer import Tokenizer
+
+COURSE, DATA = "run.json", "data.json"
+"""What a run's folder says of its course, and of where things were."""
 
 HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
 
@@ -39,17 +46,32 @@ def open_source(
     *,
     config: ModelConfig | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
 ) -> Source:
     """The model at a path, a URL or a Hub id; its weights are not read yet.
 
+    Adapters are read as one model with that which they belong to.
+
     Args:
       config: the shape, for shards of the original's that no config.json lies beside.
+      base: the model that adapters belong to, where it is not where they say.
       tokenizer: what `Tokenizer.load` takes, where none or another one lies with the model.
 
     Raises:
       UserError: there is no model there, or its files contradict each other.
     """
-    source = _opened(_located(str(place)), config)
+    folder = _located(str(place))
+    adapter = adapter_of(folder)
+    if adapter is not None:
+        whole = base_of(adapter, base)
+        if peft.is_peft(folder):
+            peft.check(adapter, folder, whole.config)
+        source = with_adapter(whole, adapter)
+        source = replace(source, tokenizer=_tokenizer_beside(folder, source.tokenizer))
+    elif base is not None:
+        raise UserError(f"{place} is a model of its own and no adapters: leave out the base")
+    else:
+        source = _opened(folder, config)
     if config is not None and source.kind != mesh_transformer.KIND:
         raise UserError(f"{place} has its own config: leave out the one you give")
     if tokenizer is not None:
@@ -73,6 +95,61 @@ def config_named(name: str | None) -> ModelConfig | None:
         return ModelConfig.load(path)
     except (UnicodeDecodeError, RecursionError):
         raise UserError(f"{path} is not JSON text: it must hold a model's config") from None
+
+
+def adapter_at(place: str) -> Adapter | None:
+    """The adapters at a path, if that is what is there."""
+    return adapter_of(_located(place))
+
+
+def adapter_of(folder: Folder) -> Adapter | None:
+    """The adapters in a folder of PEFT's, or of a run that trained some."""
+    if peft.is_peft(folder):
+        return peft.read(folder)
+    if not is_run(folder) or COURSE not in folder:
+        return None
+    course = json.loads(folder.file(COURSE).text())
+    known = course.get("compute", {}).get("lora") or {}
+    if known.get("rank") is None:
+        return None
+    lora = LoRAConfig.of(known)
+    config, newest = own.read_config(folder), _saved(folder)[-1]
+
+    @functools.cache
+    def restored() -> Any:
+        like = abstract_table(table(config, lora))
+        return checkpoint.restore(newest, {"params": like}, asdict(config))["params"]
+
+    def halves(field: str, layer: int) -> Halves:
+        pair = restored()[field]
+        return np.asarray(pair.down[layer]), np.asarray(pair.up[layer])
+
+    begun_from = json.loads(folder.file(DATA).text()).get("from") if DATA in folder else None
+    return Adapter(str(folder), lora, halves, begun_from or course["from"], course["base"])
+
+
+def base_of(adapter: Adapter, named: str | None = None) -> Source:
+    """The model that adapters belong to: the one that is named, or as they say."""
+    place = named or adapter.base
+    if not place:
+        raise UserError(
+            f"the adapters of {adapter.place} do not say which model they belong to: name it with "
+            "--base MODEL"
+        )
+    try:
+        return open_source(place)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the adapters of {adapter.place} belong to it: name it with --base MODEL"
+        ) from error
+
+
+def _tokenizer_beside(
+    folder: Folder, otherwise: Callable[[], Tokenizer | None]
+) -> Callable[[], Tokenizer | None]:
+    if own.TOKENIZER not in folder:
+        return otherwise
+    return lambda: Tokenizer.load(folder.on_disk / own.TOKENIZER)
 
 
 def _opened(folder: Folder, config: ModelConfig | None) -> Source:

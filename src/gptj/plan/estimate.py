@@ -12,9 +12,10 @@ from typing import Protocol
 import jax
 
 from gptj.cross_entropy import CHUNK
-from gptj.model import Params, Remat, Weight, count_parameters, weights
+from gptj.model import Params, Weight, count_parameters, weights
 from gptj.plan.compiled import Compiled, Exchange, exchange_seconds
 from gptj.plan.job import Job
+from gptj.remat import Remat
 from gptj.sharding import LOGICAL_TO_MESH
 from gptj.train.state import abstract_state
 

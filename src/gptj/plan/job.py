@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from gptj.adapters import LoRAConfig
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.plan.place import Place, find
@@ -86,7 +87,9 @@ class Job:
                 "mesh": tuple(plain["mesh"]),
                 "model": ModelConfig.from_dict(plain["model"]),
                 "optimizer": OptimizerConfig(**plain["optimizer"]),
-                "compute": StepConfig(**plain["compute"]),
+                "compute": StepConfig(
+                    **plain["compute"] | {"lora": LoRAConfig.of(plain["compute"]["lora"])}
+                ),
             }
         )
 

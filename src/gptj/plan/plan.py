@@ -8,11 +8,12 @@ from typing import Any, get_args
 
 from gptj.errors import UserError
 from gptj.flops import flops_per_token
-from gptj.model import Remat, count_parameters
+from gptj.model import count_parameters
 from gptj.plan import estimate, remote
 from gptj.plan.compiled import Compiled, Exchange, TooLarge
 from gptj.plan.job import Job, mesh_words
 from gptj.plan.roofline import Times, Utilisation, times, utilisation
+from gptj.remat import Remat
 
 DAY = 86400
 

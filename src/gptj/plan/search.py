@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gptj.config import ModelConfig
 from gptj.errors import UserError
-from gptj.model import Remat
 from gptj.plan import estimate, remote
 from gptj.plan.compiled import Compiled
 from gptj.plan.job import Job, Mesh, check_mesh, mesh_words
 from gptj.plan.place import Place
 from gptj.plan.plan import Plan, plan_of
+from gptj.remat import Remat
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.step import StepConfig
 

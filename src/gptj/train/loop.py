@@ -186,6 +186,7 @@ class Loop:
             return train_step(
                 state,
                 rows,
+                base=setup.base,
                 model=setup.model,
                 optimizer=setup.optimizer,
                 config=setup.compute,
@@ -228,18 +229,17 @@ class Loop:
     def score(self, state: TrainState, step: int) -> HeldOut | None:
         """Evaluate on held-out rows, after the last step on all, and write on from the prompts."""
         setup, config = self.setup, self.config
+        params = setup.whole(state.params)
         with self.meter.watch.on("evaluate"):
             if config.prompts and self.write_on:
-                texts = self.write_on(
-                    state.params, setup.model, setup.data.tokenizer, config.prompts
-                )
+                texts = self.write_on(params, setup.model, setup.data.tokenizer, config.prompts)
                 for prompt, text in zip(config.prompts, texts, strict=True):
                     self.record.sample(step, prompt, text)
             scored = (
                 None
                 if setup.data.held_out is None
                 else self.evaluate(
-                    state.params,
+                    params,
                     setup.data.held_out,
                     setup.model,
                     seq=setup.seq,
@@ -256,9 +256,10 @@ class Loop:
         row: Row = {}
         at_end = step == self.config.steps
         due = [each for each in self.evaluators if at_end or step % each.every == 0]
+        params = self.setup.whole(state.params)
         with self.meter.watch.on("evaluate"):
             for each in due:
-                found = each.measure(state.params, self.setup.model, self.setup.data.tokenizer)
+                found = each.measure(params, self.setup.model, self.setup.data.tokenizer)
                 self.display.say("  ".join(f"{name} {value:.4g}" for name, value in found.items()))
                 row |= found
         if due:

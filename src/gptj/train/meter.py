@@ -106,8 +106,10 @@ class Meter:
         """Go on after the row `before`, empty for a new run, `lost` seconds of work thrown away."""
         self.tokens = batch * seq
         self.laps, self.watch = Laps(), Stopwatch(before, lost)
-        self._flops = self.tokens * flops_per_token(model, seq)
-        self._hardware_flops = self.tokens * hardware_flops_per_token(model, seq, compute.remat)
+        self._flops = self.tokens * flops_per_token(model, seq, compute.lora)
+        self._hardware_flops = self.tokens * hardware_flops_per_token(
+            model, seq, compute.remat, compute.lora
+        )
         self._peak = peak_flops()
         self._noise = NoiseScale(batch // accumulate, batch, before)
         self._skipped = before.get("skipped", 0)

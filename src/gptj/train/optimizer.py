@@ -11,6 +11,7 @@ import optax
 import tyro
 from jaxtyping import Array, Float
 
+from gptj.adapters import NO_LORA, LoRAConfig, trained
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.model import Params, Weight, weights
@@ -131,19 +132,22 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, model: ModelConfig, lora: LoRAConfig = NO_LORA
+) -> optax.GradientTransformation:
     """Clip by global norm, scale, decay the matrices, step down the schedule."""
-    matrices = jax.tree.map(lambda weight: weight.is_matrix, weights(model))
+    table = trained(model, lora)
+    matrices = jax.tree.map(lambda weight: weight.is_matrix, table)
     return optax.chain(
         _clip(config, model),
-        _scale(config, model),
+        _scale(config, table),
         optax.add_decayed_weights(config.weight_decay, mask=matrices),
         optax.scale_by_learning_rate(schedule(config)),
         *([_copies_move(config, model)] if config.kind == ORIGINAL else []),
     )
 
 
-def _scale(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
+def _scale(config: OptimizerConfig, table: Any) -> optax.GradientTransformation:
     """What tells the optimizers apart: a gradient to a direction of about one a weight."""
     b1, b2, dtype = config.b1, config.b2, config.moments
     if config.kind == "adafactor":
@@ -152,21 +156,19 @@ def _scale(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransfo
     if config.kind == "lion":
         return optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(dtype))
     if config.kind == "muon":
-        return _auto(_muon(b1, b2, config.eps, dtype, model))
+        return _auto(_muon(b1, b2, config.eps, dtype, table))
     adam = optax.scale_by_adam(b1, b2, config.eps)
     return adam if dtype == "float32" else _stored(adam, jnp.dtype(dtype))
 
 
-def _muon(
-    b1: float, b2: float, eps: float, dtype: str, model: ModelConfig
-) -> optax.GradientTransformation:
+def _muon(b1: float, b2: float, eps: float, dtype: str, table: Any) -> optax.GradientTransformation:
     """Muon for the layers' matrices, its updates as large as Adam's, which has the rest.
 
     From "Muon is Scalable for LLM Training" (arXiv:2502.16982), section 2.2.
     """
     layers = optax.contrib.muon(
         1.0,
-        muon_weight_dimension_numbers=_dimension_numbers(model),
+        muon_weight_dimension_numbers=_dimension_numbers(table),
         consistent_rms=0.2,
         adam_b1=b1,
         adam_b2=b2,
@@ -176,16 +178,14 @@ def _muon(
     return optax.chain(layers, optax.scale(-1.0))  # its own learning rate turned the sign
 
 
-def _dimension_numbers(model: ModelConfig) -> Params[Any]:
+def _dimension_numbers(table: Any) -> Any:
     """Which dims of a layer's matrix are its rows and columns; `None` is left to Adam."""
-    table = weights(model)
 
     def numbers(weight: Weight) -> optax.contrib.MuonDimensionNumbers | None:
         if weight.axes[0] != "layers" or not weight.is_matrix:
             return None
         dims = tuple(range(1, len(weight.shape)))
-        cut = 2 if weight.axes[1] == "heads" else 1  # heads x d_head, read as one dim
-        return optax.contrib.MuonDimensionNumbers(dims[:cut], dims[cut:])
+        return optax.contrib.MuonDimensionNumbers(dims[: weight.inner], dims[weight.inner :])
 
     return jax.tree.map(numbers, table)
 

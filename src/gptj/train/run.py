@@ -56,6 +56,7 @@ def begin(
     data: Path,
     checkpoints: str | None = None,
     *,
+    begun_from: str | None = None,
     allow_data_change: bool = False,
 ) -> None:
     """Make the run's folder, or find that it is this very run's.
@@ -65,6 +66,7 @@ def begin(
     Args:
       course: everything that decides the weights a run ends with, as JSON values.
       data: where the data lie now, for those who want to look at them.
+      begun_from: the model that it began from, for those who read adapters.
       checkpoints: the folder or URL they go to, if not the run's folder.
       allow_data_change: go on although the course's `data` is another, and note it.
 
@@ -73,8 +75,12 @@ def begin(
         course; says which key.
     """
     course = json.loads(json.dumps({"model": dataclasses.asdict(model), **course}))
+    places = {"path": str(data.absolute())}
+    if begun_from is not None:
+        local = Path(begun_from)
+        places["from"] = str(local.absolute()) if local.exists() else begun_from
     if is_leader():
-        _begin(run, model, tokenizer, course, data, checkpoints, allow_data_change)
+        _begin(run, model, tokenizer, course, places, checkpoints, allow_data_change)
     barrier("the run has begun")
     if not (run / COURSE).is_file():
         raise UserError(
@@ -88,7 +94,7 @@ def _begin(
     model: ModelConfig,
     tokenizer: Tokenizer,
     course: dict[str, Any],
-    data: Path,
+    places: dict[str, str],
     checkpoints: str | None,
     allow_data_change: bool,
 ) -> None:
@@ -101,7 +107,7 @@ def _begin(
         raise UserError(f"{run} is not empty and holds no run: choose another folder for the run")
     texts = {
         run / COURSE: json.dumps(course, indent=2) + "\n",  # first: it marks the folder as a run
-        run / DATA: json.dumps({"path": str(data.absolute())}) + "\n",
+        run / DATA: json.dumps(places) + "\n",
     }
     if goes_on and all(path.is_file() and path.read_text() == t for path, t in texts.items()):
         return

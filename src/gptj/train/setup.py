@@ -6,20 +6,24 @@ import dataclasses
 from typing import Any
 
 import jax
+from jaxtyping import Array
 
 from gptj import checkpoint, hosts
+from gptj.adapters import joined
 from gptj.config import ModelConfig, resolve
+from gptj.convert.adapted import mark_of
 from gptj.convert.open import open_source
 from gptj.convert.source import Source
 from gptj.data.batches import TrainBatches
 from gptj.data.mixture import Mixture
 from gptj.errors import UserError
-from gptj.model import count_parameters
+from gptj.model import Params, count_parameters
 from gptj.sharding import check_batch, check_mesh
 from gptj.train import run as runs
 from gptj.train.config import TrainConfig
+from gptj.train.optimizer import ORIGINAL
 from gptj.train.progress import human
-from gptj.train.start import check_tokenizer, state_of
+from gptj.train.start import base_of, check_tokenizer, state_of
 from gptj.train.state import TrainState, abstract_state, new_state
 
 
@@ -43,6 +47,7 @@ class Setup:
         self.optimizer = config.optimizer.for_run(config.steps)
         eos = self.data.tokenizer.eos_id
         self.compute = dataclasses.replace(config.compute, end_of_text=eos)
+        self.base: Params[Array] | None = None
         hosts.same_everywhere(self._command())
         runs.begin(
             config.out,
@@ -51,6 +56,7 @@ class Setup:
             self.course(),
             config.data,
             config.checkpoints,
+            begun_from=config.from_,
             allow_data_change=config.allow_data_change,
         )
 
@@ -58,10 +64,13 @@ class Setup:
         """The model asked for. What it starts from is opened only until the run has its own."""
         config = self.config
         if config.from_ is None:
+            if config.compute.lora.rank is not None:
+                raise UserError("lora-rank trains adapters of a model: name it with --from MODEL")
             return config.model
         if config.model != TrainConfig.model:
             raise UserError(f"the model's shape is that of from={config.from_}: leave out model")
-        if hosts.told(bool(checkpoint.complete(checkpoint.of_run(config.out)))):
+        saved = hosts.told(bool(checkpoint.complete(checkpoint.of_run(config.out))))
+        if saved and config.compute.lora.rank is None:
             return ModelConfig.load(config.out / runs.MODEL)
         self.source = open_source(config.from_)
         return self.source.config
@@ -84,6 +93,12 @@ class Setup:
                 "them out, and use `gptj generate` on the run's checkpoints"
             )
         check_mesh(self.model)
+        if config.compute.lora.rank is not None:
+            config.compute.lora.check(self.model)
+            if config.optimizer.kind == ORIGINAL:
+                raise UserError(
+                    f"optimizer={ORIGINAL} trains weights: choose another for lora-rank"
+                )
         check_batch(config.batch // config.accumulate)
 
     def course(self) -> dict[str, Any]:
@@ -99,7 +114,19 @@ class Setup:
             "rewind_after": config.rewind_after,
             "optimizer": dataclasses.asdict(self.optimizer),
             "compute": dataclasses.asdict(self.compute),
+            **({"base": mark_of(self.source)} if self.adapts and self.source else {}),
         }
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, beside weights that stay as they are."""
+        return self.config.compute.lora.rank is not None
+
+    def whole(self, params: Any) -> Params[Array]:
+        """What the model computes with, of what is trained."""
+        if self.base is None:
+            return params
+        return joined(self.base, params, self.model, self.compute.lora)
 
     def _command(self) -> dict[str, Any]:
         """All that every host must do alike."""
@@ -117,18 +144,21 @@ class Setup:
 
     def starting_state(self) -> TrainState:
         """The state of the newest checkpoint, or a new one."""
+        if self.adapts and self.source is not None:
+            self.base = base_of(self.source, self.compute)
         saved = checkpoint.complete(checkpoint.of_run(self.config.out))
         newest = hosts.told(checkpoint.step_of(saved[-1]) if saved else None)
         if newest is not None:
             return self.state_at(newest)
-        if self.source is not None:
+        if self.source is not None and not self.adapts:
             return state_of(self.source, self.optimizer)
-        return new_state(jax.random.key(self.config.seed), self.model, self.optimizer)
+        key, lora = jax.random.key(self.config.seed), self.compute.lora
+        return new_state(key, self.model, self.optimizer, lora)
 
     def state_at(self, step: int) -> TrainState:
         """The state of the checkpoint made after `step` updates."""
         path = checkpoint.path_of(checkpoint.of_run(self.config.out), step)
-        like = abstract_state(self.model, self.optimizer)
+        like = abstract_state(self.model, self.optimizer, self.compute.lora)
         state: TrainState = checkpoint.restore(path, like, dataclasses.asdict(self.model))
         return state
 

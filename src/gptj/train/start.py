@@ -19,6 +19,7 @@ from gptj.tokenizer import Tokenizer
 from gptj.train.optimizer import ORIGINAL, OptimizerConfig, make_optimizer
 from gptj.train.spikes import no_recent
 from gptj.train.state import TrainState, state_from
+from gptj.train.step import StepConfig
 
 ADAM = ("adamw", ORIGINAL)
 """The optimizers that the original's state is of."""
@@ -70,6 +71,16 @@ def _moments(source: Source, saved: dict[str, Any], optimizer: OptimizerConfig) 
         shapes,
         is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState | optax.ScaleByScheduleState),
     )
+
+
+def base_of(source: Source, compute: StepConfig) -> Params[Array] | None:
+    """The weights beside which a run trains adapters, if it does.
+
+    They are in what its layers compute in, or in fewer bits.
+    """
+    if compute.lora.rank is None:
+        return None
+    return load_params(source, jnp.dtype(compute.dtype), compute.lora.quantize)
 
 
 def check_tokenizer(source: Source, data: Tokenizer) -> None:

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
+from gptj.adapters import NO_LORA, Adapters, LoRAConfig, joined
 from gptj.attention import causal_attention, document_ends
 from gptj.config import ModelConfig
 from gptj.cross_entropy import TokenLosses, ZLoss
 from gptj.errors import UserError
-from gptj.model import Attend, Params, Remat, Weight, losses, weights
+from gptj.model import Attend, Params, Weight, losses, weights
+from gptj.remat import Remat
 from gptj.sharding import reshard
 from gptj.train.optimizer import (
     ORIGINAL,
@@ -45,6 +47,7 @@ class StepConfig:
     """The token between them, GPT-2's; `gptj train` takes that of the data's tokenizer."""
     z_loss: float = 1e-4
     """Coefficient of the squared log-normaliser added to the loss, which keeps long runs steady."""
+    lora: LoRAConfig = NO_LORA
     spike_sigma: float | None = None
     """An update is skipped where the loss or the gradient's norm is so many standard deviations
     above the mean of the last 128 that were not; 0 skips only what is not finite. Default: 6, and
@@ -94,6 +97,7 @@ class StepMetrics(Means):
 def train_step(
     state: TrainState,
     tokens: Int[Array, "accumulate batch length+1"],
+    base: Params[Array] | None = None,
     *,
     model: ModelConfig,
     optimizer: OptimizerConfig,
@@ -103,13 +107,19 @@ def train_step(
 
     A spike leaves the weights and the optimizer as they were. It counts as a step all the same,
     so that the next one reads other rows.
+
+    Args:
+      base: the weights beside which adapters are trained, if they are.
     """
-    means, gradient, row_losses = mean_gradient(state.params, tokens, model, optimizer, config)
+    draw = jax.random.fold_in(jax.random.key(0), state.step)
+    means, gradient, row_losses = mean_gradient(
+        state.params, tokens, model, optimizer, config, base, draw
+    )
     norm = global_norm(gradient, optimizer, model)
     calm = is_calm(state.recent, means.loss, norm, _sigma(optimizer, config))
 
     def update() -> tuple[Params[Array], optax.OptState]:
-        optax_update = make_optimizer(optimizer, model).update
+        optax_update = make_optimizer(optimizer, model, config.lora).update
         updates, opt_state = optax_update(gradient, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
 
@@ -133,15 +143,21 @@ def _sigma(optimizer: OptimizerConfig, config: StepConfig) -> float:
 
 
 def mean_gradient(
-    params: Params[Array],
+    params: Params[Array] | Adapters[Array],
     tokens: Int[Array, "accumulate batch length+1"],
     model: ModelConfig,
     optimizer: OptimizerConfig,
     config: StepConfig,
+    base: Params[Array] | None = None,
+    draw: Key[Array, ""] | None = None,
 ) -> tuple[Means, Params[Array], Float[Array, "accumulate batch"]]:
     """What the microbatches measure, the loss's mean gradient, and each row's loss.
 
     Gradients are summed in float32.
+
+    Args:
+      base: the weights beside which `params` are adapters; of them is the gradient.
+      draw: what their dropout is drawn by.
     """
     share = 1 / tokens.shape[0]
     objective = functools.partial(
@@ -149,25 +165,34 @@ def mean_gradient(
     )
 
     # A matrix's gradient is in what the matrix was cast to; as that, it is kept in half the memory.
-    ready = params if optimizer.kind == ORIGINAL else _cast(params, model, config)
+    ready: Any = params
+    if isinstance(params, Params) and optimizer.kind != ORIGINAL:
+        ready = _cast(params, model, config)
 
-    def microbatch(rows: Int[Array, "batch length+1"]) -> tuple[Any, Float[Array, " batch"]]:
-        (_, (nll, z_loss)), gradient = jax.value_and_grad(objective, has_aux=True)(ready, rows)
+    def of(params: Any, rows: Array, number: Array) -> tuple[Float[Array, ""], TokenLosses]:
+        if base is not None:
+            key = None if draw is None else jax.random.fold_in(draw, number)
+            params = joined(base, params, model, config.lora, key)
+        return objective(params, rows)
+
+    def microbatch(rows: Int[Array, "batch length+1"], number: Array) -> tuple[Any, Array]:
+        (_, (nll, z_loss)), gradient = jax.value_and_grad(of, has_aux=True)(ready, rows, number)
         gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
         norm = global_norm(gradient, optimizer, model)
         means = Means(jnp.mean(nll), jnp.mean(nll[:, -1]), jnp.mean(z_loss), norm, norm**2)
         shares = jax.tree.map(lambda x: x * share, (means, gradient))
         return shares, reshard(jnp.mean(nll, axis=-1), None)
 
-    def accumulate(total: Any, rows: Int[Array, "batch length+1"]) -> tuple[Any, Array]:
-        shares, row_losses = microbatch(rows)
+    def accumulate(total: Any, given: tuple[Array, Array]) -> tuple[Any, Array]:
+        shares, row_losses = microbatch(*given)
         return jax.tree.map(jnp.add, total, shares), row_losses
 
     if tokens.shape[0] == 1:
-        total, row_losses = microbatch(tokens[0])
+        total, row_losses = microbatch(tokens[0], jnp.zeros((), jnp.int32))
         return *total, row_losses[None]
     zero = Means(*[jnp.zeros(())] * 5), jax.tree.map(jnp.zeros_like, params)
-    total, row_losses = jax.lax.scan(accumulate, zero, tokens)
+    numbers = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    total, row_losses = jax.lax.scan(accumulate, zero, (tokens, numbers))
     return *total, row_losses
 
 

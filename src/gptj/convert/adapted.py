@@ -1,0 +1,133 @@
+"""A model with low-rank adapters, as one model: what they add is added as each tensor is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from gptj.adapters import FIELDS, LoRAConfig, table
+from gptj.config import ModelConfig
+from gptj.convert.source import Source
+from gptj.convert.tensor import Tensor
+from gptj.errors import UserError
+from gptj.model import weights
+from gptj.quantised import dequantised, quantise
+
+Halves = tuple[Float32[np.ndarray, "inner rank"], Float32[np.ndarray, "rank outer"]]
+"""The two matrices of an adapter of one layer."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Adapters on disk, not read yet."""
+
+    place: str
+    lora: LoRAConfig
+    read: Callable[[str, int], Halves]
+    """The adapter of a field of `Block` in a layer."""
+    base: str | None
+    """The model that they belong to, as they name it."""
+    mark: str | None = None
+    """`mark_of` that model, where they tell."""
+
+
+def mark_of(source: Source) -> str:
+    """What tells one model from others at a glance: a hash of some of its weights.
+
+    All vectors, which are few numbers, and the first layer's queries.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(source.weights.items()):
+        if len(tensor.shape) == 1 or name == "blocks.0.query":
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.read(), np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def check_base(adapter: Adapter, base: Source) -> None:
+    """See that adapters belong to a model.
+
+    Raises:
+      UserError: they do not, or cannot.
+    """
+    adapter.lora.check(base.config)
+    if adapter.mark is not None and adapter.mark != mark_of(base):
+        raise UserError(
+            f"the adapters of {adapter.place} belong to another model than {base.place}: name "
+            f"theirs, which was {adapter.base}"
+        )
+
+
+def with_adapter(base: Source, adapter: Adapter) -> Source:
+    """The model that a base and its adapters are together.
+
+    A base that was kept in few bits beside its adapters is rounded in the same way here.
+
+    Raises:
+      UserError: they do not belong together.
+    """
+    check_base(adapter, base)
+    config, changed = base.config, dict(base.weights)
+    inner_dims = inner_dims_of(config)
+    for target in adapter.lora.targets:
+        field = FIELDS[target]
+        for layer in range(config.layers):
+            name = f"blocks.{layer}.{field}"
+            reader = _Sum(base.weights[name], adapter, field, layer, inner_dims[field])
+            changed[name] = dataclasses.replace(base.weights[name], read=reader, matrix=None)
+    return dataclasses.replace(
+        base,
+        kind=f"{base.kind} with adapters",
+        place=adapter.place,
+        weights=changed,
+        optimizer=None,
+        step=None,
+        restore=None,
+    )
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Reads a matrix and what its adapter adds."""
+
+    matrix: Tensor
+    adapter: Adapter
+    field: str
+    layer: int
+    inner_dims: int
+
+    def __call__(self) -> np.ndarray:
+        array, lora = self.matrix.read(), self.adapter.lora
+        down, up = self.adapter.read(self.field, self.layer)
+        if lora.quantize:
+            few = quantise(jnp.asarray(array), self.inner_dims, lora.quantize)
+            array = np.asarray(dequantised(few))
+        flat = np.asarray(array, np.float32).reshape(down.shape[0], up.shape[1])
+        whole = flat + np.float32(lora.scale) * (down @ up)
+        return whole.reshape(self.matrix.shape).astype(self.matrix.dtype)
+
+
+def inner_dims_of(config: ModelConfig) -> dict[str, int]:
+    """How many of the first dims of each matrix that can be adapted a product sums over."""
+    blocks = weights(config).blocks
+    return {field: getattr(blocks, field).inner for field in FIELDS.values()}
+
+
+def check_shapes(
+    where: str, config: ModelConfig, lora: LoRAConfig, halves: Halves, field: str
+) -> None:
+    """Refuse an adapter that is not of a model's shape."""
+    pair = table(config, lora)[field]
+    wanted = pair.down.shape[1:], pair.up.shape[1:]
+    if tuple(half.shape for half in halves) != wanted:
+        found = " and ".join(str(half.shape) for half in halves)
+        raise UserError(
+            f"{where}: the adapter of {field} has matrices of {found}, the model's are of "
+            f"{wanted[0]} and {wanted[1]}: it is of another model"
+        )
