@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 
 from gptj.errors import UserError
@@ -22,12 +23,30 @@ def connect(address: str = AUTO) -> None:
         import ray
     except ImportError as error:
         raise UserError("--ray needs Ray: pip install 'gptj-jax[ray]'") from error
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         if address != AUTO:
             raise UserError(f"no Ray cluster answers at {address}: {error}") from error
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _check_reachable(address: str) -> None:
+    """See that somebody answers where a cluster should be: Ray would go on asking for minutes.
+
+    Raises:
+      UserError: nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error}): check the address"
+        ) from None
 
 
 def each(address: str, work: Callable[[int], None], numbers: Sequence[int]) -> None:

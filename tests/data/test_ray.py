@@ -1,5 +1,6 @@
 """`gptj prepare --ray` on a cluster of two nodes, one of which is killed in the middle."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from gptj.cli import data
 from gptj.data import portions
 from gptj.data.prepare import PrepareConfig, prepare
+from gptj.errors import UserError
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -84,3 +86,12 @@ def test_without_an_address_it_is_the_cluster_of_this_machine(monkeypatch):
     for words in ("--ray", "--ray --seed 1", "--ray head:6379", ""):
         data.run_prepare(["a.txt", "--out", "o", *words.split()])
     assert found == ["auto", "auto", "head:6379", None]
+
+
+@needs_ray
+def test_an_address_at_which_nobody_answers_is_said_at_once(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    given = PrepareConfig((tmp_path / "a.txt",), tmp_path / "out", "bytes", held_out=0)
+    with pytest.raises(UserError, match=r"no Ray cluster answers at 127.0.0.1:1 \(.*\): check"):
+        prepare(dataclasses.replace(given, ray="127.0.0.1:1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -222,8 +222,10 @@ def run_inspect(args: Sequence[str]) -> None:
         return inspect_data(
             command.model, command.hash, command.documents, command.seed, command.lengths
         )
-    if command.documents or command.lengths:
-        raise UserError(f"{command.model} holds no prepared data: leave out documents and lengths")
+    if command.documents or command.lengths or command.seed:
+        raise UserError(
+            f"{command.model} holds no prepared data: leave out documents, seed and lengths"
+        )
     source = open_source(command.model, config=config_named(command.config))
     for line in describe(source, command.hash):
         print(line, flush=True)
