@@ -110,6 +110,7 @@ def vocabulary(*merges):
         (vocabulary("a b", "b c", "ab c", "a bc"), False),  # one token, two ways
         ({"unk_token": "!"}, False),
         ({"dropout": 0.5}, False),
+        ({"ignore_merges": True}, False),  # a word that is a token is that token, merges or not
     ],
 )
 def test_only_what_merges_alike_is_done_by_tiktoken(model, sure):

@@ -34,7 +34,7 @@ from gptj.train.metrics import read_metrics
 
 VERBS = (
     *("prepare", "mix", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
-    *("convert", "inspect", "diff", "serve", "bench", "plan"),
+    *("convert", "merge", "inspect", "diff", "serve", "bench", "plan"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 
@@ -113,6 +113,7 @@ class TestHelp:
                 "load": lambda *_, **__: model,
                 "convert": lambda config: heard.append(config) or CONVERTED,
                 "open_source": lambda place, **_: heard.append(place),
+                "adapter_at": hear,
                 "describe": lambda *_: [],
                 "diff": lambda *_: Difference(True, 0, "", 0, 0),
             },

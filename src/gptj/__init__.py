@@ -6,6 +6,7 @@
 Everything runs on the mesh that is set (`jax.set_mesh(gptj.make_mesh(...))`), or on one device.
 """
 
+from gptj.adapters import LoRAConfig
 from gptj.api import Model, load, train
 from gptj.config import PRESETS, ModelConfig, preset
 from gptj.data.mixture import MixConfig, mix
@@ -28,6 +29,7 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineConfig",
+    "LoRAConfig",
     "MixConfig",
     "Model",
     "ModelConfig",

@@ -262,12 +262,14 @@ def load(
     quantize: Quantisation | None = None,
     config: ModelConfig | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
 ) -> Model:
     """A model of any kind, on the mesh that is set or on one device.
 
     The kind is seen from the files: a run's folder (its newest checkpoint), a folder written by
     `Model.save` or `gptj convert`, a Hugging Face folder or Hub id, or Mesh Transformer JAX's
-    shards, at a path or a URL, or in an archive. Each tensor goes straight from the files to its
+    shards, at a path or a URL, or in an archive; or adapters of PEFT's, which are added to the
+    model that they belong to. Each tensor goes straight from the files to its
     shards, so little else is ever in memory.
 
     Args:
@@ -279,6 +281,7 @@ def load(
         stored in and the layers compute in. Such a model cannot be saved.
       config: the model's shape, where shards of the original's have no config.json beside them.
       tokenizer: what `Tokenizer.load` takes, where none lies beside the weights.
+      base: the model that adapters belong to, where it is not where they say.
 
     Raises:
       UserError: there is no model there, or it cannot be read; names the file at fault. Or int4
@@ -288,7 +291,7 @@ def load(
         raise UserError(f"quantize={quantize!r} is not {' or '.join(get_args(Quantisation))}")
     if dtype is not None and not any(dtype == known for known in DTYPES):
         raise UserError(f"dtype={dtype} is not float32 or bfloat16")
-    source = open_source(path_or_hub_id, config=config, tokenizer=tokenizer)
+    source = open_source(path_or_hub_id, config=config, tokenizer=tokenizer, base=base)
     check_mesh(source.config)
     found = source.tokenizer()
     if found and found.vocab_size > source.config.padded_vocab_size:

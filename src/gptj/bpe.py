@@ -30,6 +30,7 @@ _MODEL = {
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
     "byte_fallback": (None, False),
+    "ignore_merges": (None, False),
 }
 """What a model may say that is to be read here."""
 

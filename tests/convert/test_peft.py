@@ -131,6 +131,13 @@ class TestMistakes:
         with pytest.raises(UserError, match=complaint):
             load(adapter)
 
+    def test_the_base_may_be_named(self, base, adapter):
+        whole = load(adapter).logits(jnp.asarray(TOKENS))
+        changed(adapter, base_model_name_or_path=None)
+        np.testing.assert_array_equal(
+            load(adapter, base=str(base)).logits(jnp.asarray(TOKENS)), whole
+        )
+
     def test_a_missing_matrix_is_named(self, adapter):
         changed(adapter, target_modules=["q_proj"])
         with pytest.raises(

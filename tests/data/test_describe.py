@@ -1,6 +1,7 @@
 """What is said of prepared data: counts that add up, documents that are there."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,13 @@ class TestCommand:
         code, _, err = gptj("inspect", store)
         assert code == 2
         assert "00000-000.tokens was altered between bytes 0 and" in err
+        whole = tmp_path / "whole"
+        shutil.copytree(folder, whole)
+        (whole / "heldout" / "00000-000.tokens").write_bytes(
+            bytes((whole / "heldout" / "00000-000.tokens").stat().st_size)
+        )
+        code, _, err = gptj("inspect", whole)
+        assert (code, "heldout/00000-000.tokens was altered" in err) == (2, True)
         code, _, err = gptj("inspect", folder, "--config", "125m")
         assert (code, "have no config" in err) == (2, True)
         code, _, err = gptj("inspect", tiny_run, "--documents", 1)

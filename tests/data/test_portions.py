@@ -131,11 +131,14 @@ class TestGoingOn:
         prepare(config(corpus, out=tmp_path / "out"))
         assert begun == [3, 4]
 
-    def test_input_that_is_refused_leaves_nothing(self, corpus, tmp_path, stop_after):
-        stop_after(3, UserError("no text"))
-        with pytest.raises(UserError, match="no text"):
+    def test_what_is_refused_on_the_way_loses_nothing(self, corpus, tmp_path, stop_after):
+        """Such as a file behind a URL that cannot be reached for a while."""
+        stop_after(3, UserError("it cannot be reached"))
+        with pytest.raises(UserError, match="cannot be reached"):
             prepare(config(corpus, out=tmp_path / "out"))
-        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+        begun = stop_after(None)
+        prepare(config(corpus, out=tmp_path / "out"))
+        assert begun == [3, 4]
 
     def test_two_at_once_write_the_same(self, corpus, tmp_path):
         """As when a node that was thought to be lost comes back."""

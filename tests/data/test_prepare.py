@@ -346,6 +346,21 @@ class TestAllOrNothing:
             run(corpus, out=out, force=True)
         assert (out / "thesis.tex").read_text() == "years of work"
 
+    @pytest.mark.parametrize("name", ["raw/a.txt", "train/a.txt"])
+    def test_force_does_not_delete_what_else_lies_there(self, name, corpus, lines, out):
+        run(corpus, out=out)
+        save(out / name, "the inputs themselves")
+        with pytest.raises(UserError, match=r"out also holds .* so --force does not delete it"):
+            run(lines, out=out, force=True)
+        assert (out / name).read_text() == "the inputs themselves"
+
+    def test_force_does_not_delete_several_that_were_prepared_apart(self, lines, out):
+        for name in ("mine", "crawl"):
+            run(lines, out=out / name)
+        with pytest.raises(UserError, match=r"out is not prepared data, so --force does not"):
+            run(lines, out=out, force=True)
+        assert sorted(path.name for path in out.iterdir()) == ["crawl", "mine"]
+
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_an_interruption_leaves_nothing(self, error, corpus, out, monkeypatch):
         def interrupted(self):

@@ -202,7 +202,8 @@ class TestRun:
         assert (done.code, "name it with --from MODEL" in done.err) == (2, True)
         flags = self.flags(train_flags, tmp_path / "run", base, "--optimizer", "gptj-2021")
         done = gptj("train", *flags)
-        assert (done.code, "gptj-2021 trains no adapters" in done.err) == (2, True)
+        assert done.code == 2
+        assert "gptj-2021 trains no adapters" in done.err
         assert not (tmp_path / "run").exists()
 
     def test_a_whole_model_has_nothing_to_merge(self, gptj, base, tmp_path):

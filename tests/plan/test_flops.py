@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 
+from gptj.adapters import LoRAConfig
 from gptj.config import preset
+from gptj.errors import UserError
 from gptj.flops import flops_per_token, forward_flops_per_token, hardware_flops_per_token
 from gptj.plan.compiled import Exchange
 from gptj.plan.estimate import estimated
 from gptj.plan.place import find
 from gptj.plan.plan import plan_of
 from gptj.plan.roofline import times, utilisation
+from gptj.train.step import StepConfig
 
 # GPT-J by hand: 28 layers of 4 square matrices of 4096 and two of 4096 x 16384, and the output
 # projection of 4096 x 50400; attention's two products over the causal half of 2048 positions.
@@ -108,3 +111,8 @@ def test_float32_has_its_own_peak(job, on, slower):
     both = [dataclasses.replace(job, compute=each) for each in (job.compute, wide)]
     narrow, found = (times(each, estimated(each, {"tensor": 1e9})).compute for each in both)
     assert found / narrow == pytest.approx(slower)
+
+
+def test_adapters_are_not_planned_as_if_all_weights_were_trained(job):
+    with pytest.raises(UserError, match="a run of adapters cannot be planned yet"):
+        dataclasses.replace(job, compute=StepConfig(lora=LoRAConfig(rank=4)))

@@ -9,7 +9,7 @@ from gptj.cli.flags import parse
 from gptj.cluster import AUTO
 from gptj.data.describe import describe, describe_store, random_documents
 from gptj.data.describe import lengths as counts
-from gptj.data.mixture import MixConfig, Mixture, mix
+from gptj.data.mixture import MixConfig, Mixture, held_out_beside, mix
 from gptj.data.prepare import PrepareConfig, PrepareReport, StoreReport, prepare
 from gptj.data.store import TokenStore, is_store
 from gptj.train.rows import visible
@@ -73,6 +73,8 @@ def inspect_data(place: str, hashes: bool, documents: int, seed: int, lengths: P
     if hashes:
         for part in data.parts:
             part.store.verify()
+            if not alone and (held := held_out_beside(part.store)):
+                held.verify()
         print("\nall hashes are right")
 
 

@@ -18,8 +18,11 @@ DONE = "done"
 """Where a resumable folder has a file for each part that is done."""
 
 
-def check_out(out: Path, force: bool, mark: str = PREPARED) -> None:
+def check_out(out: Path, force: bool, mark: str = PREPARED, groups: bool = False) -> None:
     """Refuse to replace what is there, unless it holds `mark` and `force` says so.
+
+    Args:
+      groups: whether it may hold several folders that hold it instead.
 
     Raises:
       UserError: it is something else, or not to be replaced.
@@ -28,9 +31,29 @@ def check_out(out: Path, force: bool, mark: str = PREPARED) -> None:
         return
     if not force:
         raise UserError(f"{out} exists: choose another --out, or replace it with --force")
-    if not (out.is_dir() and any(_holds(out, each) for each in (mark, f"*/{mark}"))):
-        what = "prepared data" if mark == PREPARED else "a mixture"
+    what = "prepared data" if mark == PREPARED else "a mixture"
+    marks = (mark, f"*/{mark}") if groups else (mark,)
+    if not (out.is_dir() and any(_holds(out, each) for each in marks)):
         raise UserError(f"{out} is not {what}, so --force does not delete it: choose another --out")
+    if others := _others(out, mark):
+        raise UserError(
+            f"{out} also holds {others[0].name}, which is not {what}, so --force does not delete "
+            "it: move it away, or choose another --out"
+        )
+
+
+def _others(out: Path, mark: str) -> list[Path]:
+    """What lies in a folder, or in those of its groups, that `prepare` or `mix` did not write."""
+    if mark != PREPARED:
+        return [path for path in sorted(out.iterdir()) if path.name != mark]
+    groups = [out] if _holds(out, mark) else sorted(out.iterdir())
+    return [
+        path
+        for group in groups
+        for path in sorted(group.iterdir())
+        if path.name not in ("train", "heldout")
+        or {each.suffix for each in path.iterdir()} - {".json", ".tokens", ".documents"}
+    ]
 
 
 def _holds(folder: Path, mark: str) -> bool:
@@ -82,7 +105,7 @@ def going_on(out: Path, scratch: Path, key: str) -> Iterator[None]:
     """Go on with what is in a resumable folder if it is of this key, and else begin anew.
 
     Raises:
-      UserError: the block does, and what is done is not kept; or the system refuses something.
+      UserError: the system refuses something.
     """
     mark = scratch / "key"
     try:
@@ -92,21 +115,23 @@ def going_on(out: Path, scratch: Path, key: str) -> Iterator[None]:
                     shutil.rmtree(path)
             mark.write_text(key)
         yield
-    except UserError:  # another command is needed
-        shutil.rmtree(scratch / DONE, ignore_errors=True)
-        raise
     except OSError as error:
         raise _refused(out, error, scratch if _has_any(scratch / DONE) else None) from error
+
+
+def forget(scratch: Path) -> None:
+    """Keep nothing of what is done in a resumable folder."""
+    shutil.rmtree(scratch / DONE, ignore_errors=True)
 
 
 def _has_any(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def appear(new: Path, out: Path, force: bool, mark: str = PREPARED) -> None:
+def appear(new: Path, out: Path, force: bool, mark: str = PREPARED, groups: bool = False) -> None:
     """Have a folder become `out`, in one rename and not before the disk holds all of it."""
     sync(new)
-    check_out(out, force, mark)
+    check_out(out, force, mark, groups)
     old = new.with_name("old")
     if out.exists():
         out.rename(old)

@@ -275,6 +275,11 @@ def _opened(folder: Folder, name: str) -> TokenStore:
     return TokenStore.open(f"{str(folder).rstrip('/')}/{name}")
 
 
+def held_out_beside(train: TokenStore) -> TokenStore | None:
+    """What was held out of the data that a store is for training of."""
+    return _held_out(train.folder.parent)
+
+
 def _held_out(folder: Folder) -> TokenStore | None:
     return _opened(folder, "heldout") if f"heldout/{MANIFEST}" in folder else None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from gptj import cluster
-from gptj.data.appear import appear, check_out, going_on, resumable
+from gptj.data.appear import appear, check_out, forget, going_on, resumable
 from gptj.data.append import Prepared
 from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
 from gptj.data.find import find_sources
@@ -136,7 +136,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     if config.append and config.force:
         raise UserError("--append keeps what is in OUT and --force replaces it: give one of them")
     if not config.append:
-        check_out(config.out, config.force)
+        check_out(config.out, config.force, groups=config.split_by is not None)
     spec = config.tokenizer or _DEFAULT
     vocab_size = 0 if config.append else _vocab_to_train(spec)
     with resumable(config.out) as scratch:
@@ -174,13 +174,18 @@ def _prepare(
     writing = Writing(scratch, reading, parts, splits, tokenizer, first)
     with going_on(config.out, scratch, _key(config, writing, before)):
         done = _write(writing, config.ray)
-        written = _sides(done, splits, before)
+        try:
+            written = _sides(done, splits, before)
+        except UserError:  # another command is needed
+            forget(scratch)
+            raise
         if before:
             before.add(scratch / NEW, tokenizer, written)
         else:
             for side, each in written.items():
                 finish(place_of(*side, scratch / NEW), tokenizer, each)
-            appear(scratch / NEW, config.out, config.force)
+            groups = config.split_by is not None
+            appear(scratch / NEW, config.out, config.force, groups=groups)
     for portion in done:
         reading.drops.take(portion.dropped)
     return PrepareReport(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def grown(before: Manifest | None, tokenizer: Tokenizer, parts: Sequence[Written
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file, of which nobody ever sees a part."""
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # two may write it at once
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

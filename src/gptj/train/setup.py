@@ -96,9 +96,7 @@ class Setup:
         if config.compute.lora.rank is not None:
             config.compute.lora.check(self.model)
             if config.optimizer.kind == ORIGINAL:
-                raise UserError(
-                    f"optimizer={ORIGINAL} trains weights: choose another for lora-rank"
-                )
+                raise UserError(f"optimizer={ORIGINAL} trains no adapters: choose another")
         check_batch(config.batch // config.accumulate)
 
     def course(self) -> dict[str, Any]:
