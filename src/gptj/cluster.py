@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gptj.errors import UserError
 
@@ -26,6 +27,8 @@ def connect(address: str = AUTO) -> None:
     _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ValueError as error:
+        raise UserError(f"{address} is no address of a Ray cluster: give HOST:PORT") from error
     except ConnectionError as error:
         if address != AUTO:
             raise UserError(f"no Ray cluster answers at {address}: {error}") from error
@@ -62,21 +65,24 @@ def each(address: str, work: Callable[[int], None], numbers: Sequence[int]) -> N
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    def do(row: dict[str, int]) -> dict[str, int]:
+    def do(row: dict[str, Any]) -> dict[str, Any]:
         os.environ["RAYON_NUM_THREADS"] = "1"  # of which it takes one, as Ray counts
-        work(row["item"])
-        return row
+        said, is_mistake = "", False
+        try:
+            work(row["item"])
+        except (UserError, OSError) as error:  # raised, it would come wrapped twice and pages long
+            said, is_mistake = str(error), isinstance(error, UserError)
+        return {**row, "said": said, "is_mistake": is_mistake}
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
         data = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
-        for _ in data.map(do).iter_rows():
-            pass
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | OSError):
-            raise error.cause from None
+        for row in data.map(do).iter_rows():
+            if row["said"]:
+                raise (UserError if row["is_mistake"] else OSError)(row["said"])
+    except RayTaskError:
         raise
     except RayError as error:
         raise ConnectionError(f"the Ray cluster was lost: {error}") from error

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptj.data.clean import CleanConfig, detokenized
+from gptj.data import clean
+from gptj.data.clean import CleanConfig, Drops, detokenized, leave_out_copies
 from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
+from gptj.data.read import Document
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
 
@@ -134,3 +136,24 @@ def test_the_command_says_what_was_left_out(gptj, tmp_path):
     assert code == 0
     assert "left out 1 documents, 3 bytes: same text as another" in said
     assert "a.jsonl, document 2, as in a.jsonl: one" in said
+
+
+def test_documents_of_tokens_are_copies_by_their_tokens():
+    draw, drops = np.random.default_rng(0), Drops()
+    ids = [draw.integers(0, 999, 400) for _ in range(4)]
+    near = ids[0].copy()
+    near[7] = 1000
+    documents = [Document("a", ids=each) for each in (*ids, near)]
+    leave_out_copies(documents, "near", drops)
+    assert drops.keys == {("a", 4)}
+
+
+def test_a_long_text_is_hashed_a_part_at_a_time(monkeypatch):
+    text = " ".join(map(str, range(1000)))
+    found = []
+    for size in (7, 4096):
+        monkeypatch.setattr(clean, "AT_ONCE", size)
+        near = clean._Near()
+        near.read(Document("a", text))
+        found.append(near._hash)
+    assert found[0] == found[1]

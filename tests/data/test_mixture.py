@@ -140,6 +140,7 @@ class TestMistakes:
         [
             (["few=1"], "at least two parts"),
             (["few=1", "few=2"], "twice"),
+            (["few=1", "few/=2"], "twice"),
             (["few=1", "many"], "some parts have a weight and others none"),
             (["few=1", "many=much"], "does not say how much"),
             (["few=1", "many=0"], "must be a number above 0"),

@@ -431,6 +431,10 @@ class TestMistakes:
     def test_a_fraction_out_of_range(self, fraction, lines, out):
         self.refused("held_out=.* from 0 to 0.5", lines, out=out, held_out=fraction)
 
+    def test_a_url_is_no_place_to_prepare_in(self, lines):
+        with pytest.raises(UserError, match=r"out=gs:/bucket/data must be a folder"):
+            run(lines, out=Path("gs://bucket/data"))
+
     def test_a_missing_input(self, tmp_path, out):
         self.refused(r"no input .*absent", tmp_path / "absent", out=out)
 

@@ -89,6 +89,30 @@ def test_without_an_address_it_is_the_cluster_of_this_machine(monkeypatch):
 
 
 @needs_ray
+def test_what_is_no_address_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    given = PrepareConfig((tmp_path / "a.txt",), tmp_path / "out", "bytes", held_out=0)
+    with pytest.raises(UserError, match="nonsense is no address of a Ray cluster: give HOST:PORT"):
+        prepare(dataclasses.replace(given, ray="nonsense"))
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_mistake_found_by_a_worker_is_one_sentence(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"other": 1}\n')
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "gptj.cli", "prepare", tmp_path / "a.jsonl"),
+            *("--out", tmp_path / "out", "--held-out", "0", "--tokenizer", "bytes", "--ray"),
+        ],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "a.jsonl:2 has no text in a field 'text'" in done.stderr
+
+
+@needs_ray
 def test_an_address_at_which_nobody_answers_is_said_at_once(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     given = PrepareConfig((tmp_path / "a.txt",), tmp_path / "out", "bytes", held_out=0)

@@ -27,6 +27,9 @@ ALIKE, SHINGLE, HASHES = 0.8, 5, 128
 """Jaccard similarity of the sets of 5 words in a row from which on texts are copies, as 128 hashes
 estimate it: "On the Resemblance and Containment of Documents" (Broder, 1997)."""
 
+AT_ONCE = 4096
+"""Runs of words that are hashed at a time."""
+
 Key = tuple[str, int]
 """A document: its source, and its number in it."""
 
@@ -210,9 +213,12 @@ class _Near:
         self._words: list[str] = []
 
     def read(self, document: Document) -> None:
-        self._words += document.text.lower().split()
+        ids = document.ids
+        self._words += document.text.lower().split() if ids is None else map(str, ids.tolist())
         runs = range(max(1, len(self._words) - SHINGLE + 1))
-        self._hash.update_batch([" ".join(self._words[i : i + SHINGLE]).encode() for i in runs])
+        for begin in range(0, len(runs), AT_ONCE):  # each takes an array of `HASHES`
+            some = runs[begin : begin + AT_ONCE]
+            self._hash.update_batch([" ".join(self._words[i : i + SHINGLE]).encode() for i in some])
         self._words = self._words[-SHINGLE + 1 :] if document.continues else []
 
     def first(self, key: Key) -> Key | None:

@@ -203,7 +203,7 @@ def _weights(given: Sequence[str]) -> dict[str, float]:
     found: dict[str, float | None] = {}
     for words in given:
         path, equals, weight = words.rpartition("=") if "=" in words else (words, "", "")
-        if path in found:
+        if _same(path) in map(_same, found):
             raise UserError(f"{path} is among the parts twice: name it once")
         try:
             found[path] = float(weight) if equals else None
@@ -223,6 +223,11 @@ def _weights(given: Sequence[str]) -> dict[str, float]:
         if not (math.isfinite(each) and each > 0):
             raise UserError(f"{path}={each:g}: a weight must be a number above 0")
     return weights
+
+
+def _same(path: str) -> str:
+    """One spelling of a path."""
+    return path.rstrip("/") if is_url(path) else os.path.realpath(path)
 
 
 def _shares(weights: Sequence[float]) -> list[int]:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import uuid
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,12 +201,12 @@ class _OpenShard:
         self.tokens = 0
         self._path, self._name, self._dtype = path, name, dtype
         self._file: IO[bytes] = (path / f"{name}.tokens").open("wb")
-        self._offsets = [0]
+        self._offsets = array("q", [0])
         self._hash, self._hashed = hashlib.sha256(), 0
         self._checks: list[str] = []
 
     def append(self, ids: NDArray[np.integer[Any]], ends: Sequence[int]) -> None:
-        self._offsets += [self.tokens + end for end in ends]
+        self._offsets.extend(self.tokens + end for end in ends)
         data = memoryview(ids.astype(self._dtype).tobytes())
         self._file.write(data)
         self.tokens += len(ids)
