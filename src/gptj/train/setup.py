@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -112,8 +113,14 @@ class Setup:
             "rewind_after": config.rewind_after,
             "optimizer": dataclasses.asdict(self.optimizer),
             "compute": dataclasses.asdict(self.compute),
-            **({"base": mark_of(self.source)} if self.adapts and self.source else {}),
+            **({"base": self._mark} if self.adapts else {}),
         }
+
+    @functools.cached_property
+    def _mark(self) -> str:
+        """What tells the model beside which adapters are trained from others."""
+        assert self.source is not None
+        return mark_of(self.source)
 
     @property
     def adapts(self) -> bool:
