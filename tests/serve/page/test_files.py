@@ -50,12 +50,12 @@ def test_tokens_find_their_text(visit):
     place = """
       const [chunks, ended] = values;
       const placer = new it.Placer(0, 1);
-      const placed = [];
       let text = "";
+      let placed = [];
       chunks.forEach(([pieces, more], i) => {
         placer.add(pieces.map((piece) => ({ piece, logprob: -1, top: [] })));
         text += more;
-        placed.push(...placer.place(text, ended && i === chunks.length - 1));
+        placed = placer.place(text, ended && i === chunks.length - 1);
       });
       return placed.map((it) => [text.slice(it.start, it.end), it.parts, it.logprob]);
     """
@@ -71,6 +71,8 @@ def test_tokens_find_their_text(visit):
     assert placed([[byte(0xFF), "a"], "\ufffda"]) == [["\ufffd", 1, -1], ["a", 1, -1]]
     assert placed([[byte(0xF0), "a"], "\ufffda"]) == [["\ufffda", 2, -2]]
     assert placed([["a", byte(0xE2)], "a"], [[], "\ufffd"]) == [["a", 1, -1], ["\ufffd", 1, -1]]
+    halves = ["a", byte(0xF0), byte(0xF1)]
+    assert placed([halves, "a"], [[], "\ufffd\ufffd"]) == [["a", 1, -1], ["\ufffd\ufffd", 2, -2]]
     assert placed([["a", "en", "d"], "a"]) == [["a", 1, -1]]
     assert placed([["a", "en"], "a"], [["x"], "enx"], ended=False) == [
         ["a", 1, -1], ["en", 1, -1], ["x", 1, -1],

@@ -17,7 +17,8 @@ export class Drawing {
    * a frame of the screen; `run` is what their tokens are marked with, `seed` what is drawn with. */
   constructor(bodies, run, seed, show) {
     this.#choices = bodies.map((body) => {
-      return { body: { ...body, finish: null }, placer: new Placer(body.text.length, run), news: "" };
+      const placer = new Placer(body.text.length, run);
+      return { body: { ...body, finish: null }, before: body.tokens, placer, news: "" };
     });
     this.#show = show;
     this.seed = seed;
@@ -74,7 +75,7 @@ export class Drawing {
       const text = choice.body.text + choice.news;
       const placed = choice.placer.place(text, choice.body.finish !== null);
       choice.news = "";
-      choice.body = { ...choice.body, text, tokens: [...choice.body.tokens, ...placed] };
+      choice.body = { ...choice.body, text, tokens: [...choice.before, ...placed] };
     }
     this.#show(this.bodies);
   }

@@ -147,6 +147,7 @@ function aloud(text) {
 export class Placer {
   #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   #waiting = [];
+  #placed = [];
 
   constructor(start, run) {
     this.cursor = start;
@@ -161,9 +162,10 @@ export class Placer {
     }
   }
 
-  /** The tokens whose text is now there. At the end of the stream what is left shares the rest. */
+  /** All tokens whose text is there by now. At the end of the stream what is left shares the rest,
+   * which is the last one's own if none is left: two halves of different characters, of which the
+   * second's sign for "broken" comes only when the text is over. */
   place(text, ended = false) {
-    const placed = [];
     for (;;) {
       const last = this.#waiting.findIndex((token) => token.written !== "");
       if (last < 0) break;
@@ -173,12 +175,17 @@ export class Placer {
         : text.indexOf(written, this.cursor);
       if (at < 0 && !ended && text.length < this.cursor + written.length) break;
       const group = this.#waiting.splice(0, last + 1);
-      if (at >= 0) placed.push(this.#token(group, at + written.length));
+      if (at >= 0) this.#placed.push(this.#token(group, at + written.length));
     }
-    if (ended && this.#waiting.length && this.cursor < text.length) {
-      placed.push(this.#token(this.#waiting.splice(0), text.length));
-    }
-    return placed;
+    if (ended && this.cursor < text.length) this.#placeRest(text.length);
+    return this.#placed;
+  }
+
+  #placeRest(end) {
+    const last = this.#placed.pop();
+    const group = this.#waiting.splice(0);
+    if (last) this.#placed.push(group.length ? last : { ...last, end });
+    if (group.length) this.#placed.push(this.#token(group, end));
   }
 
   #token(group, end) {
