@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -114,7 +116,10 @@ class File:
     @cached_property
     def _descriptor(self) -> int:
         # Kept open, since what the system reads ahead of a file it forgets when that is closed.
-        descriptor = os.open(self.held_at or self.path, os.O_RDONLY)
+        try:
+            descriptor = os.open(self.held_at or self.path, os.O_RDONLY)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
@@ -142,11 +147,14 @@ class File:
           UserError: it cannot be reached.
         """
         where = self.held_at or self.path
-        with reaching(self.path):
-            if self.remote is not None:
+        if self.remote is not None:
+            with reaching(self.path):
                 opened: BinaryIO = self.remote.open(where, "rb")
                 return opened
+        try:
             return open(where, "rb")
+        except OSError as error:
+            raise unreadable(self.path, error) from error
 
     def text(self) -> str:
         """The whole file as UTF-8 text.
@@ -226,28 +234,28 @@ class Folder:
             return sorted(path.rpartition("/")[2] for path in found)
         return sorted(os.listdir(self._root)) if os.path.isdir(self._root) else []
 
-    def walk(self) -> Iterator[tuple[str, File]]:
+    def walk(self, but: Sequence[str] = ()) -> Iterator[tuple[str, File | None]]:
         """Every file here and in the folders below, by its name from here, sorted.
 
-        Links are left out: what they lead to is found itself, if it lies here.
+        Links, to files or folders, are not followed: `None` stands for them, and for all else that
+        is no file. What lies under a name that matches a pattern of `but` is passed over.
+
+        Raises:
+          UserError: a folder cannot be read.
         """
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int | None] = {}
         if self._remote is not None:
             with reaching(self.place):
                 found = self._remote.find(self._root, detail=True)
             sizes = {path: int(about["size"] or 0) for path, about in found.items()}
         else:
-            for folder, _, names in os.walk(self._root):
-                paths = (os.path.join(folder, name) for name in names)
-                sizes |= {
-                    path: os.path.getsize(path)
-                    for path in paths
-                    if os.path.isfile(path) and not os.path.islink(path)
-                }
+            sizes = dict(_walked(self._root, but))
         root = self._root.strip("/") if self._remote is not None else self._root
         for path in sorted(sizes):
             name = PurePosixPath(os.path.relpath(path.lstrip("/"), root.lstrip("/"))).as_posix()
-            yield name, File(f"{self.place.rstrip('/')}/{name}", sizes[path], self._remote, path)
+            if not matches(name, but):
+                size, called = sizes[path], f"{self.place.rstrip('/')}/{name}"
+                yield name, None if size is None else File(called, size, self._remote, path)
 
     @property
     def is_there(self) -> bool:
@@ -273,6 +281,37 @@ class Folder:
                 return int(self._remote.size(path)) if self._remote.isfile(path) else None
             except FileNotFoundError:
                 return None
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a part of a path matches one of them."""
+    parts = PurePosixPath(name).parts
+    return any(fnmatch(part, pattern) for part in parts for pattern in patterns)
+
+
+def _walked(root: str, but: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+    """Each file under `root`, and its size; without one what is no file, or a link."""
+
+    def fail(error: OSError) -> None:
+        raise unreadable(str(error.filename), error) from error
+
+    for folder, inner, names in os.walk(root, onerror=fail):
+        inner[:] = [name for name in inner if not matches(name, but)]
+        for name in names + inner:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) or not os.path.isdir(path):
+                is_file = os.path.isfile(path) and not os.path.islink(path)
+                yield path, os.path.getsize(path) if is_file else None
+
+
+def unreadable(path: str, error: OSError) -> UserError:
+    """A sentence about a file or folder on this machine that cannot be read."""
+    remedy = "check it"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "allow yourself to read it, or leave it out"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "allow more open files (ulimit -n)"
+    return UserError(f"{path} cannot be read ({error.strerror or error}): {remedy}")
 
 
 def _aligned(size: int, to: int) -> UInt8[np.ndarray, " bytes"]:

@@ -44,9 +44,9 @@ def example_type():
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))
 
 
-def example(name: str, ids) -> bytes:
+def example(name: str, ids, about: str) -> bytes:
     made = example_type()()
-    made.features.feature["about"].bytes_list.value.append(b"other")
+    made.features.feature[about].bytes_list.value.append(b"other")
     made.features.feature[name].int64_list.value.extend(int(each) for each in ids)
     return made.SerializeToString()
 
@@ -57,11 +57,11 @@ def tfrecords():
     return write_tfrecords
 
 
-def write_tfrecords(path: Path, records, name: str = "text") -> Path:
+def write_tfrecords(path: Path, records, name: str = "text", about: str = "about") -> Path:
     plain = path.with_name("plain")
     writer = RecordWriter(str(plain))
     for ids in records:
-        writer.write(example(name, ids))
+        writer.write(example(name, ids, about))
     writer.close()
     content = plain.read_bytes()
     plain.unlink()

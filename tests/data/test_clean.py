@@ -1,6 +1,9 @@
 """Cleaning: texts mended as the original did, copies found, and a report of what was left out."""
 
+import dataclasses
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +85,33 @@ class TestLeavingOut:
         [dropped] = report.dropped
         assert dropped.documents == 2
 
+    def test_near_copies_are_alike_and_not_only_taken_for_it(self):
+        """The index of MinHashes gives candidates, of which some are less alike than it asks."""
+        datasketch = pytest.importorskip("datasketch")
+
+        def hashed(words):
+            found = datasketch.MinHash(clean.HASHES)
+            found.update_batch([" ".join(words[i : i + 5]).encode() for i in range(196)])
+            return found
+
+        draw = np.random.default_rng(1)
+        rows = draw.integers(0, 500, (150, 200)).astype(str)
+        pairs = [(row, [*row[:165], *draw.integers(0, 500, 35).astype(str)]) for row in rows]
+        index = datasketch.MinHashLSH(clean.ALIKE, clean.HASHES)
+        alike, taken = set(), set()
+        for number, (first, second) in enumerate(pairs):
+            own, other = hashed(first), hashed(second)
+            index.insert(number, own)
+            alike |= {number} if own.jaccard(other) >= clean.ALIKE else set()
+            taken |= {number} if index.query(other) else set()
+        assert taken - alike
+        texts = [Document("a", " ".join(words)) for pair in pairs for words in pair]
+        drops = Drops()
+        leave_out_copies(
+            (dataclasses.replace(text, number=n) for n, text in enumerate(texts)), "near", drops
+        )
+        assert drops.keys == {("a", 2 * number + 1) for number in alike & taken}
+
     def test_copies_of_long_texts(self, tmp_path, monkeypatch):
         monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 100)
         monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 64)
@@ -105,6 +135,30 @@ class TestLeavingOut:
         [dropped] = report.dropped
         assert dropped.documents == 2
         assert dropped.reason == "fewer than 5 different tokens"
+
+    def test_long_texts_after_those_left_out_are_held_out_all_the_same(self, tmp_path, monkeypatch):
+        """The plan is of all documents, of which some are left out only when they are written."""
+        texts = ["aa", *(f"the words of text {n} " * 9 for n in range(30))]
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for number, text in enumerate(texts):
+                member = tarfile.TarInfo(f"{number:02}.txt")
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text.encode()))
+
+        def sides(place: str) -> list[list[str]]:
+            config = PrepareConfig(
+                (str(tmp_path / "a.tar"),), tmp_path / place, "bytes", 0.3,
+                clean=CleanConfig(min_unique_tokens=3),
+            )  # fmt: skip
+            assert prepare(config).dropped[0].documents == 1
+            stores = [TokenStore.open(tmp_path / place / side) for side in ("train", "heldout")]
+            return [[s.text(n) for n in range(s.manifest.documents)] for s in stores]
+
+        whole = sides("whole")
+        monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 40)
+        monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 16)
+        assert sides("parts") == whole
+        assert sorted(whole[0] + whole[1]) == sorted(texts[1:])
 
     def test_all_reasons_are_told_apart(self, tmp_path):
         texts = ["abcdef", "abcdef", "aa"]
@@ -143,7 +197,7 @@ def test_documents_of_tokens_are_copies_by_their_tokens():
     ids = [draw.integers(0, 999, 400) for _ in range(4)]
     near = ids[0].copy()
     near[7] = 1000
-    documents = [Document("a", ids=each) for each in (*ids, near)]
+    documents = [Document("a", ids=each, number=n) for n, each in enumerate((*ids, near))]
     leave_out_copies(documents, "near", drops)
     assert drops.keys == {("a", 4)}
 

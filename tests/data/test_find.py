@@ -1,5 +1,6 @@
 """Finding inputs: what is read, in which order and by which name, wherever it lies."""
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -84,9 +85,30 @@ class TestFinding:
         with pytest.raises(UserError, match=r"no input memory://data/none"):
             find_sources(["memory://data/none"])
 
-    def test_links_are_left_out(self, tmp_path):
-        (tmp_path / "link.txt").symlink_to(save(tmp_path / "a.txt", b"x"))
-        assert names(tmp_path) == ["a.txt"]
+    def test_links_are_not_followed_and_counted(self, tmp_path):
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links/link.txt").symlink_to(save(tmp_path / "in/a.txt", b"x"))
+        (tmp_path / "links/folder").symlink_to(tmp_path / "in")
+        (tmp_path / "links/nowhere").symlink_to(tmp_path / "absent")
+        found = find_sources([tmp_path])
+        assert [source.name for source in found.sources] == ["in/a.txt"]
+        assert found.skipped == 3
+        with pytest.raises(UserError, match=r"no text file in the folder .*links but links, which"):
+            find_sources([tmp_path / "links"])
+
+    def test_what_is_excluded_is_so_of_patterns_too(self, tmp_path):
+        for name in ("books/a.txt", "books/drafts/b.txt", "books/c.bak.txt"):
+            save(tmp_path / name, b"x")
+
+        def found(given: str, *exclude: str) -> list[str]:
+            return [each.name for each in find_sources([tmp_path / given], exclude).sources]
+
+        for given in ("books", "books/**", "books/**/*.txt", "b*", "books/*"):
+            assert found(given, "drafts", "*.bak*") == ["a.txt"]
+        assert found("books/drafts/*.txt", "drafts") == ["b.txt"]  # which is spelt out
+        assert found("books/drafts/b.txt", "*.txt") == ["b.txt"]
+        with pytest.raises(UserError, match=r"no file that --exclude leaves matches .*\*\.txt"):
+            found("books/*.txt", "*.txt")
 
     def test_what_datasets_keeps_by_is_not_data(self, tmp_path):
         for name in ("data-00000-of-00001.arrow", "cache-1f2e.arrow", "state.json"):
@@ -115,6 +137,22 @@ class TestMistakes:
         save(tmp_path / "photos/a.jpg", b"x")
         with pytest.raises(UserError, match=r"no text file in the folder .*photos: give"):
             find_sources([tmp_path / "photos"])
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
+        for name in ("a.txt", "closed/b.txt", ".hidden/c.txt"):
+            save(tmp_path / name, b"x")
+        scan = os.scandir
+
+        def scanned(path):
+            if path.endswith(("closed", ".hidden")):
+                raise PermissionError(13, "Permission denied", path)
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", scanned)
+        with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\): allow"):
+            find_sources([tmp_path])
+        [found] = find_sources([tmp_path], ["closed"]).sources
+        assert found.name == "a.txt"
 
     def test_a_file_given_twice(self, tmp_path):
         path = save(tmp_path / "a.txt", b"x")

@@ -95,6 +95,8 @@ class TestDocuments:
             pack = PACKERS[suffix]
             path = save(tmp_path / f"a.txt{suffix}", pack(b"one ") + pack(b"two"))
             assert texts(path) == ["one two"]
+        path.write_bytes(lzma.compress(b"one ") + bytes(8) + lzma.compress(b"two") + bytes(4))
+        assert texts(path) == ["one two"]  # zeros between streams are part of the format
 
     def test_lines_are_whole_whatever_the_chunks(self, tmp_path, monkeypatch):
         monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 3)
@@ -203,6 +205,22 @@ class TestFields:
             with pytest.raises(UserError, match=rf"a{kind} is no .* table, or cut short"):
                 self.read(path)
 
+    def test_a_column_may_have_a_dot_in_its_name(self, tmp_path):
+        table = pa.table({"meta.from": ["A", "B"], "meta": ["x", "y"]})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert self.read(tmp_path / "a.parquet", text_field="meta.from") == [("A", ""), ("B", "")]
+
+    def test_a_table_whose_text_is_not_utf8_or_that_is_packed(self, tmp_path):
+        path = tmp_path / "a.parquet"
+        offsets = pa.array([0, 1, 2], pa.int32()).buffers()[1]
+        strings = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"x\xff"))
+        pq.write_table(pa.table({"text": strings}), path)
+        with pytest.raises(UserError, match=r"a\.parquet, in one of .* holds text that is not UTF"):
+            self.read(path)
+        path = save(tmp_path / "b.parquet.gz", gzip.compress(path.read_bytes()))
+        with pytest.raises(UserError, match=r"b\.parquet\.gz is read where it lies, .*: unpack it"):
+            self.read(path)
+
     def test_plain_text_cannot_be_divided(self, tmp_path):
         with pytest.raises(UserError, match=r"a\.txt has no field 'meta' to divide it by"):
             self.read(save(tmp_path / "a.txt", b"x"), group_field="meta")
@@ -220,28 +238,75 @@ class TestArchives:
         "a/lines.jsonl.gz": gzip.compress(jsonl("one", "two")),
         "photo.jpg": b"\xff",
         "empty.txt": b"",
+        "a/._lines.jsonl": b"\0",
+        "./.git/notes.txt": b"x",
+        "drafts/c.txt": b"x",
     }
 
-    def packed(self, path: Path) -> Path:
+    def archive(self, files: dict[str, bytes]) -> bytes:
         held = io.BytesIO()
         with tarfile.open(fileobj=held, mode="w") as archive:
-            for name, content in self.FILES.items():
+            for name, content in files.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
+            link = tarfile.TarInfo("link.txt")
+            link.type, link.linkname = tarfile.SYMTYPE, "b.txt"
+            archive.addfile(link)
+        return held.getvalue()
+
+    NAMES = ("a.tar", "a.tar.gz", "a.tgz", "a.tar.zst", "a.tar.xz")
+
+    def packed(self, path: Path, content: bytes) -> Path:
         suffix = {".tgz": ".gz", ".tar": ""}.get(path.suffix, path.suffix)
-        return save(path, PACKERS[suffix](held.getvalue()))
+        return save(path, PACKERS[suffix](content))
 
-    @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.tar.zst", "a.tar.xz"])
+    @pytest.mark.parametrize("name", NAMES)
     def test_hold_what_a_folder_would(self, name, tmp_path):
-        assert texts(self.packed(tmp_path / name)) == ["plain", "one", "two"]
+        reader = Reader(exclude=("drafts",))
+        path = self.packed(tmp_path / name, self.archive(self.FILES))
+        found = [each.text for each in reader.documents(source(path))]
+        assert (found, reader.skipped) == (["plain", "one", "two"], 3)
+        for name, content in {**self.FILES, "link.txt": b""}.items():
+            save(tmp_path / "in" / name, content)
+        folder = find_sources([tmp_path / "in"], ("drafts",))
+        assert folder.skipped == reader.skipped
+        assert {each.name for each in folder.sources} == {"b.txt", "a/lines.jsonl.gz"}
 
-    def test_cut_short_or_something_else(self, tmp_path):
-        path = self.packed(tmp_path / "a.tar")
-        for content in (path.read_bytes()[:700], b"no archive" * 100):
-            path.write_bytes(content)
-            with pytest.raises(UserError, match=r"a\.tar is no whole tar archive"):
+    @pytest.mark.parametrize("name", NAMES)
+    def test_cut_or_damaged_at_any_header_is_said(self, name, tmp_path):
+        """Where `tarfile` takes the rest for no part of the archive."""
+        whole = self.archive({"b.txt": b"one", "c.txt": b"two"})
+        flipped = bytearray(whole)
+        flipped[1024 + 5] ^= 1
+        cases = {
+            r" after b\.txt \(bad checksum\)": bytes(flipped),
+            r" after b\.txt \(empty header\)": whole[:1024],
+            r" after b\.txt \(truncated header\)": whole[:1100],
+            r" after link\.txt \(empty header\)": whole[: 5 * 512],
+            r" after link\.txt \(more follows its end\)": whole + self.archive({"d.txt": b"x"}),
+            r" \(unexpected end of data\)": whole[:514],
+            r" \(invalid header\)": b"no archive" * 100,
+        }
+        for said, content in cases.items():
+            path = self.packed(tmp_path / name, content)
+            with pytest.raises(UserError, match=rf"{name} is no whole tar archive{said}: fetch"):
                 texts(path)
+
+    @pytest.mark.parametrize("name", ["t.parquet", "t.idx", "t.tar.gz"])
+    def test_what_cannot_be_read_within_is_refused(self, name, tmp_path):
+        path = save(tmp_path / "a.tar", self.archive({"b.txt": b"x", name: b"y"}))
+        with pytest.raises(UserError, match=rf"a\.tar/{name} can be read beside the archive and"):
+            texts(path)
+        assert texts(path, exclude=("t.*",)) == ["x"]
+
+    def test_a_long_one_is_never_held(self, tmp_path):
+        path = save(tmp_path / "a.tar", self.archive({f"{n}.txt": b"x" for n in range(5000)}))
+        tracemalloc.start()
+        assert len(texts(path)) == 5000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 3e6  # of 8 MB
 
 
 class TestMistakes:
@@ -276,7 +341,8 @@ class TestMistakes:
         damaged = bytearray(good)
         damaged[len(good) // 2] ^= 0xFF
         damaged[-1] ^= 0xFF
-        for name, content in [("cut", good[:-9]), ("bad", bytes(damaged)), ("not", b"plain text")]:
+        bad = {"cut": good[:-9], "bad": bytes(damaged), "not": b"plain text", "more": good + b"x"}
+        for name, content in bad.items():
             path = save(tmp_path / f"{name}.txt{suffix}", content)
             self.refused(path, "corrupt or cut short")
 
@@ -294,6 +360,7 @@ class TestMistakes:
             (b'{"text": ', "is not JSON"),
             (b"plain words", "is not JSON"),
             (b'["text"]', "is no JSON object"),
+            (b"[" * 99_999, "is not JSON"),
             (b'{"body": "x"}', "has no text in a field 'text'.*'body'.*--text-field"),
             (b'{"text": 7}', "has no text in a field 'text'"),
         ],
@@ -309,8 +376,10 @@ class TestMistakes:
     def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
         path = save(tmp_path / "a.txt", b"x")
 
-        def deny(self):
+        def deny(*given):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("gptj.files.File.open", deny)
-        self.refused(path, r"cannot be read \(Permission denied\)")
+        for what in ("builtins.open", "gptj.files.File.open"):
+            with monkeypatch.context() as patch:
+                patch.setattr(what, deny)
+                self.refused(path, r"cannot be read \(Permission denied\): allow yourself to read")

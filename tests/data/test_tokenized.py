@@ -19,19 +19,20 @@ DRAW = np.random.default_rng(0)
 RECORDS = [DRAW.integers(0, EOS, 2049) for _ in range(3)]
 
 
-def megatron(path: Path, sequences, kind: str, code: int) -> Path:
+def megatron(path: Path, sequences, kind: str, code: int, bounds=None) -> Path:
     arrays = [np.asarray(ids, kind) for ids in sequences]
     sizes = [len(each) for each in arrays]
     starts = np.cumsum([0, *(each.nbytes for each in arrays)])[:-1]
     path.with_suffix(".bin").write_bytes(b"".join(each.tobytes() for each in arrays))
-    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(arrays), len(arrays) + 1)
-    index = (np.array(sizes, "<i4"), np.array(starts, "<i8"), np.arange(len(arrays) + 1))
+    bounds = np.arange(len(arrays) + 1) if bounds is None else np.array(bounds)
+    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(arrays), len(bounds))
+    index = (np.array(sizes, "<i4"), np.array(starts, "<i8"), bounds)
     path.write_bytes(head + b"".join(each.tobytes() for each in index))
     return path
 
 
 def runs(path: Path) -> list[list[int]]:
-    return [ids.tolist() for ids in token_runs(file_at(str(path)), path.suffix)]
+    return [ids.tolist() for group in token_runs(file_at(str(path)), path.suffix) for ids in group]
 
 
 class TestTheOriginals:
@@ -63,6 +64,12 @@ class TestTheOriginals:
         path = tfrecords(tmp_path / "a.tfrecords", RECORDS, name="input_ids")
         with pytest.raises(UserError, match=r"record 0, has no feature 'text'.*'input_ids'"):
             runs(path)
+        path = tfrecords(tmp_path / "a.tfrecords", RECORDS, name="other", about="text")
+        with pytest.raises(UserError, match=r"record 0, has no feature 'text' of integers"):
+            runs(path)
+
+    def test_an_empty_record_is_no_mistake(self, tfrecords, tmp_path):
+        assert runs(tfrecords(tmp_path / "a.tfrecords", [[], [7]])) == [[], [7]]
 
     @pytest.mark.parametrize("name", ["a.tfrecords", "zstd.tfrecords"])
     def test_damage_is_named(self, name, tfrecords, tmp_path):
@@ -84,7 +91,32 @@ class TestMegatron:
         path = megatron(tmp_path / "a.idx", self.SEQUENCES, kind, code)
         assert runs(path) == [list(each) for each in self.SEQUENCES]
 
+    @given(
+        documents=st.lists(
+            st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=3), max_size=9
+        ),
+        ended=st.booleans(),
+        at_once=st.integers(1, 3),
+    )
+    @settings(deadline=None)
+    def test_documents_are_those_of_the_index(self, tmp_path_factory, documents, ended, at_once):
+        """Whether or not an end of text, here 0, stands at their ends as well."""
+        said = [[*document, [0]] if ended else document for document in documents]
+        bounds = np.cumsum([0, *map(len, said)])
+        path = tmp_path_factory.mktemp("m") / "a.idx"
+        megatron(path, [ids for document in said for ids in document], "<u2", 8, bounds)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptj.data.tokenized._AT_ONCE", at_once)
+            reader = Reader(eos_id=0)._tokens(Source(file_at(str(path)), "a"))
+            found = [each.ids.tolist() for each in reader]
+        texts = ([id for ids in document for id in ids] for document in documents)
+        assert found == list(filter(None, texts))
+
     def test_what_is_wrong_is_named(self, tmp_path):
+        for bounds in ([0, 2, 1], [0, 4], [-1]):
+            path = megatron(tmp_path / "a.idx", self.SEQUENCES, "<u2", 8, bounds)
+            with pytest.raises(UserError, match=r"a\.idx has documents that do not end in order"):
+                runs(path)
         path = megatron(tmp_path / "a.idx", self.SEQUENCES, "<u2", 8)
         whole = path.read_bytes()
         path.write_bytes(b"something else" * 9)

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gptj.data.read import Document
+from gptj.data.find import TOKENS, Inputs
+from gptj.data.read import Document, Key
 from gptj.errors import UserError
 from gptj.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -29,9 +31,6 @@ estimate it: "On the Resemblance and Containment of Documents" (Broder, 1997).""
 
 AT_ONCE = 4096
 """Runs of words that are hashed at a time."""
-
-Key = tuple[str, int]
-"""A document: its source, and its number in it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,21 @@ class CleanConfig:
         if self.min_unique_tokens < 0:
             raise UserError(
                 f"min_unique_tokens={self.min_unique_tokens} must be 0 (all documents) or above"
+            )
+
+    def check(self, inputs: Inputs) -> None:
+        """See that there is text to mend.
+
+        Raises:
+          UserError: a file holds tokens.
+        """
+        options = ("ftfy", "detokenize", "split_end_of_text")
+        asked = [f"--{name.replace('_', '-')}" for name in options if getattr(self, name)]
+        tokens = [source.file.path for source in inputs.sources if source.kind in TOKENS]
+        if asked and tokens:
+            raise UserError(
+                f"{tokens[0]} holds tokens and {asked[0]} mends text: prepare the files of tokens "
+                "apart, without it"
             )
 
 
@@ -104,32 +118,21 @@ class Drops:
 
 
 def mended(documents: Iterable[Document], config: CleanConfig) -> Iterator[Document]:
-    """The documents as they are to be, those of tokens untouched."""
-    mend = _mender(config)
+    """The documents as they are to be, numbered in each source; those of tokens untouched."""
+    mend, numbers = _mender(config), Counter[str]()
     for document in documents:
-        if document.ids is not None:
-            yield document
-            continue
-        whole = dataclasses.replace(document, text=mend(document.text))
-        yield from _split(whole) if config.split_end_of_text else (whole,)
+        texts = [(mend(document.text), document.continues)]
+        if config.split_end_of_text and document.ids is None:
+            texts = _split(*texts[0])
+        for text, continues in texts:
+            number = numbers[document.source]
+            yield dataclasses.replace(document, text=text, continues=continues, number=number)
+            numbers[document.source] += not continues
 
 
 def kept(documents: Iterable[Document], drops: Drops) -> Iterator[Document]:
     """The documents without those that are left out."""
-    if not drops.keys:
-        yield from documents
-        return
-    for key, document in numbered(documents):
-        if key not in drops.keys:
-            yield document
-
-
-def numbered(documents: Iterable[Document]) -> Iterator[tuple[Key, Document]]:
-    """Each document, or part of one, with its source and number."""
-    numbers: Counter[str] = Counter()
-    for document in documents:
-        yield (document.source, numbers[document.source]), document
-        numbers[document.source] += not document.continues
+    return (each for each in documents if each.key not in drops.keys)
 
 
 def leave_out_copies(documents: Iterable[Document], how: Copies, drops: Drops) -> None:
@@ -138,16 +141,16 @@ def leave_out_copies(documents: Iterable[Document], how: Copies, drops: Drops) -
         return
     seen = _Near() if how == "near" else _Exact()
     beginning, size = "", 0
-    for key, document in numbered(documents):
+    for document in documents:
         beginning = beginning or document.text[: 4 * BEGINNING]
         size += len(document.content)
         seen.read(document)
         if document.continues:
             continue
-        if (first := seen.first(key)) is not None:
+        if (first := seen.first(document.key)) is not None:
             reason = "same text" if how == "exact" else "nearly the same text"
-            drops.keys.add(key)
-            drops.note(key, f"{reason} as another", size, beginning, f"as in {first[0]}")
+            drops.keys.add(document.key)
+            drops.note(document.key, f"{reason} as another", size, beginning, f"as in {first[0]}")
         beginning, size = "", 0
 
 
@@ -163,12 +166,12 @@ class FewTokens:
             yield from documents
             return
         begun = False
-        for key, document in numbered(documents):
+        for document in documents:
             if begun or document.continues or not self._is_poor(document):
                 yield document
             else:
                 reason = f"fewer than {self._least} different tokens"
-                self._drops.note(key, reason, len(document.content), document.text)
+                self._drops.note(document.key, reason, len(document.content), document.text)
             begun = document.continues
 
     def _is_poor(self, document: Document) -> bool:
@@ -209,6 +212,7 @@ class _Near:
             raise UserError("copies=near needs datasketch: pip install 'gptj-jax[data]'") from error
         self._new: Callable[[], Any] = lambda: datasketch.MinHash(HASHES)
         self._index = datasketch.MinHashLSH(ALIKE, HASHES)
+        self._hashes: dict[Key, NDArray[np.uint32]] = {}
         self._hash = self._new()
         self._words: list[str] = []
 
@@ -222,19 +226,22 @@ class _Near:
         self._words = self._words[-SHINGLE + 1 :] if document.continues else []
 
     def first(self, key: Key) -> Key | None:
+        """The first document that is alike; of those that the index thinks so, some are not."""
         own, self._hash = self._hash, self._new()
-        found = sorted(self._index.query(own))
-        if not found:
-            self._index.insert(key, own)
-        return found[0] if found else None
+        hashes = own.hashvalues.astype(np.uint32)  # they are no larger
+        for each in sorted(self._index.query(own)):
+            if np.mean(self._hashes[each] == hashes) >= ALIKE:
+                return each
+        self._index.insert(key, own)
+        self._hashes[key] = hashes
+        return None
 
 
-def _split(document: Document) -> Iterator[Document]:
-    *before, last = document.text.split(END_OF_TEXT)
-    for text in filter(None, before):
-        yield dataclasses.replace(document, text=text, continues=False)
-    if last or document.continues:
-        yield dataclasses.replace(document, text=last)
+def _split(text: str, continues: bool) -> list[tuple[str, bool]]:
+    """A text, or a part of one, in documents, and of each whether it goes on."""
+    *before, last = text.split(END_OF_TEXT)
+    ended = [(each, False) for each in before if each]
+    return [*ended, (last, continues)] if last or continues else ended
 
 
 def _mender(config: CleanConfig) -> Callable[[str], str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from gptj.errors import UserError
-from gptj.files import File, Folder, file_at, is_url, matching
+from gptj.files import File, Folder, file_at, is_url, matches, matching
 
 TEXT_SUFFIXES = frozenset(
     f".{suffix}"
@@ -25,6 +24,8 @@ LINES = frozenset({".jsonl", ".ndjson"})
 TABLES = frozenset({".parquet", ".arrow"})
 TOKENS = frozenset({".tfrecord", ".tfrecords", ".index", ".idx"})
 KINDS = TEXT_SUFFIXES | LINES | TABLES | TOKENS | {".tar"}
+HIDDEN = ".*"
+"""Names that match are passed over."""
 PACKED = frozenset({".gz", ".zst", ".xz"})
 _SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
@@ -53,16 +54,16 @@ class Inputs:
 def find_sources(inputs: Sequence[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> Inputs:
     """The files among `inputs`: files as named, folders searched and patterns met in sorted order.
 
-    In folders, hidden files and whatever lies under a name that matches a pattern of `exclude`
-    are ignored, and so are links, whose targets are found themselves if they lie here; empty
-    files and those of unknown kind are skipped.
+    In folders and of what patterns meet, hidden files and whatever lies under a name that matches
+    a pattern of `exclude` are ignored; in folders links (which are not followed), empty files and
+    those of unknown kind are skipped.
 
     Raises:
       UserError: a path is missing or given twice, or a folder holds nothing to read.
     """
     if not inputs:
         raise UserError("no input given: name the text files or folders to prepare")
-    places = [place for given in inputs for place in _meant(os.fspath(given))]
+    places = [place for given in inputs for place in _meant(os.fspath(given), exclude)]
     files: list[File] = []
     skipped, bases = 0, []
     for place in places:
@@ -86,35 +87,56 @@ def kind_of(name: str) -> str:
     return PurePosixPath(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
+def is_packed(name: str) -> bool:
+    """Whether a file of that name is compressed."""
+    return PurePosixPath(name.lower()).suffix in PACKED
+
+
 def unshortened(name: str) -> str:
     """The name with `.tar.gz` for `.tgz` and the like."""
     stem, suffix = os.path.splitext(name)
     return stem + _SHORT.get(suffix.lower(), suffix)
 
 
-def _meant(given: str) -> list[str]:
-    if not any(sign in given for sign in "*?[") or (not is_url(given) and os.path.exists(given)):
+def _meant(given: str, exclude: Sequence[str]) -> list[str]:
+    if not _is_pattern(given) or (not is_url(given) and os.path.exists(given)):
         return [given]
     found = [place for place in matching(given) if not place.rpartition("/")[2].startswith(".")]
+    # What the pattern spells out is asked for; `exclude` is of what it leaves open.
+    spelt = next(n for n, part in enumerate(PurePosixPath(given).parts) if _is_pattern(part))
+    found = [
+        place
+        for place in found
+        if not matches("/".join(PurePosixPath(place).parts[spelt:]), exclude)
+    ]
     if not found:
-        raise UserError(f"no file matches {given}: check the pattern")
+        but = " that --exclude leaves" if exclude else ""
+        raise UserError(f"no file{but} matches {given}: check the pattern")
     # Of a folder that is met with what lies in it, as by `**`, the latter is meant.
     around = {parent.as_posix() for place in found for parent in PurePosixPath(place).parents}
     return [place for place in found if PurePosixPath(place).as_posix() not in around]
 
 
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
 def _search(folder: Folder, exclude: Sequence[str]) -> tuple[list[File], int]:
     """The files to read under `folder`, and the number of others."""
-    found, others = [], 0
-    for name, file in folder.walk():
-        parts = PurePosixPath(name).parts
-        if any(fnmatch(part, pattern) for part in parts for pattern in (".*", *exclude)):
-            continue
-        is_kept = parts[-1].startswith("cache-") and kind_of(name) == ".arrow"
-        if kind_of(name) in KINDS and file.size and not is_kept:  # not what `datasets` kept by
+    found, others, links = [], 0, 0
+    for name, file in folder.walk(but=(HIDDEN, *exclude)):
+        kind = kind_of(name)
+        is_kept = PurePosixPath(name).name.startswith("cache-") and kind == ".arrow"
+        if file and kind in KINDS and file.size and not is_kept:  # not what `datasets` kept by
             found.append(file)
         else:
             others += 1
+            links += file is None
+    if not found and links:
+        raise UserError(
+            f"no text file in the folder {folder} but links, which are not followed: name them "
+            "outright, or with a pattern, or give the folder that they lead to"
+        )
     if not found:
         raise UserError(
             f"no text file in the folder {folder}: give .txt, .md, .jsonl, .parquet, .arrow, .tar "

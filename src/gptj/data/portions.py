@@ -38,6 +38,7 @@ class ReadConfig:
     strict: bool
     clean: CleanConfig
     eos_id: int | None
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Reading:
     def reader(self) -> Reader:
         """A reader, which counts anew."""
         config = self.config
-        return Reader(config.text_field, config.split_by, config.strict, config.eos_id)
+        return Reader(
+            config.text_field, config.split_by, config.strict, config.eos_id, config.exclude
+        )
 
 
 def portions(inputs: Inputs) -> list[Inputs]:
@@ -79,13 +82,16 @@ class Done:
     parts: Mapping[Side, Written]
     replaced: int
     """Pieces of text that were no UTF-8."""
+    skipped: int
+    """Files in archives that were passed over."""
     dropped: tuple[Dropped, ...]
 
     def to_json(self) -> str:
         """All of it."""
         parts = [[*side, dataclasses.asdict(part)] for side, part in self.parts.items()]
         dropped = [dataclasses.asdict(each) for each in self.dropped]
-        return json.dumps({"parts": parts, "replaced": self.replaced, "dropped": dropped})
+        counts = {"replaced": self.replaced, "skipped": self.skipped}
+        return json.dumps({"parts": parts, **counts, "dropped": dropped})
 
     @classmethod
     def of(cls, text: str) -> Done:
@@ -95,7 +101,7 @@ class Done:
         dropped = (
             Dropped(**{**each, "examples": tuple(each["examples"])}) for each in values["dropped"]
         )
-        return cls(parts, values["replaced"], tuple(dropped))
+        return cls(parts, values["replaced"], values["skipped"], tuple(dropped))
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class Writing:
                     writers[side] = stack.enter_context(writer)
                 writers[side].add(document)
         parts = {side: writer.written() for side, writer in writers.items()}
-        return Done(parts, reader.replaced, drops.report())
+        return Done(parts, reader.replaced, reader.skipped, drops.report())
 
 
 def divided(

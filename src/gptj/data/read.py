@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import io
 import itertools
 import json
 import re
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gptj.data.find import KINDS, LINES, TABLES, TOKENS, Source, kind_of
+from gptj.data.archive import members
+from gptj.data.find import HIDDEN, KINDS, LINES, TABLES, TOKENS, Source, is_packed, kind_of
 from gptj.data.tokenized import Ids, documents_of, token_runs
-from gptj.data.unpack import Stream, reading, unpacked, unpacked_as
+from gptj.data.unpack import reading, unpacked, unpacked_as
 from gptj.errors import UserError
 from gptj.files import File
 from gptj.tokenizer import WORD_END
@@ -24,6 +23,10 @@ from gptj.tokenizer import WORD_END
 PART_CHARACTERS = 1 << 24
 """Of a text longer than this so much is held at a time, and what reaches to the next word's end."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+Key = tuple[str, int]
+"""A document: its source, and its number in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +41,18 @@ class Document:
     """Whether the next one is more of the same text, which is too long to be held."""
     ids: Ids | None = None
     """Its tokens, where a file holds those instead of a text."""
+    number: int = 0
+    """Its place among those of its source, as they are mended and before any is left out."""
 
     @cached_property
     def content(self) -> bytes:
         """What it says, as bytes."""
         return self.text.encode() if self.ids is None else self.ids.astype("<u4").tobytes()
+
+    @property
+    def key(self) -> Key:
+        """What tells it from every other."""
+        return self.source, self.number
 
 
 class Reader:
@@ -54,6 +64,7 @@ class Reader:
         group_field: str | None = None,
         strict: bool = False,
         eos_id: int | None = None,
+        exclude: Sequence[str] = (),
     ) -> None:
         """Of a record its `text_field` is read; a dot leads into a record within.
 
@@ -61,11 +72,14 @@ class Reader:
           group_field: what `Document.group` is taken from.
           strict: refuse what is not UTF-8, where else each piece of it becomes U+FFFD.
           eos_id: the end of a document in files of tokens; without it, these are refused.
+          exclude: patterns of names that are passed over in archives.
         """
         self._text_field, self._group_field, self._strict = text_field, group_field, strict
-        self._eos_id = eos_id
+        self._eos_id, self._exclude = eos_id, exclude
         self.replaced = 0
         """Characters put for what was none."""
+        self.skipped = 0
+        """Files in archives of no known kind, or empty, and links."""
 
     def documents(self, source: Source) -> Iterator[Document]:
         """The documents of one file: each record's text, else the whole file.
@@ -76,6 +90,8 @@ class Reader:
           UserError: the file is empty, binary, corrupt, or a record is not what it should be.
         """
         path, empty = source.file.path, True
+        if source.kind in TABLES | TOKENS and is_packed(path):
+            raise UserError(f"{path} is read where it lies, and so not compressed: unpack it")
         for document in self._tokens(source) if source.kind in TOKENS else self._texts(source):
             if document.text or document.continues or document.ids is not None:
                 empty = False
@@ -91,9 +107,10 @@ class Reader:
                 "--tokenizer, of the original's files gpt2"
             )
         self._check_group(path)
-        for ids in documents_of(token_runs(source.file, source.kind), self._eos_id):
-            if len(ids):
-                yield Document(source.name, ids=ids)
+        for runs in token_runs(source.file, source.kind):
+            for ids in documents_of(runs, self._eos_id):
+                if len(ids):
+                    yield Document(source.name, ids=ids)
 
     def _texts(self, source: Source) -> Iterator[Document]:
         for text, group, continues in self._pieces(source.file):
@@ -121,7 +138,7 @@ class Reader:
     @property
     def _fields(self) -> list[str]:
         fields = [self._text_field, *([self._group_field] if self._group_field else [])]
-        return [field.partition(".")[0] for field in fields]
+        return [name for field in fields for name in (field, field.partition(".")[0])]
 
     def _streamed(
         self, where: str, kind: str, chunks: Iterable[bytes]
@@ -135,19 +152,19 @@ class Reader:
 
     def _archived(self, file: File) -> Iterator[tuple[str, str, bool]]:
         """Of the files in an archive those that could be read in a folder."""
-        with reading(file):
-            stream = io.BufferedReader(Stream(unpacked(file)))
-            try:
-                with tarfile.open(fileobj=stream, mode="r|") as archive:
-                    for member in archive:
-                        kind, where = kind_of(member.name), f"{file.path}/{member.name}"
-                        held = archive.extractfile(member) if member.isfile() else None
-                        if held is not None and kind in KINDS - TABLES - TOKENS and member.size:
-                            yield from self._streamed(where, kind, unpacked_as(where, held))
-            except tarfile.TarError as error:
-                raise UserError(
-                    f"{file.path} is no whole tar archive ({error}): fetch or pack it again"
-                ) from error
+        but = (HIDDEN, *self._exclude)
+        with reading(file), members(file.path, unpacked(file), but) as found:
+            for name, held in found:
+                kind, where = kind_of(name), f"{file.path}/{name}"
+                if kind in TABLES | TOKENS | {".tar"}:
+                    raise UserError(
+                        f"{where} can be read beside the archive and not within: unpack it, or "
+                        f"leave it out with --exclude '*{kind}*'"
+                    )
+                if held is None or kind not in KINDS:
+                    self.skipped += 1
+                else:
+                    yield from self._streamed(where, kind, unpacked_as(where, held))
 
     def _plain(self, where: str, chunks: Iterable[bytes]) -> Iterator[tuple[str, bool]]:
         """A text in parts cut between words, and of each whether there is more."""
@@ -199,7 +216,7 @@ class Reader:
             text, _ = self._decoded(place, line.removeprefix(codecs.BOM_UTF8), 0, final=True)
             try:
                 record = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # of [[[[... there is no end
                 raise UserError(
                     f"{place} is not JSON ({error}): give one JSON object a line"
                 ) from error

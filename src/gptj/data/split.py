@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gptj.data.read import Document
+from gptj.data.read import Document, Key
 
 Unit = Literal["nothing", "file", "document", "tail"]
 """What is held out whole."""
@@ -30,8 +30,8 @@ class Split:
     seed: int
     held: frozenset[str] | None = frozenset()
     """`None` where there are so many documents that a digest's value alone decides."""
-    long: Mapping[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
-    """Digest and characters of documents that come in parts, by their file and number in it."""
+    long: Mapping[Key, tuple[str, int]] = field(default_factory=dict)
+    """Digest and characters of documents that come in parts, by their keys."""
 
     def begin(self) -> Division:
         """What divides the documents of some files, each in the order in which it was planned."""
@@ -42,18 +42,14 @@ class Division:
     """Divides the documents of a split, one after the other."""
 
     def __init__(self, split: Split) -> None:
-        self._split, self._source, self._number, self._begun = split, "", 0, 0
+        self._split, self._begun = split, 0
 
     def __call__(self, document: Document) -> Iterator[tuple[bool, Document]]:
         """The document, or what it is cut into, and of each whether it is held out."""
         split = self._split
-        if document.source != self._source:
-            self._source, self._number = document.source, 0
-        found = split.long.get((document.source, self._number))
-        digest, length = found or (None, len(document.text))
+        digest, length = split.long.get(document.key) or (None, len(document.text))
         begun = self._begun
         self._begun = begun + len(document.text) if document.continues else 0
-        self._number += not document.continues
         if split.unit == "tail":
             return self._cut(document, begun, length)
         return iter([(self._is_held(document, digest), document)])
@@ -113,8 +109,7 @@ class SplitPlan:
         self._texts: Counter[str] | None = Counter()  # bytes of each distinct document, by digest
         self._sizes: Counter[str] = Counter()  # bytes of each file, by its name
         self._files: defaultdict[str, str] = defaultdict(str)  # digest of each file, by its name
-        self._long: dict[tuple[str, int], tuple[str, int]] = {}
-        self._numbers: Counter[str] = Counter()  # documents of each file, by its name
+        self._long: dict[Key, tuple[str, int]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -133,14 +128,13 @@ class SplitPlan:
             return
         digest, name = self._hash.hexdigest()[: 2 * _DIGEST_BYTES], document.source
         if self._parts > 1:
-            self._long[name, self._numbers[name]] = digest, self._characters
+            self._long[document.key] = digest, self._characters
         if self._texts is not None:
             self._texts[digest] += self._bytes
             if len(self._texts) > MANY:
                 self._texts = None
         self._sizes[name] += self._bytes
         self._files[name] = digest_of((self._files[name] + digest).encode(), self._seed)
-        self._numbers[name] += 1
         self._begin()
 
     def made(self) -> Split:

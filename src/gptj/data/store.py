@@ -319,7 +319,7 @@ def _checked(file: File) -> Iterator[NDArray[np.uint8]]:
 def _listed(folder: Folder) -> dict[str, File]:
     """The files of a folder, asked for at once: one by one, a thousand would take minutes."""
     with contextlib.suppress(UserError):  # plain HTTP need not say what there is
-        return dict(folder.walk())
+        return {name: file for name, file in folder.walk() if file is not None}
     return {}
 
 

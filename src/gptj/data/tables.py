@@ -37,6 +37,11 @@ def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str
                 for row in batch.select(held).to_pylist():
                     number += 1
                     yield f"{file.path}:{number}", row
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file.path}, in one of the {ROWS} rows after {number}, holds text that is not "
+                f"UTF-8 ({error.reason}): mend the table, or leave it out"
+            ) from error
         except pyarrow.ArrowException as error:
             raise UserError(
                 f"{file.path} is no {kind.lstrip('.')} table, or cut short "

@@ -3,12 +3,14 @@
 A TFRecord file is a row of records: their length as 8 bytes, a checksum of these, the data, a
 checksum of those (https://www.tensorflow.org/tutorials/load_data/tfrecord). The data are a
 `tf.train.Example`, a protocol buffer; of it the original wrote a single feature, `text`, of 2,049
-ids. An `.idx` file says where in the `.bin` file beside it each sequence lies and how wide an id is
+ids. An `.idx` file says where in the `.bin` file beside it each sequence lies, how wide an id is
+and at which sequences documents begin
 (https://github.com/NVIDIA/Megatron-LM, `megatron/core/datasets/indexed_dataset.py`).
 """
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import struct
 import zlib
@@ -27,10 +29,12 @@ _FEATURE = b"text"
 _WIDTHS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _MAGIC = b"MMIDIDX\x00\x00"
 _AGAIN = "fetch or make it again"
+_AT_ONCE = 1 << 16
+"""Numbers of an index that are held at a time."""
 
 
-def token_runs(file: File, kind: str) -> Iterator[Ids]:
-    """The ids in a file, a record or a sequence at a time.
+def token_runs(file: File, kind: str) -> Iterator[Iterator[Ids]]:
+    """The ids in a file, a record or a sequence at a time, in groups that no document leaves.
 
     Raises:
       UserError: it is not what its name says, or corrupt.
@@ -38,10 +42,9 @@ def token_runs(file: File, kind: str) -> Iterator[Ids]:
     if kind == ".idx":
         yield from _megatron(file)
     elif kind == ".index":
-        for each in _listed(file):
-            yield from _tfrecords(each)
+        yield (ids for each in _listed(file) for ids in _tfrecords(each))
     else:
-        yield from _tfrecords(file)
+        yield _tfrecords(file)
 
 
 def documents_of(runs: Iterable[Ids], eos: int) -> Iterator[Ids]:
@@ -138,7 +141,9 @@ def _text_of(where: str, example: bytes) -> Ids:
         names.append(name.decode(errors="replace"))
         if name == _FEATURE:
             ints = [each for feature in _held(entry, 2) for each in _held(feature, 3)]
-            return np.concatenate([_varints(run) for each in ints for run in _held(each, 1)])
+            if ints:
+                runs = [_varints(run) for each in ints for run in _held(each, 1)]
+                return np.concatenate([np.empty(0, np.int64), *runs])
     raise UserError(f"{where} has no feature 'text' of integers (it has {names}): {_AGAIN}")
 
 
@@ -181,19 +186,35 @@ def _varints(packed: bytes) -> Ids:
     return np.add.reduceat(shifted, starts) if len(starts) else shifted
 
 
-def _megatron(index: File) -> Iterator[Ids]:
-    """The sequences of a `.bin`, as the `.idx` tells of them."""
+def _megatron(index: File) -> Iterator[Iterator[Ids]]:
+    """The sequences of a `.bin` in documents, as the `.idx` tells of them."""
     data = file_at(index.path.removesuffix(".idx") + ".bin")
     if data is None:
         raise UserError(f"{index.path} has no .bin file beside it: copy both")
     head = index.read(0, min(34, index.size)).tobytes()
     if head[:9] != _MAGIC or len(head) < 34:
         raise UserError(f"{index.path} is no index of Megatron's (version 1): {_AGAIN}")
-    _, code, count, _ = struct.unpack("<QBQQ", head[9:])
+    _, code, count, bounds = struct.unpack("<QBQQ", head[9:])
     if code not in _WIDTHS:
         raise UserError(f"{index.path} says that ids are of type {code}, which no integer is")
     kind = np.dtype(_WIDTHS[code])
-    sizes = index.read(34, 34 + 4 * count).view("<i4").astype(np.int64)
-    starts = index.read(34 + 4 * count, 34 + 12 * count).view("<i8")
-    for start, size in zip(starts.tolist(), (sizes * kind.itemsize).tolist(), strict=True):
-        yield data.read(start, start + size).view(kind).astype(np.int64)
+
+    sizes, starts = _numbers(index, 34, "<i4", count), _numbers(index, 34 + 4 * count, "<i8", count)
+    sequences = (
+        data.read(start, start + size * kind.itemsize).view(kind).astype(np.int64)
+        for start, size in zip(starts, sizes, strict=True)
+    )
+    before = 0
+    for bound in itertools.chain(_numbers(index, 34 + 12 * count, "<i8", bounds), (count,)):
+        if not before <= bound <= count:
+            raise UserError(f"{index.path} has documents that do not end in order: {_AGAIN}")
+        yield itertools.islice(sequences, bound - before)
+        before = bound
+
+
+def _numbers(file: File, place: int, kind: str, count: int) -> Iterator[int]:
+    """So many numbers that stand in a file one after the other."""
+    width = np.dtype(kind).itemsize
+    for begin in range(0, count, _AT_ONCE):
+        end = min(count, begin + _AT_ONCE)
+        yield from file.read(place + width * begin, place + width * end).view(kind).tolist()

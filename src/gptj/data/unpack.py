@@ -14,7 +14,7 @@ import zstandard
 
 from gptj.data.find import unshortened
 from gptj.errors import UserError
-from gptj.files import File, reaching
+from gptj.files import File, reaching, unreadable
 
 CHUNK_BYTES = 1 << 20
 _BAD = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError)
@@ -37,8 +37,7 @@ def unpacked_as(name: str, packed: IO[bytes]) -> Iterator[bytes]:
             with gzip.GzipFile(fileobj=packed) as file:
                 yield from parts(file)
         case "xz":
-            with lzma.LZMAFile(packed) as file:
-                yield from parts(file)
+            yield from _unxz(packed)
         case "zst":
             yield from _unzstd(packed)
         case _:
@@ -59,12 +58,10 @@ def reading(file: File) -> Iterator[None]:
             f"{file.path} is corrupt or cut short ({error}): fetch or compress it again"
         ) from error
     except OSError as error:
-        raise UserError(
-            f"{file.path} cannot be read ({error.strerror or error}): check the file"
-        ) from error
+        raise unreadable(file.path, error) from error
 
 
-def parts(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
+def parts(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
     """What is left of a file."""
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
@@ -102,3 +99,20 @@ def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
             chunk = frame.unused_data
     if not frame.eof:
         raise EOFError("the last frame does not end")
+
+
+def _unxz(file: IO[bytes]) -> Iterator[bytes]:
+    # lzma's own reader takes what follows the first stream, and is none, for nothing.
+    unpacker = lzma.LZMADecompressor()
+    for chunk in parts(file):
+        while chunk:
+            if unpacker.eof:  # between streams there may be zeros
+                if not (chunk := chunk.lstrip(b"\0")):
+                    break
+                unpacker = lzma.LZMADecompressor()
+            yield unpacker.decompress(chunk, CHUNK_BYTES)
+            while not unpacker.needs_input and not unpacker.eof:
+                yield unpacker.decompress(b"", CHUNK_BYTES)
+            chunk = unpacker.unused_data
+    if not unpacker.eof:
+        raise EOFError("the last stream does not end")
