@@ -24,6 +24,7 @@ def connect(address: str = AUTO) -> None:
         import ray
     except ImportError as error:
         raise UserError("--ray needs Ray: pip install 'gptj-jax[ray]'") from error
+    check_address(address)
     _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -33,6 +34,23 @@ def connect(address: str = AUTO) -> None:
         if address != AUTO:
             raise UserError(f"no Ray cluster answers at {address}: {error}") from error
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def check_address(address: str) -> None:
+    """See that an address may be one.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if address == AUTO:
+        return
+    if os.path.exists(address):
+        raise UserError(
+            f"{address} lies on this machine and is no address of a Ray cluster: give the cluster "
+            f"of this machine as --ray {AUTO}, another as --ray HOST:PORT"
+        )
+    if ":" not in address:
+        raise UserError(f"{address} is no address of a Ray cluster: give HOST:PORT")
 
 
 def _check_reachable(address: str) -> None:

@@ -252,7 +252,7 @@ class Folder:
             sizes = dict(_walked(self._root, but))
         root = self._root.strip("/") if self._remote is not None else self._root
         for path in sorted(sizes):
-            name = PurePosixPath(os.path.relpath(path.lstrip("/"), root.lstrip("/"))).as_posix()
+            name = PurePosixPath(path.lstrip("/")).relative_to(root.lstrip("/")).as_posix()
             if not matches(name, but):
                 size, called = sizes[path], f"{self.place.rstrip('/')}/{name}"
                 yield name, None if size is None else File(called, size, self._remote, path)

@@ -10,6 +10,7 @@ import pytest
 
 from gptj.data import append, portions
 from gptj.data.append import JOURNAL
+from gptj.data.mixture import Mixture
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
@@ -107,6 +108,26 @@ class TestGoingOn:
         begun = stop_after(None)
         prepare(config(corpus, out=tmp_path / "out"))
         assert begun == [3, 4]
+
+    def test_however_paths_are_spelt(self, corpus, tmp_path, stop_after, monkeypatch):
+        (tmp_path / "link").symlink_to(tmp_path / "real" / "out")
+        stop_after(3)
+        with pytest.raises(Stop):
+            prepare(config(corpus, out=tmp_path / "link"))
+        begun = stop_after(None)
+        monkeypatch.chdir(corpus)
+        report = prepare(config(Path("../in"), out=Path("../real/out")))
+        assert begun == [3, 4]
+        assert report.groups[0].train.path == Path("../real/out/train")
+        assert len(everything(tmp_path / "link")) == 150
+        monkeypatch.chdir(tmp_path / "real" / "out")
+        more = lines(tmp_path / "more" / "m.jsonl", "m")
+        prepare(config(more, out=Path(), append=True, tokenizer=None))
+        assert len(everything(tmp_path / "link")) == 180
+        prepare(config(more, out=tmp_path / "link", force=True))
+        assert (tmp_path / "link").is_symlink()
+        assert len(everything(tmp_path / "real" / "out")) == 30
+        assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["out"]
 
     @pytest.mark.parametrize("change", ["option", "file"])
     def test_another_preparation_begins_anew(self, change, corpus, tmp_path, stop_after):
@@ -274,21 +295,40 @@ class TestAppend:
         if at == "journal":
             assert everything(first) == before
             prepare(self.more(first))
-        else:  # it is decided, and the next who appends completes it
+        else:  # it is decided, as readers see, and the next who appends completes it
             assert (first / JOURNAL).exists()
+            manifests = [path.read_text() for path in sorted(first.rglob("manifest.json"))]
+            assert sum("m.jsonl" in text for text in manifests) == steps.index(at) - 1
+            assert len(everything(first)) == len(before) + 30
+            assert Mixture.open(first).parts[0].store.sources[-1].name == "m.jsonl"
             with pytest.raises(UserError, match=r"m\.jsonl is in .*out already"):
                 prepare(self.more(first))
         assert len(everything(first)) == len(before) + 30
 
-    def test_groups_are_appended_to_their_own_and_new_ones_appear(self, corpus, tmp_path):
+    def test_groups_are_appended_to_their_own_and_new_ones_appear(
+        self, corpus, tmp_path, monkeypatch
+    ):
         out = tmp_path / "out"
         prepare(config(corpus, out=out, split_by="kind"))
+        held: list[Path] = []
+        at_journal: set[Path] = set()
+        write, sync = append.replace_text, append.sync_entry
+        monkeypatch.setattr(append, "sync_entry", lambda path: held.append(path) or sync(path))
+
+        def written(path, text):
+            at_journal.update(held if path.name == JOURNAL else ())
+            write(path, text)
+
+        monkeypatch.setattr(append, "replace_text", written)
         path = tmp_path / "more.jsonl"
         rows = [{"text": f"more {n} of it", "kind": "bc"[n % 2]} for n in range(60)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         report = prepare(config(path, out=out, split_by="kind", tokenizer=None, append=True))
         assert [group.name for group in report.groups] == ["b", "c"]
         assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c"]
+        folders = {out / name / side for name in "bc" for side in ("train", "heldout")}
+        new = {out / "c" / side / "tokenizer.json" for side in ("train", "heldout")}
+        assert at_journal >= {out, out / "c", *folders, *new}  # on the disk before it is decided
         assert len(everything(out)) == 150 + 60
 
     @pytest.mark.parametrize(
@@ -309,15 +349,31 @@ class TestAppend:
         prepare(self.more(first, tokenizer="bytes"))
         assert len(everything(first)) == 180
 
-    def test_text_that_is_there_is_refused(self, first, corpus):
-        with pytest.raises(UserError, match=r"a\.jsonl is in .* already: leave it out, or rename"):
+    def test_text_that_is_there_is_refused(self, first, corpus, tmp_path):
+        with pytest.raises(UserError, match=r"a\.jsonl is in .* already: leave it out"):
             prepare(config(corpus, out=first, tokenizer=None, append=True))
+        other = lines(tmp_path / "other" / "a.jsonl", "other")
+        with pytest.raises(UserError, match=r"out has other text that is called a\.jsonl: rename"):
+            prepare(config(other, out=first, tokenizer=None, append=True))
 
-    def test_nothing_to_append_to_is_said(self, corpus, tmp_path):
-        given = config(corpus, out=tmp_path / "out", tokenizer=None, append=True)
-        with pytest.raises(UserError, match="out holds no prepared data to append to"):
+    def test_nothing_to_append_to_is_said(self, first, corpus, tmp_path):
+        (tmp_path / "file").write_text("x")
+        for out, said in (
+            (tmp_path / "absent", "absent holds no prepared data to append to: leave out --append"),
+            (tmp_path / "file", "file holds no prepared data to append to: leave out --append"),
+            (first / "train", "out/train is one store of prepared data: append to .*out, both"),
+            (first / "train" / "tokenizer.json", "tokenizer.json holds no prepared data"),
+        ):
+            with pytest.raises(UserError, match=said):
+                prepare(config(corpus, out=out, tokenizer=None, append=True))
+        assert not list(tmp_path.rglob(".*"))
+
+    def test_what_was_prepared_apart_with_other_tokenizers(self, corpus, tmp_path):
+        for name, tokenizer in (("a", "bytes"), ("b", "train:300")):
+            prepare(config(corpus, out=tmp_path / "out" / name, tokenizer=tokenizer))
+        given = config(corpus, out=tmp_path / "out", tokenizer=None, append=True, split_by="kind")
+        with pytest.raises(UserError, match=r"b/heldout has another tokenizer than .*a/heldout"):
             prepare(given)
-        assert not (tmp_path / "out").exists()
 
     def test_without_a_held_out_part_none_is_begun(self, corpus, tmp_path):
         prepare(config(corpus, out=tmp_path / "out", held_out=0))

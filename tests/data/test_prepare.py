@@ -1,7 +1,9 @@
 """Preparing data: nothing lost, nothing in both splits, the same again, all or nothing."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -452,6 +454,53 @@ class TestMistakes:
         path = save(tmp_path / "a.txt", "tiny")
         self.refused("no text is left for heldout: .* --held-out 0", path, out=out)
         assert run(path, out=out, held_out=0).train.tokens == 5
+
+    def test_nothing_is_left_of_poor_documents(self, lines, out):
+        clean = CleanConfig(min_unique_tokens=99)
+        complaint = "no text is left for train without the documents of fewer than 99 .* a lower --"
+        self.refused(complaint, lines, out=out, clean=clean, held_out=0)
+
+    @pytest.mark.parametrize("option", ["ftfy", "detokenize", "split_end_of_text"])
+    def test_tokens_have_no_text_to_mend(self, option, lines, tfrecords, tmp_path, out):
+        tokens = tfrecords(tmp_path / "a.tfrecords", [[1, 2]])
+        complaint = rf"a\.tfrecords holds tokens and --{option.replace('_', '-')} mends text"
+        self.refused(complaint, lines, tokens, out=out, clean=CleanConfig(**{option: True}))
+
+    @pytest.mark.parametrize("name", ["", "train", "heldout"])
+    def test_a_group_that_cannot_be_a_folder(self, name, tmp_path, out):
+        rows = [{"text": f"{n}", "kind": name if n else "fine"} for n in range(30)]
+        path = save(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+        complaint = (
+            rf"kind is '{re.escape(name)}' in a\.jsonl, which cannot be the name of a folder"
+        )
+        self.refused(complaint, path, out=out, split_by="kind")
+
+    def test_what_names_no_tokenizer_or_no_cluster(self, lines, out):
+        self.refused("tokenizer='' names none", lines, out=out, tokenizer="")
+        said = r"lines\.jsonl lies on this machine and is no address .* --ray auto, another as"
+        self.refused(said, lines, out=out, ray=str(lines))
+        self.refused(
+            "word is no address of a Ray cluster: give HOST:PORT", lines, out=out, ray="word"
+        )
+
+    @pytest.mark.parametrize(
+        ("error", "remedy"),
+        [
+            (OSError(errno.ENOSPC, "full"), r"out cannot be written \(full\) .*: free space, or"),
+            (OSError(errno.EACCES, "closed"), r"\(closed\) .*: allow yourself to write there, or"),
+            (
+                OSError(errno.EMFILE, "many"),
+                r"\(many\) .*: allow more open files \(ulimit -n\), or",
+            ),
+            (ConnectionError("a lost cluster"), r"\(a lost cluster\) .* as it was: try again, or"),
+        ],
+    )
+    def test_the_remedy_is_that_of_the_error(self, error, remedy, lines, out, monkeypatch):
+        def fail(self, number):
+            raise error
+
+        monkeypatch.setattr("gptj.data.portions.Writing.__call__", fail)
+        self.refused(remedy, lines, out=out)
 
     def test_a_place_that_cannot_be_written(self, tmp_path, lines):
         save(tmp_path / "file", "x")

@@ -1,8 +1,10 @@
 """Token stores: documents come back exactly, equal text is an equal store, damage is noticed."""
 
+import contextlib
 import hashlib
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,6 @@ from gptj.data.read import Document
 from gptj.data.store import Manifest, ShardRecord, SourceRecord, TokenStore
 from gptj.data.write import StoreWriter, finish
 from gptj.errors import UserError
-from gptj.files import file_at
 from gptj.tokenizer import Tokenizer
 
 BYTES = Tokenizer.bytes()
@@ -133,6 +134,22 @@ class TestFingerprint:
             assert file.read_bytes() == (tmp_path / "elsewhere" / file.name).read_bytes()
 
 
+COUNTS = ("tokens", "documents", "bytes", "vocab_size", "dtype", "sources.first_document",
+          "sources.documents", "sources.tokens", "sources.bytes", "shards.tokens")  # fmt: skip
+
+
+def altered(name: str):
+    """Another number of that name in a manifest."""
+
+    def change(manifest: dict) -> dict:
+        *within, own = name.split(".")
+        at = manifest[within[0]][-1] if within else manifest
+        at[own] = "<f4" if own == "dtype" else at[own] + 70_000
+        return manifest
+
+    return change
+
+
 class TestDamage:
     FILES = ("00000-000.tokens", "00000-000.documents", "tokenizer.json")
 
@@ -173,6 +190,7 @@ class TestDamage:
             (lambda manifest: {**manifest, "shards": [1]}, "is not a token store's manifest"),
             (lambda manifest: {**manifest, "shards": []}, "was altered"),
             (lambda manifest: {**manifest, "fingerprint": "0"}, "was altered"),
+            *((altered(name), "was altered, its counts are not its shards'") for name in COUNTS),
         ],
     )
     def test_a_bad_manifest_is_named(self, change, complaint, store):
@@ -181,6 +199,14 @@ class TestDamage:
         path.write_bytes(changed if isinstance(changed, bytes) else json.dumps(changed).encode())
         with pytest.raises(UserError, match=rf"manifest\.json {complaint}"):
             TokenStore.open(place(store))
+
+    @pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 99_999, b"{}", b"other"])
+    def test_a_bad_tokenizer_is_named(self, text, store):
+        other = json.loads(TRAINED.to_json())
+        text = json.dumps(other).encode() if text == b"other" else text
+        (place(store) / "tokenizer.json").write_bytes(text)
+        with pytest.raises(UserError, match=r"tokenizer\.json"):
+            TokenStore.open(place(store)).text(0)
 
     def test_a_path_without_a_store_is_named(self, tmp_path):
         with pytest.raises(UserError, match=r"no token store at .*nowhere: name the train"):
@@ -202,9 +228,29 @@ class TestWriter:
         with pytest.raises(UserError, match="no token store"):
             TokenStore.open(tmp_path / "store")
 
-    def test_a_manifest_is_read_as_it_was_written(self, store, tmp_path):
-        (tmp_path / "manifest.json").write_text(store.manifest.to_json(), encoding="utf-8")
-        assert Manifest.load(file_at(str(tmp_path / "manifest.json"))) == store.manifest
+    def test_many_are_written_at_once_with_few_open_files(self, tmp_path):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 9, hard))
+        try:
+            with contextlib.ExitStack() as stack:
+                writers = [
+                    stack.enter_context(StoreWriter(tmp_path / str(n), BYTES)) for n in range(40)
+                ]
+                for writer in writers * 3:
+                    writer.add(Document("a", ids=np.arange(200)))
+            for number, writer in enumerate(writers):
+                finish(tmp_path / str(number), BYTES, [writer.written()])
+                store = TokenStore.open(tmp_path / str(number))
+                store.verify()
+                assert np.asarray(store.tokens).tolist() == [*range(200), 256] * 3
+                del store
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_a_manifest_is_read_as_it_was_written(self, store):
+        text = (place(store) / "manifest.json").read_bytes()
+        assert Manifest.load("there", text) == store.manifest
+        assert text.decode() == store.manifest.to_json()
 
     def test_a_source_can_be_named_in_any_script(self, tmp_path):
         assert write(tmp_path / "store", [("本.txt", "x")]).sources[0].name == "本.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -82,7 +83,7 @@ def resumable(out: Path) -> Iterator[Path]:
     """A folder beside `out`, for what is to become it, which outlives an interruption.
 
     It vanishes with the block, but for one that ends early with something in `DONE`: then the
-    next block finds it again, see `going_on`.
+    next block finds it again, see `continuing`.
 
     Raises:
       UserError: another process is at it.
@@ -101,7 +102,7 @@ def resumable(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def going_on(out: Path, scratch: Path, key: str) -> Iterator[None]:
+def continuing(out: Path, scratch: Path, key: str) -> Iterator[None]:
     """Go on with what is in a resumable folder if it is of this key, and else begin anew.
 
     Raises:
@@ -141,7 +142,7 @@ def appear(new: Path, out: Path, force: bool, mark: str = PREPARED, groups: bool
         if old.exists():
             old.rename(out)
         raise
-    _sync_entry(out.parent)
+    sync_entry(out.parent)
 
 
 @contextlib.contextmanager
@@ -155,22 +156,31 @@ def saying(out: Path) -> Iterator[None]:
 
 def _refused(out: Path, error: OSError, kept: Path | None = None) -> UserError:
     why = f"{out} cannot be written ({error.strerror or error}) and is left as it was"
+    remedy = _REMEDIES.get(error.errno or 0)
     if kept:
+        first = f"{remedy}, and " if remedy else ""
         return UserError(
-            f"{why}, what is done is kept in {kept}: free space if there is none, and give the "
-            "same command again"
+            f"{why}, what is done is kept in {kept}: {first}give the same command again"
         )
-    return UserError(f"{why}: free space, or choose another --out")
+    return UserError(f"{why}: {remedy or 'try again'}, or choose another --out")
+
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow yourself to write there"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+}
 
 
 def sync(folder: Path) -> None:
     """Have the disk hold everything in `folder` before its name appears."""
     for path in sorted(folder.rglob("*")):
-        _sync_entry(path)
-    _sync_entry(folder)
+        sync_entry(path)
+    sync_entry(folder)
 
 
-def _sync_entry(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptj.data.appear import sync_entry
 from gptj.data.find import Inputs
-from gptj.data.portions import Side, place_of
+from gptj.data.journal import JOURNAL
+from gptj.data.known import all_there
+from gptj.data.portions import Reading, Side, place_of
 from gptj.data.store import MANIFEST, TOKENIZER, TokenStore
 from gptj.data.write import Written, grown, replace_text
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
-
-JOURNAL = ".append.json"
-"""The manifests that are to be. Once it is there they are put in place, if not now then later."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,17 @@ class Prepared:
         """What is in a folder, after completing what was interrupted there.
 
         Raises:
-          UserError: it holds no prepared data.
+          UserError: it holds no prepared data, or several that are not of one kind.
         """
+        places = places_of(out)
         _complete(out)
-        places = [path.parent for path in sorted(out.glob(f"**/{MANIFEST}"))]
         stores = {path: TokenStore.open(path) for path in places}
-        if not any(path.name == "train" for path in stores):
-            raise UserError(f"{out} holds no prepared data to append to: leave out --append")
+        first, *others = stores
+        for other in others:
+            if stores[other].manifest.tokenizer != stores[first].manifest.tokenizer:
+                raise UserError(
+                    f"{other} has another tokenizer than {first}: append to the folder of each"
+                )
         return cls(out, stores)
 
     @property
@@ -66,8 +69,8 @@ class Prepared:
             raise UserError(f"{self.out} has another tokenizer than {asked}: leave out --tokenizer")
         return own
 
-    def check(self, inputs: Inputs, split_by: str | None, held_out: float) -> None:
-        """See that the inputs are new, and are to be divided as the others were.
+    def check(self, split_by: str | None, held_out: float) -> None:
+        """See that the inputs are to be divided as the others were.
 
         Raises:
           UserError: they are not.
@@ -79,12 +82,22 @@ class Prepared:
             raise UserError(f"{self.out} {whether} divided by a field: {remedy}")
         if held_out and not any(path.name == "heldout" for path in self.stores):
             raise UserError(f"{self.out} holds nothing out: append with --held-out 0")
+
+    def check_new(self, reading: Reading) -> None:
+        """See that no input has the name of one that is there.
+
+        Raises:
+          UserError: one has.
+        """
         known = {source.name for store in self.stores.values() for source in store.sources}
-        for source in inputs.sources:
+        for source in reading.inputs.sources:
             if source.name in known:
+                alone = Reading(Inputs((source,), 0), reading.config)
+                if all_there(alone.documents(), self.stores):
+                    raise UserError(f"{source.name} is in {self.out} already: leave it out")
                 raise UserError(
-                    f"{source.name} is in {self.out} already: leave it out, or rename it if it is "
-                    "another text"
+                    f"{self.out} has other text that is called {source.name}: rename the new file, "
+                    "or its folder"
                 )
 
     def add(self, new: Path, tokenizer: Tokenizer, parts: Mapping[Side, Sequence[Written]]) -> None:
@@ -100,16 +113,42 @@ class Prepared:
             store = self.stores.get(goal)
             if store is None:
                 tokenizer.save(goal / TOKENIZER)
+                sync_entry(goal / TOKENIZER)
+            sync_entry(goal)
+            sync_entry(goal.parent)
             manifest = grown(store.manifest if store else None, tokenizer, written)
-            manifests[os.fspath(goal.relative_to(self.out))] = manifest.to_json()
-        replace_text(self.out / JOURNAL, json.dumps(manifests))
-        _complete(self.out)
+            manifests[goal.relative_to(self.out).as_posix()] = manifest.to_json()
+        sync_entry(self.out)
+        if manifests:
+            replace_text(self.out / JOURNAL, json.dumps(manifests))
+            _complete(self.out)
+
+
+def places_of(out: Path) -> list[Path]:
+    """The folders of the stores of prepared data.
+
+    Raises:
+      UserError: there are none.
+    """
+    for within in ("", "*/"):
+        found = [path.parent for path in sorted(out.glob(f"{within}train/{MANIFEST}"))]
+        if found:
+            held = [path.with_name("heldout") for path in found]
+            return sorted([*found, *(path for path in held if (path / MANIFEST).exists())])
+    if (out / MANIFEST).is_file():
+        raise UserError(f"{out} is one store of prepared data: append to {out.parent}, both of it")
+    raise UserError(
+        f"{out} holds no prepared data to append to: leave out --append, or let --out be the "
+        "folder that `gptj prepare` wrote"
+    )
 
 
 def _complete(out: Path) -> None:
     """Put the manifests in place that a journal names, if there is one."""
     journal = out / JOURNAL
+    sync_entry(out)
     with contextlib.suppress(FileNotFoundError):
         for place, manifest in json.loads(journal.read_text(encoding="utf-8")).items():
             replace_text(out / place / MANIFEST, manifest)
+            sync_entry(out / place)
         journal.unlink()

@@ -13,10 +13,11 @@ from pathlib import Path
 import tyro
 
 from gptj import cluster
-from gptj.data.appear import appear, check_out, forget, going_on, resumable
-from gptj.data.append import Prepared
+from gptj.data.appear import appear, check_out, continuing, forget, resumable
+from gptj.data.append import Prepared, places_of
 from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
 from gptj.data.find import find_sources
+from gptj.data.known import leave_out_held, leave_out_trained
 from gptj.data.portions import (
     NEW,
     Done,
@@ -62,8 +63,8 @@ class PrepareConfig:
     loss on: whole files where there are 20 or more, else whole documents where there are 20 or
     more, else the end of every document."""
     exclude: tuple[str, ...] = ()
-    """Patterns of names, such as `tests` or `*.min.js`: what they match in a folder of the
-    inputs, file or folder, is left out."""
+    """Patterns of names, such as `tests` or `*.min.js`: what they match in a folder or an archive
+    of the inputs, file or folder, or of what a pattern among them meets, is left out."""
     text_field: str = "text"
     """Field of a JSON line, or column of a table, that holds the text; a dot leads into a record
     within."""
@@ -113,12 +114,13 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did. `skipped_files` in folders were of no known kind, or empty."""
+    """What `prepare` did."""
 
     groups: tuple[GroupReport, ...]
     vocab_size: int
     files: int
     skipped_files: int
+    """In folders and archives: links, and files that are empty or of no known kind."""
     replaced: int
     """Pieces of text that were no UTF-8, each U+FFFD now."""
     dropped: tuple[Dropped, ...]
@@ -137,47 +139,65 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         raise UserError(f"out={config.out} must be a folder: prepare the data there and copy them")
     if config.append and config.force:
         raise UserError("--append keeps what is in OUT and --force replaces it: give one of them")
-    if not config.append:
+    if config.tokenizer == "":
+        raise UserError("tokenizer='' names none: leave it out, or give one such as train:4096")
+    if config.ray is not None:
+        cluster.check_address(config.ray)
+    # What a link leads to is written, and locked, whoever calls it by which name.
+    named, config = config.out, dataclasses.replace(config, out=Path(os.path.realpath(config.out)))
+    if config.append:
+        places_of(config.out)
+    else:
         check_out(config.out, config.force, groups=config.split_by is not None)
-    spec = config.tokenizer or _DEFAULT
+    spec = _DEFAULT if config.tokenizer is None else config.tokenizer
     vocab_size = 0 if config.append else _vocab_to_train(spec)
     with resumable(config.out) as scratch:
         before = Prepared.open(config.out) if config.append else None
         tokenizer = before.tokenizer(config.tokenizer) if before else None
         if not tokenizer and not vocab_size:
             tokenizer = Tokenizer.load(spec)
-        return _prepare(config, scratch, before, tokenizer or vocab_size)
+        return _prepare(config, scratch, before, tokenizer or vocab_size, named)
 
 
 def _prepare(
-    config: PrepareConfig, scratch: Path, before: Prepared | None, made: Tokenizer | int
+    config: PrepareConfig,
+    scratch: Path,
+    before: Prepared | None,
+    given: Tokenizer | int,
+    named: Path,
 ) -> PrepareReport:
-    """Prepare with the tokenizer that is `made`, or one of so many tokens that is to be learnt."""
+    """Prepare with the tokenizer that is given, or one of so many tokens that is to be learnt."""
     inputs = find_sources(_everywhere(config), config.exclude)
-    if before:
-        before.check(inputs, config.split_by, config.held_out)
-
+    config.clean.check(inputs)
     # The inputs are read once per stage and not held: they may be larger than memory.
-    eos_id = made.eos_id if isinstance(made, Tokenizer) else None
-    how = ReadConfig(config.text_field, config.split_by, config.strict, config.clean, eos_id)
+    eos_id = given.eos_id if isinstance(given, Tokenizer) else None
+    how = ReadConfig(
+        config.text_field, config.split_by, config.strict, config.clean, eos_id, config.exclude
+    )
     reading = Reading(inputs, how)
+    if before:
+        before.check(config.split_by, config.held_out)
+        before.check_new(reading)
+        leave_out_held(reading.documents(), before.stores, reading.drops)
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
     splits = _plan(reading.documents(), config)
-    if isinstance(made, Tokenizer):
-        tokenizer = made
+    if before and any(split.unit != "nothing" for split in splits.values()):
+        leave_out_trained(reading.documents(), splits, before.stores, reading.drops)
+    if isinstance(given, Tokenizer):
+        tokenizer = given
     else:
         documents = divided(reading.documents(), splits)
         texts = (document.text for document, held in documents if not held)
-        tokenizer = Tokenizer.train(texts, made)
+        tokenizer = Tokenizer.train(texts, given)
         how = dataclasses.replace(how, eos_id=tokenizer.eos_id)
     first = before.next_shard if before else 0
     parts = tuple(portions(inputs))
     reading = dataclasses.replace(reading, config=how)
     writing = Writing(scratch, reading, parts, splits, tokenizer, first)
-    with going_on(config.out, scratch, _key(config, writing, before)):
+    with continuing(config.out, scratch, _key(config, writing, before)):
         done = _write(writing, config.ray)
         try:
-            written = _sides(done, splits, before)
+            written = _sides(done, splits, before, config.clean.min_unique_tokens)
         except UserError:  # another command is needed
             forget(scratch)
             raise
@@ -191,10 +211,12 @@ def _prepare(
     for portion in done:
         reading.drops.take(portion.dropped)
     return PrepareReport(
-        groups=tuple(_report(config.out, name, splits[name].unit) for name in sorted(splits)),
+        groups=tuple(
+            _report(config.out, name, splits[name].unit, named) for name in sorted(splits)
+        ),
         vocab_size=tokenizer.vocab_size,
         files=len(inputs.sources),
-        skipped_files=inputs.skipped,
+        skipped_files=inputs.skipped + sum(portion.skipped for portion in done),
         replaced=sum(portion.replaced for portion in done),
         dropped=reading.drops.report(),
     )
@@ -209,10 +231,15 @@ def _everywhere(config: PrepareConfig) -> list[str]:
 
 
 def _key(config: PrepareConfig, writing: Writing, before: Prepared | None) -> str:
-    """What tells this preparation from others, so that only its own is gone on with."""
-    options = dataclasses.asdict(config) | {"ray": None, "force": None, "out": None}
+    """What tells this preparation from others, so that only its own is gone on with.
+
+    How paths are spelt is no part of it, nor who writes.
+    """
+    options = dataclasses.asdict(config)
+    for name in ("inputs", "out", "tokenizer", "ray", "force"):
+        del options[name]
     files = [
-        (source.name, source.file.path, source.file.size, _changed(source.file.path))
+        (source.name, source.file.size, _changed(source.file.path))
         for portion in writing.portions
         for source in portion.sources
     ]
@@ -244,7 +271,7 @@ def _write(writing: Writing, ray: str | None) -> list[Done]:
 
 
 def _sides(
-    done: Sequence[Done], splits: dict[str, Split], before: Prepared | None
+    done: Sequence[Done], splits: dict[str, Split], before: Prepared | None, least: int
 ) -> dict[Side, list[Written]]:
     """What was written to each store, in order.
 
@@ -258,9 +285,15 @@ def _sides(
             found[side] = [each.parts[side] for each in done if side in each.parts]
             is_there = before and place_of(*side, before.out) in before.stores
             if not is_there and not any(each.documents for each in found[side]):
+                lack = f"no text {f'of {name} ' if name else ''}is left for "
+                lack += "heldout" if held else "train"
+                if any(each.dropped for each in done):
+                    raise UserError(
+                        f"{lack} without the documents of fewer than {least} different tokens: "
+                        "give more text, or a lower --min-unique-tokens"
+                    )
                 raise UserError(
-                    f"the inputs are too short, no text {f'of {name} ' if name else ''}is left for "
-                    f"{'heldout' if held else 'train'}: give more text, or --held-out 0 to train "
+                    f"the inputs are too short, {lack}: give more text, or --held-out 0 to train "
                     "on all of it"
                 )
     return found
@@ -278,6 +311,11 @@ def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Spl
     folders: dict[str, str] = {}
     for document in documents:
         if document.group not in plans:
+            if config.split_by and folder_of(document.group) in ("", "train", "heldout"):
+                raise UserError(
+                    f"{config.split_by} is {document.group!r} in {document.source}, which cannot "
+                    "be the name of a folder of OUT: change it there"
+                )
             plans[document.group] = SplitPlan(config.held_out, config.seed)
             other = folders.setdefault(folder_of(document.group), document.group)
             if other != document.group:
@@ -302,12 +340,12 @@ def _vocab_to_train(spec: str) -> int:
     return int(size)
 
 
-def _report(out: Path, group: str, unit: Unit) -> GroupReport:
-    train, held = (place_of(group, held, out) for held in (False, True))
-    held_out = None if unit == "nothing" else _store_report(held)
-    return GroupReport(group, _store_report(train), held_out, unit)
+def _report(out: Path, group: str, unit: Unit, named: Path) -> GroupReport:
+    """What there is of a group in the folder `out`, which was `named` so."""
 
+    def store(held: bool) -> StoreReport:
+        manifest = TokenStore.open(place_of(group, held, out)).manifest
+        path = place_of(group, held, named)
+        return StoreReport(path, manifest.documents, manifest.bytes, manifest.tokens)
 
-def _store_report(path: Path) -> StoreReport:
-    manifest = TokenStore.open(path).manifest
-    return StoreReport(path, manifest.documents, manifest.bytes, manifest.tokens)
+    return GroupReport(group, store(False), None if unit == "nothing" else store(True), unit)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.data.joined import Joined, Run
+from gptj.data.journal import pending
 from gptj.errors import UserError
 from gptj.files import File, Folder
 from gptj.tokenizer import Tokenizer
@@ -35,6 +37,7 @@ CHECKED = 1 << 24
 """Bytes of a shard's tokens of which each hash is: what is damaged is named this exactly."""
 TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
 _AGAIN = "prepare the data again, or copy the whole folder again"
+_Text = str | bytes  # which in-class annotations cannot say: a manifest has `bytes` of its own
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,9 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def load(cls, file: File) -> Manifest:
-        """Read a manifest; anything but what `to_json` says raises `UserError`."""
-        path, values = file.path, _json_object(file)
+    def load(cls, path: str, text: _Text) -> Manifest:
+        """What the file `path` says; anything but what `to_json` does raises `UserError`."""
+        values = _json_object(path, text)
         if values.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {values.get('format')}, this program reads {FORMAT}: "
@@ -134,7 +137,24 @@ class Manifest:
             raise UserError(f"{path} is not a token store's manifest: {_AGAIN}") from error
         if manifest.fingerprint != fingerprint:
             raise UserError(f"{path} was altered, its fingerprint is not its shards': {_AGAIN}")
+        if not manifest.adds_up:
+            raise UserError(f"{path} was altered, its counts are not its shards': {_AGAIN}")
         return manifest
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether its counts are those of its shards and of its sources, in their order."""
+        begins = itertools.accumulate((each.documents for each in self.sources), initial=0)
+        return (
+            self.dtype == _dtype(self.vocab_size).str
+            and self.bytes == sum(each.bytes for each in self.sources)
+            and all(a.first_document == b for a, b in zip(self.sources, begins, strict=False))
+            and all(
+                self.tokens == sum(each.tokens for each in parts)
+                and self.documents == sum(each.documents for each in parts)
+                for parts in (self.shards, self.sources)
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +178,11 @@ class TokenStore:
           UserError: there is no store, or a file is missing, cut short or altered.
         """
         folder = Folder(path)
-        if MANIFEST not in folder:
+        decided = pending(folder)
+        if decided is None and MANIFEST not in folder:
             raise UserError(f"no token store at {path}: {_remedy(folder)}")
-        manifest, listed = Manifest.load(folder.file(MANIFEST)), _listed(folder)
+        text = decided or folder.file(MANIFEST).read().tobytes()
+        manifest, listed = Manifest.load(f"{folder}/{MANIFEST}", text), _listed(folder)
         _whole(folder, listed, TOKENIZER)
         tokens: list[Run] = []
         starts: list[Joined] = []
@@ -230,7 +252,11 @@ class TokenStore:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
-        return Tokenizer(json.loads(self.folder.file(TOKENIZER).text()))
+        file = self.folder.file(TOKENIZER)
+        found = Tokenizer(_json_object(file.path, file.read().tobytes()), file.path)
+        if found.vocab_size != self.manifest.vocab_size:
+            raise UserError(f"{file.path} is not the tokenizer of the ids beside it: {_AGAIN}")
+        return found
 
     def part(self, sources: Sequence[SourceRecord]) -> TokenStore:
         """The documents of some of its sources, which lie one after the other, as a store."""
@@ -304,7 +330,11 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 
 def dtype_for(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger[Any]]:
     """How ids are stored."""
-    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    return _dtype(tokenizer.vocab_size)
+
+
+def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def _hash(data: NDArray[np.uint8]) -> str:
@@ -334,11 +364,11 @@ def _whole(folder: Folder, listed: Mapping[str, File], name: str, size: int | No
     return file
 
 
-def _json_object(file: File) -> dict[str, Any]:
+def _json_object(path: str, text: _Text) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read().tobytes()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file.path} is not a JSON object: {_AGAIN}") from error
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON object: {_AGAIN}") from error
 
 
 def _fingerprint(tokenizer: str, shards: Sequence[ShardRecord]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from gptj.tokenizer import Tokenizer
 SHARD_TOKENS = 1 << 29
 """Soon after so many, where a document ends, the next shard begins."""
 _FLUSH_CHARACTERS = 1 << 20
+_HELD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,9 @@ class StoreWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._end_shard()
-        finally:
-            if self._shard is not None:
-                self._shard.abandon()
+        if kind is None:
+            self._flush()
+            self._end_shard()
 
     def _add_ids(self, source: str, ids: NDArray[np.int64]) -> None:
         if len(wrong := ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]):
@@ -200,7 +196,7 @@ class _OpenShard:
     def __init__(self, path: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.tokens = 0
         self._path, self._name, self._dtype = path, name, dtype
-        self._file: IO[bytes] = (path / f"{name}.tokens").open("wb")
+        self._file = _Growing(path / f"{name}.tokens")
         self._offsets = array("q", [0])
         self._hash, self._hashed = hashlib.sha256(), 0
         self._checks: list[str] = []
@@ -232,9 +228,25 @@ class _OpenShard:
         count = len(self._offsets) - 1
         return ShardRecord(self._name, self.tokens, count, tuple(self._checks), check)
 
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk, of which the first error told
-            self._file.close()
+
+class _Growing:
+    """A file that is open only while it is written to: of many, a process may have few open."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._held = path, bytearray()
+        path.write_bytes(b"")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append, if not now then later."""
+        self._held += data
+        if len(self._held) >= _HELD_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """Append what is held."""
+        with self._path.open("ab") as file:
+            file.write(self._held)
+        self._held.clear()
 
 
 class _OpenSource:

@@ -1,0 +1,135 @@
+"""Text that comes again when data are appended to: what measures is never what is trained on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gptj.data import known, portions
+from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
+from gptj.data.store import TokenStore
+from gptj.tokenizer import Tokenizer
+
+OLD = [f"old text {n}: {'é' * (n % 7)} of some words\n" * (1 + n % 3) for n in range(30)]
+NEW = [f"new text {n} of other words\n" for n in range(40)]
+HELD, TRAINED = "held out before", "to be held out, and trained on before"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Whatever is read in parts is read in several."""
+    monkeypatch.setattr(portions, "PORTION_BYTES", 1)
+    monkeypatch.setattr(known, "_TOKENS", 7)
+    monkeypatch.setattr(known, "_DOCUMENTS", 3)
+
+
+@pytest.fixture(params=["bytes", "train:300", "uncut"])
+def tokenizer(request, tmp_path) -> str:
+    """Three kinds; the last changes texts, so that ids do not spell what was given."""
+    if request.param != "uncut":
+        return request.param
+    definition = json.loads(Tokenizer.bytes().to_json())
+    path = tmp_path / "uncut.json"
+    path.write_text(json.dumps({**definition, "normalizer": {"type": "Lowercase"}}))
+    return str(path)
+
+
+def lines(path: Path, texts: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def files(folder: Path, texts: list[str]) -> Path:
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{folder.name}{number:02}.txt").write_text(text)
+    return folder
+
+
+def sides(out: Path) -> tuple[list[str], list[str]]:
+    stores = [TokenStore.open(out / side) for side in ("train", "heldout")]
+    for store in stores:
+        store.verify()
+    train, held = ([s.text(n) for n in range(s.manifest.documents)] for s in stores)
+    return train, held
+
+
+def dropped(report: PrepareReport) -> dict[str, int]:
+    return {each.reason: each.documents for each in report.dropped}
+
+
+def append(path: Path, out: Path, **options) -> PrepareReport:
+    return prepare(PrepareConfig((path,), out, append=True, **{"held_out": 0.3, **options}))
+
+
+class TestAppending:
+    @pytest.mark.parametrize("old", ["lines", "files"])
+    @pytest.mark.parametrize("new", ["lines", "files"])
+    def test_no_text_is_on_both_sides(self, old, new, tokenizer, tmp_path):
+        shape = {"lines": lambda name, texts: lines(tmp_path / f"{name}.jsonl", texts),
+                 "files": lambda name, texts: files(tmp_path / name, texts)}  # fmt: skip
+        out = tmp_path / "out"
+        prepare(PrepareConfig((shape[old]("old", OLD),), out, tokenizer, 0.3))
+        train, held = sides(out)
+        found = dropped(append(shape[new]("new", [*OLD, *NEW]), out, seed=5))
+        assert found[HELD] == len(held)
+        assert 0 < found[TRAINED] < len(train)
+        own = Tokenizer.load(tokenizer) if tokenizer.endswith(".json") else None
+        everything = [own.decode(own.encode(each)) if own else each for each in [*OLD, *NEW]]
+        for before, after in zip((train, held), sides(out), strict=True):
+            assert after[: len(before)] == before
+        train, held = sides(out)
+        assert not set(train) & set(held)
+        assert set(train) | set(held) == set(everything)
+        assert max(Counter(held).values()) == 1
+
+    @pytest.mark.parametrize("parts", [False, True])
+    def test_an_end_that_was_held_out_does_not_come_back_with_its_beginning(
+        self, parts, tokenizer, tmp_path, monkeypatch
+    ):
+        if parts:
+            monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 40)
+            monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 16)
+        texts = ["".join(f"{name} verse {n}\n" for n in range(30)) for name in ("one", "two")]
+        out = tmp_path / "out"
+        prepare(PrepareConfig((files(tmp_path / "old", texts),), out, tokenizer, 0.3))
+        before = sides(out)
+        assert dropped(append(files(tmp_path / "again", texts), out)) == {HELD: 2}
+        assert sides(out) == before
+        assert dropped(append(files(tmp_path / "more", [*texts, *NEW]), out))[HELD] == 2
+        train, held = sides(out)
+        assert sorted(train + held) == sorted([*before[0], *before[1], *NEW])
+
+    def test_what_is_trained_on_whole_has_no_end_that_is_held_out(self, tmp_path):
+        out = tmp_path / "out"
+        prepare(PrepareConfig((lines(tmp_path / "a.jsonl", OLD),), out, "bytes", 0.3))
+        train, _ = sides(out)
+        report = append(files(tmp_path / "few", [*train[:2], "x" * 100]), out)
+        assert report.groups[0].held_out_unit == "tail"
+        assert dropped(report) == {TRAINED: 2}
+        assert sides(out)[1][-1] == "x" * 30
+
+    def test_it_holds_across_groups(self, tmp_path):
+        def grouped(name: str, kind: str, texts: list[str]) -> Path:
+            rows = [{"text": text, "kind": kind} for text in texts]
+            (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+            return tmp_path / name
+
+        out = tmp_path / "out"
+        prepare(PrepareConfig((grouped("a.jsonl", "a", OLD),), out, "bytes", 0.3, split_by="kind"))
+        _, held = sides(out / "a")
+        append(grouped("b.jsonl", "b", [*OLD, *NEW]), out, split_by="kind", held_out=0.1)
+        train, _ = sides(out / "b")
+        assert not set(train) & set(held)
+
+    def test_of_tokens_too(self, tfrecords, tmp_path):
+        own = Tokenizer.bytes()
+        ids = [id for text in OLD for id in (*own.encode(text), own.eos_id)]
+        out = tmp_path / "out"
+        prepare(PrepareConfig((lines(tmp_path / "a.jsonl", OLD),), out, "bytes", 0.3))
+        train, held = sides(out)
+        found = dropped(append(tfrecords(tmp_path / "b.tfrecords", [ids]), out, held_out=0))
+        assert found == {HELD: len(held)}
+        assert sides(out) == (train * 2, held)
