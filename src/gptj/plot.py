@@ -89,6 +89,16 @@ def plot_lengths(counts: Mapping[str, NDArray[np.int64]], out: Path) -> None:
     _save(figure, out)
 
 
+def check_picture(out: Path, option: str) -> None:
+    """See that a picture of that name can be drawn.
+
+    Raises:
+      UserError: its suffix is of no known kind.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"{option}={out} must end in one of {', '.join(SUFFIXES)}")
+
+
 def _draw_families(axes: Axes, points: Sequence[Point]) -> None:
     families: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.flops or 0):
@@ -126,8 +136,7 @@ def plot(config: PlotConfig) -> None:
       UserError: a run has no metrics, or matplotlib is not installed.
     """
     figure = _figure((9, 4.6))
-    if config.out.suffix not in SUFFIXES:
-        raise UserError(f"out={config.out} must end in one of {', '.join(SUFFIXES)}")
+    check_picture(config.out, "out")
     if not config.runs:
         raise UserError("no run to plot: name the folder of one")
     rows = {run: read_metrics(run) for run in config.runs}

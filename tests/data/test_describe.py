@@ -1,5 +1,6 @@
 """What is said of prepared data: counts that add up, documents that are there."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -83,6 +84,23 @@ class TestCommand:
         assert "mixed: a mixture" in said
         assert "other, 25.00 % of the rows: to train on" in said
 
+    def test_of_data_in_groups(self, gptj, tmp_path):
+        rows = [{"text": f"text {n}", "kind": "ab"[n % 2]} for n in range(80)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        out, picture = tmp_path / "out", tmp_path / "lengths.svg"
+        prepare(PrepareConfig((tmp_path / "rows.jsonl",), out, "bytes", split_by="kind"))
+        code, said, _ = gptj("inspect", out, "--documents", 1, "--lengths", picture)
+        assert (code, said.count("\n--- "), picture.exists()) == (0, 2, True)
+        assert said.startswith(
+            f"{out}: data in 2 groups, each of which is trained on by itself\n\na\n"
+        )
+        assert said.count("held out") == said.count("to train on") == 2
+        assert said.endswith("all hashes are right\n")
+        store = out / "b" / "heldout" / "00000-000.tokens"
+        store.write_bytes(bytes(store.stat().st_size))
+        code, _, err = gptj("inspect", out)
+        assert (code, "b/heldout/00000-000.tokens was altered" in err) == (2, True)
+
     def test_damage_and_what_does_not_fit_are_named(self, gptj, folder, tmp_path, tiny_run):
         store = tmp_path / "store"
         store.mkdir()
@@ -101,6 +119,19 @@ class TestCommand:
         )
         code, _, err = gptj("inspect", whole)
         assert (code, "heldout/00000-000.tokens was altered" in err) == (2, True)
+        damaged = (store / "00000-000.documents").read_bytes()
+        for offsets in (damaged[:8] + damaged[16:24] + damaged[8:16] + damaged[24:],
+                        damaged[:-16] + bytes(8) + damaged[-8:],
+                        b"\xff" * len(damaged)):  # fmt: skip
+            (store / "00000-000.documents").write_bytes(offsets)
+            code, _, err = gptj("inspect", store, "--documents", 99)
+            assert (code, "store says where documents 0 to" in err) == (2, True)
+        for words, said in (
+            (("--documents", -1), "documents=-1 must be 0"),
+            (("--lengths", tmp_path / "x.nope"), "x.nope must end in one of .png, .svg, .pdf"),
+        ):
+            code, _, err = gptj("inspect", folder, *words)
+            assert (code, said in err) == (2, True)
         code, _, err = gptj("inspect", folder, "--config", "125m")
         assert (code, "have no config" in err) == (2, True)
         code, _, err = gptj("inspect", tiny_run, "--documents", 1)

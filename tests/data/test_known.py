@@ -4,7 +4,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptj.data import known, portions
 from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
@@ -13,6 +16,7 @@ from gptj.tokenizer import Tokenizer
 
 OLD = [f"old text {n}: {'é' * (n % 7)} of some words\n" * (1 + n % 3) for n in range(30)]
 NEW = [f"new text {n} of other words\n" for n in range(40)]
+TOKENIZER = Tokenizer.train(["é🙂 some words and some more words"] * 9, 300)
 HELD, TRAINED = "held out before", "to be held out, and trained on before"
 
 
@@ -62,6 +66,13 @@ def dropped(report: PrepareReport) -> dict[str, int]:
 
 def append(path: Path, out: Path, **options) -> PrepareReport:
     return prepare(PrepareConfig((path,), out, append=True, **{"held_out": 0.3, **options}))
+
+
+@given(ids=st.lists(st.integers(0, 299)))
+@settings(deadline=None)
+def test_many_ids_are_spelt_as_one_by_one(ids):
+    ids = [id for id in ids if id < TOKENIZER.vocab_size]
+    assert known._Spelling(TOKENIZER)(np.array(ids, "<u2")) == TOKENIZER.spelled(ids)
 
 
 class TestAppending:

@@ -9,9 +9,10 @@ from gptj.cli.flags import parse
 from gptj.cluster import AUTO
 from gptj.data.describe import describe, describe_store, random_documents
 from gptj.data.describe import lengths as counts
-from gptj.data.mixture import MixConfig, Mixture, held_out_beside, mix
+from gptj.data.mixture import MixConfig, Mixture, groups_of, held_out_beside, mix
 from gptj.data.prepare import PrepareConfig, PrepareReport, StoreReport, prepare
 from gptj.data.store import TokenStore, is_store
+from gptj.errors import UserError
 from gptj.train.rows import visible
 
 
@@ -56,25 +57,35 @@ def show_prepared(report: PrepareReport) -> None:
 
 def inspect_data(place: str, hashes: bool, documents: int, seed: int, lengths: Path | None) -> None:
     """Say what prepared data are; with `hashes`, after reading all of them."""
-    alone = is_store(place)
-    data = Mixture.of(TokenStore.open(place)) if alone else Mixture.open(place)
-    print(f"{place}: {'a token store' if alone else 'a mixture' if data.is_mixed else 'data'}")
-    lines = describe_store(data.parts[0].store) if alone else describe(data)
-    for line in lines:
-        print(line, flush=True)
+    if documents < 0:
+        raise UserError(f"documents={documents} must be 0 (none) or above")
     if lengths:
-        from gptj.plot import plot_lengths
+        from gptj.plot import check_picture, plot_lengths
 
-        plot_lengths({part.name or "data": counts(part.store) for part in data.parts}, lengths)
-        print(f"\nwrote {lengths}")
-    for part in data.parts:
-        for source, number, text in random_documents(part.store, documents, seed):
-            print(f"\n--- {source}, document {number + 1}\n{visible(text)}")
-    if hashes:
+        check_picture(lengths, "lengths")
+    alone, groups = is_store(place), groups_of(place)
+    if groups:
+        print(f"{place}: data in {len(groups)} groups, each of which is trained on by itself")
+    drawn = {}
+    for group in groups or [""]:  # one at a time: many have more files than may be open
+        data = Mixture.of(TokenStore.open(place)) if alone else Mixture.open(f"{place}/{group}")
+        kind = "a token store" if alone else "a mixture" if data.is_mixed else "data"
+        print(f"\n{group}" if group else f"{place}: {kind}")
+        for line in describe_store(data.parts[0].store) if alone else describe(data):
+            print(line, flush=True)
         for part in data.parts:
-            part.store.verify()
-            if not alone and (held := held_out_beside(part.store)):
-                held.verify()
+            for source, number, text in random_documents(part.store, documents, seed):
+                print(f"\n--- {source}, document {number + 1}\n{visible(text)}")
+            if lengths:
+                drawn[part.name or group or "data"] = counts(part.store)
+            if hashes:
+                part.store.verify()
+                if not alone and (held := held_out_beside(part.store)):
+                    held.verify()
+    if lengths:
+        plot_lengths(drawn, lengths)
+        print(f"\nwrote {lengths}")
+    if hashes:
         print("\nall hashes are right")
 
 

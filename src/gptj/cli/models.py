@@ -15,7 +15,7 @@ from gptj.cli.flags import MeshShape, parse
 from gptj.convert.convert import ConvertConfig, Dtype, convert
 from gptj.convert.inspect import describe, diff
 from gptj.convert.open import adapter_at, config_named, open_source
-from gptj.data.mixture import is_data
+from gptj.data.mixture import groups_of, is_data
 from gptj.data.store import is_store
 from gptj.engine.beam import BeamParams, EarlyStopping
 from gptj.engine.config import KVCache
@@ -136,7 +136,7 @@ class InspectCommand:
 
     model: tyro.conf.Positional[str]
     """A model of any kind: a folder, an archive, a URL, or a Hub id. Or a folder of prepared data,
-    or a mixture of them."""
+    also if they were divided, or a mixture of them."""
     config: str | None = None
     """The shape, for an original checkpoint without a config.json: a JSON file or a preset."""
     hash: bool = True
@@ -147,7 +147,7 @@ class InspectCommand:
     seed: int = 0
     """Which documents."""
     lengths: Path | None = None
-    """Of data: also draw how long the documents are, as a picture."""
+    """Of data: also draw how long the documents are, as a picture (.png, .svg or .pdf)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,7 @@ def run_merge(args: Sequence[str]) -> None:
 def run_inspect(args: Sequence[str]) -> None:
     """Run `gptj inspect`."""
     command = parse(InspectCommand, "inspect", args, "gptj inspect EleutherAI/gpt-j-6b --no-hash")
-    if is_data(command.model) or is_store(command.model):
+    if is_data(command.model) or is_store(command.model) or groups_of(command.model):
         from gptj.cli.data import inspect_data
 
         if command.config is not None:

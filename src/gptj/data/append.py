@@ -12,7 +12,7 @@ from gptj.data.appear import sync_entry
 from gptj.data.find import Inputs
 from gptj.data.journal import JOURNAL
 from gptj.data.known import all_there
-from gptj.data.portions import Reading, Side, place_of
+from gptj.data.portions import Reading, StoreKey, place_of
 from gptj.data.store import MANIFEST, TOKENIZER, TokenStore
 from gptj.data.write import Written, grown, replace_text
 from gptj.errors import UserError
@@ -100,7 +100,9 @@ class Prepared:
                     "or its folder"
                 )
 
-    def add(self, new: Path, tokenizer: Tokenizer, parts: Mapping[Side, Sequence[Written]]) -> None:
+    def add(
+        self, new: Path, tokenizer: Tokenizer, parts: Mapping[StoreKey, Sequence[Written]]
+    ) -> None:
         """Append what was written in the folder `new`, as `parts` say."""
         manifests: dict[str, str] = {}
         for side, written in parts.items():

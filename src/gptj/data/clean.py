@@ -147,10 +147,12 @@ def leave_out_copies(documents: Iterable[Document], how: Copies, drops: Drops) -
         seen.read(document)
         if document.continues:
             continue
-        if (first := seen.first(document.key)) is not None:
+        if (original := seen.original(document.key)) is not None:
             reason = "same text" if how == "exact" else "nearly the same text"
             drops.keys.add(document.key)
-            drops.note(document.key, f"{reason} as another", size, beginning, f"as in {first[0]}")
+            drops.note(
+                document.key, f"{reason} as another", size, beginning, f"as in {original[0]}"
+            )
         beginning, size = "", 0
 
 
@@ -195,7 +197,7 @@ class _Exact:
     def read(self, document: Document) -> None:
         self._hash.update(document.content)
 
-    def first(self, key: Key) -> Key | None:
+    def original(self, key: Key) -> Key | None:
         """The document that the one read is a copy of, if it is one."""
         digest, self._hash = self._hash.digest()[:16], hashlib.sha256()
         found = self._keys.setdefault(digest, key)
@@ -225,7 +227,7 @@ class _Near:
             self._hash.update_batch([" ".join(self._words[i : i + SHINGLE]).encode() for i in some])
         self._words = self._words[-SHINGLE + 1 :] if document.continues else []
 
-    def first(self, key: Key) -> Key | None:
+    def original(self, key: Key) -> Key | None:
         """The first document that is alike; of those that the index thinks so, some are not."""
         own, self._hash = self._hash, self._new()
         hashes = own.hashvalues.astype(np.uint32)  # they are no larger

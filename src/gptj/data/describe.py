@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gptj.data.mixture import ROUND, Mixture
 from gptj.data.store import SourceRecord, TokenStore
+from gptj.errors import UserError
 
 MOST_SOURCES = 20
 """With more files they are told by the folders they are in."""
@@ -68,14 +69,24 @@ def _by_source(sources: Sequence[SourceRecord]) -> list[tuple[str, tuple[int, in
 
 
 def lengths(store: TokenStore) -> NDArray[np.int64]:
-    """How many documents have 2**k to 2**(k + 1) - 1 tokens, their end among them, for each k."""
+    """How many documents have 2**k to 2**(k + 1) - 1 tokens, their end among them, for each k.
+
+    Raises:
+      UserError: they do not start one after the other.
+    """
     found = np.zeros(1, np.int64)
     count = store.manifest.documents
     for first in range(0, count, READ):
         last = min(count, first + READ)
         starts = store.starts[first : last + 1]
         ends = starts[1:] if last < count else np.append(starts[1:], len(store))
-        bins = np.bincount(np.int64(np.log2(ends - starts[: last - first])), minlength=len(found))
+        sizes = ends - starts[: last - first]
+        if (sizes < 1).any():
+            raise UserError(
+                f"{store} says where documents {first} to {last} start in no order: prepare the "
+                "data again, or copy the whole folder again"
+            )
+        bins = np.bincount(np.int64(np.log2(sizes)), minlength=len(found))
         bins[: len(found)] += found
         found = bins
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptj.data.clean import BEGINNING, Drops
 from gptj.data.read import Document, Key, joined
@@ -29,12 +31,12 @@ def leave_out_held(
     held = {path: store for path, store in stores.items() if path.name == "heldout"}
     if not held:
         return
-    known: set[bytes] = set()
+    tokenizer = next(iter(held.values())).tokenizer
+    spelling, known = _Spelling(tokenizer), set[bytes]()
     for path, store in held.items():
-        names = {source.name for source in store.sources}
-        known |= digests_there(store, stores.get(path.with_name("train")), names)
+        known.update(_stored([store], spelling), _rejoined(path, stores, spelling))
     beginning, size = "", 0
-    for document, digest in _digests(documents, next(iter(held.values())).tokenizer):
+    for document, digest in _digests(documents, tokenizer):
         beginning = beginning or document.text[: 4 * BEGINNING]
         size += len(document.content)
         if digest in known:
@@ -70,37 +72,35 @@ def leave_out_trained(
 
 def all_there(documents: Iterable[Document], stores: Mapping[Path, TokenStore]) -> bool:
     """Whether each of the documents, of one source, lies in `stores` under that source's name."""
-    known: set[bytes] = set()
     tokenizer = next(iter(stores.values())).tokenizer
-    names: set[str] = set()
+    spelling, known = _Spelling(tokenizer), set[bytes]()
     own: set[bytes] = set()
+    name = ""
     for document, digest in _digests(documents, tokenizer):
-        names.add(document.source)
+        name = document.source
         own |= {digest} if digest else set()
     for path, store in stores.items():
-        beside = stores.get(path.with_name("train")) if path.name == "heldout" else None
-        known |= digests_there(store, beside, names)
+        for source in store.sources:
+            if source.name == name and source.documents:
+                known.update(_stored([store.part([source])], spelling))
+        if path.name == "heldout":
+            known.update(_rejoined(path, stores, spelling, name))
     return own <= known
 
 
-def digests_there(
-    store: TokenStore, beside: TokenStore | None, names: Collection[str]
-) -> set[bytes]:
-    """Of each document of these sources in a store.
+def _rejoined(
+    held: Path, stores: Mapping[Path, TokenStore], spelling: _Spelling, name: str | None = None
+) -> Iterator[bytes]:
+    """The digests of documents whose ends, and no more, may be held out: of one source, or all.
 
-    Where `beside` has as many of a source, each may be the rest of one of those, which were cut in
-    two: then of what both make, too.
+    Those are of sources of which as many documents are trained on.
     """
-    found: set[bytes] = set()
-    heads = {source.name: source for source in beside.sources} if beside else {}
-    for source in store.sources:
-        if source.name in names and source.documents:
-            own = store.part([source])
-            found.update(_stored([own]))
-            head = heads.get(source.name)
-            if beside and head and head.documents == source.documents:
-                found.update(_stored([beside.part([head]), own]))
-    return found
+    train = stores.get(held.with_name("train"))
+    heads = {source.name: source for source in train.sources} if train else {}
+    for source in stores[held].sources:
+        head = heads.get(source.name)
+        if train and head and head.documents == source.documents and name in (None, source.name):
+            yield from _stored([train.part([head]), stores[held].part([source])], spelling)
 
 
 class _Chosen:
@@ -165,19 +165,39 @@ def _digests(
             hashed = hashlib.sha256()
 
 
-def _stored(parts: Sequence[TokenStore]) -> Iterator[bytes]:
+def _stored(parts: Sequence[TokenStore], spelling: _Spelling) -> Iterator[bytes]:
     """The digest of each document that stores hold, each of them a part of it."""
-    tokenizer = parts[0].tokenizer
     for extents in zip(*map(_extents, parts), strict=True):
         hashed = hashlib.sha256()
         for store, (begin, end) in zip(parts, extents, strict=True):
-            step = _TOKENS if tokenizer.cuttable else max(1, end - begin)
+            step = _TOKENS if spelling.is_even else max(1, end - begin)
             for at in range(begin, end, step):
-                hashed.update(tokenizer.spelled(store.tokens[at : min(end, at + step)].tolist()))
+                hashed.update(spelling(store.tokens[at : min(end, at + step)]))
         yield hashed.digest()[:_DIGEST_BYTES]
 
 
-def _extents(store: TokenStore, sizes: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
+class _Spelling:
+    """`Tokenizer.spelled` of many ids at once, where none of it depends on its place."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self.is_even = tokenizer, tokenizer.cuttable
+        spelling = tokenizer.spelling
+        self._sizes = np.array(list(map(len, spelling)))
+        self._begins = np.cumsum(self._sizes) - self._sizes
+        self._bytes = np.frombuffer(b"".join(spelling), np.uint8)
+
+    def __call__(self, ids: NDArray[np.integer[Any]]) -> bytes:
+        if not self.is_even:
+            return self._tokenizer.spelled(ids.tolist())
+        sizes = self._sizes.take(ids, mode="clip")
+        before = np.cumsum(sizes) - sizes
+        places = np.repeat(self._begins.take(ids, mode="clip") - before, sizes)
+        return self._bytes[places + np.arange(len(places))].tobytes()
+
+
+def _extents(
+    store: TokenStore, sizes: NDArray[np.int64] | None = None
+) -> Iterator[tuple[int, int]]:
     """Where each document begins, and its end-of-text; of all, or of those of so many tokens."""
     count = store.manifest.documents
     for first in range(0, count, _DOCUMENTS):

@@ -6,6 +6,7 @@ A prepared folder is a mixture of itself alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -128,6 +129,17 @@ def is_data(path: str | os.PathLike[str]) -> bool:
     """Whether there is something to train on in a folder."""
     folder = Folder(path)
     return FILE in folder or PREPARED in folder
+
+
+def groups_of(path: str | os.PathLike[str]) -> list[str]:
+    """The groups of data that `prepare` divided, each of which is data in a folder of its own."""
+    folder, names = Folder(path), list[str]()
+    if not is_data(path) and MANIFEST not in folder:
+        with contextlib.suppress(UserError):  # plain HTTP need not say what there is
+            names = [name for name in folder.names() if not name.startswith(".")]
+    if not names or f"{names[0]}/{PREPARED}" not in folder:  # asked once: it may be far away
+        return []
+    return [name for name in names if f"{name}/{PREPARED}" in folder]
 
 
 class Order:

@@ -23,9 +23,10 @@ from gptj.tokenizer import Tokenizer
 
 PORTION_BYTES = 1 << 28
 """Of files as they lie there."""
-NEW, TRIES = "new", "tries"
+ATTEMPTS, COMPLETE = "attempts", "new"
+"""Folders of what is being written, and of what is written."""
 
-Side = tuple[str, bool]
+StoreKey = tuple[str, bool]
 """What a store is for: a group of the data, and whether it is held out."""
 
 
@@ -79,7 +80,7 @@ def portions(inputs: Inputs) -> list[Inputs]:
 class Done:
     """What came of a portion."""
 
-    parts: Mapping[Side, Written]
+    parts: Mapping[StoreKey, Written]
     replaced: int
     """Pieces of text that were no UTF-8."""
     skipped: int
@@ -117,18 +118,18 @@ class Writing:
     portions: tuple[Inputs, ...]
     splits: Mapping[str, Split]
     tokenizer: Tokenizer
-    first: int = 0
+    first_shard: int = 0
     """Number of the first portion's shards."""
 
     def __call__(self, number: int) -> None:
         """Write the portion of this number."""
-        place = self.folder / TRIES / uuid.uuid4().hex
+        place = self.folder / ATTEMPTS / uuid.uuid4().hex
         place.mkdir(parents=True)
         try:
             done = self._write(number, place)
             sync(place)
             for path in sorted(path for path in place.rglob("*") if path.is_file()):
-                goal = self.folder / NEW / path.relative_to(place)
+                goal = self.folder / COMPLETE / path.relative_to(place)
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(goal)
             mark = self._mark(number)
@@ -149,13 +150,13 @@ class Writing:
         drops, reader = Drops(self.reading.drops.keys), self.reading.reader()
         reading = dataclasses.replace(self.reading, inputs=self.portions[number], drops=drops)
         enough = FewTokens(reading.config.clean.min_unique_tokens, self.tokenizer, drops)
-        writers: dict[Side, StoreWriter] = {}
+        writers: dict[StoreKey, StoreWriter] = {}
         with contextlib.ExitStack() as stack:
             for document, held in divided(enough(reading.documents(reader)), self.splits):
                 side = document.group, held
                 if side not in writers:
                     writer = StoreWriter(
-                        place_of(*side, place), self.tokenizer, self.first + number
+                        place_of(*side, place), self.tokenizer, self.first_shard + number
                     )
                     writers[side] = stack.enter_context(writer)
                 writers[side].add(document)

@@ -19,11 +19,11 @@ from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
 from gptj.data.find import find_sources
 from gptj.data.known import leave_out_held, leave_out_trained
 from gptj.data.portions import (
-    NEW,
+    COMPLETE,
     Done,
     ReadConfig,
     Reading,
-    Side,
+    StoreKey,
     Writing,
     divided,
     folder_of,
@@ -190,10 +190,10 @@ def _prepare(
         texts = (document.text for document, held in documents if not held)
         tokenizer = Tokenizer.train(texts, given)
         how = dataclasses.replace(how, eos_id=tokenizer.eos_id)
-    first = before.next_shard if before else 0
+    first_shard = before.next_shard if before else 0
     parts = tuple(portions(inputs))
     reading = dataclasses.replace(reading, config=how)
-    writing = Writing(scratch, reading, parts, splits, tokenizer, first)
+    writing = Writing(scratch, reading, parts, splits, tokenizer, first_shard)
     with continuing(config.out, scratch, _key(config, writing, before)):
         done = _write(writing, config.ray)
         try:
@@ -202,12 +202,12 @@ def _prepare(
             forget(scratch)
             raise
         if before:
-            before.add(scratch / NEW, tokenizer, written)
+            before.add(scratch / COMPLETE, tokenizer, written)
         else:
             for side, each in written.items():
-                finish(place_of(*side, scratch / NEW), tokenizer, each)
+                finish(place_of(*side, scratch / COMPLETE), tokenizer, each)
             groups = config.split_by is not None
-            appear(scratch / NEW, config.out, config.force, groups=groups)
+            appear(scratch / COMPLETE, config.out, config.force, groups=groups)
     for portion in done:
         reading.drops.take(portion.dropped)
     return PrepareReport(
@@ -272,13 +272,13 @@ def _write(writing: Writing, ray: str | None) -> list[Done]:
 
 def _sides(
     done: Sequence[Done], splits: dict[str, Split], before: Prepared | None, least: int
-) -> dict[Side, list[Written]]:
+) -> dict[StoreKey, list[Written]]:
     """What was written to each store, in order.
 
     Raises:
       UserError: a store would be empty.
     """
-    found: dict[Side, list[Written]] = {}
+    found: dict[StoreKey, list[Written]] = {}
     for name, split in splits.items():
         for held in (False, True) if split.unit != "nothing" else (False,):
             side = name, held
@@ -324,7 +324,7 @@ def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Spl
                     "folder: rename one of them, or leave out --split-by"
                 )
         plans[document.group].add(document)
-    return {name: plan.made() for name, plan in plans.items()}
+    return {name: plan.decide() for name, plan in plans.items()}
 
 
 def _vocab_to_train(spec: str) -> int:

@@ -98,7 +98,7 @@ def plan_split(documents: Iterable[Document], fraction: float, seed: int) -> Spl
     plan = SplitPlan(fraction, seed)
     for document in documents:
         plan.add(document)
-    return plan.made()
+    return plan.decide()
 
 
 class SplitPlan:
@@ -137,7 +137,7 @@ class SplitPlan:
         self._files[name] = digest_of((self._files[name] + digest).encode(), self._seed)
         self._begin()
 
-    def made(self) -> Split:
+    def decide(self) -> Split:
         """What is held out."""
         fraction, seed = self._fraction, self._seed
         if not fraction:
