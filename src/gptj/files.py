@@ -232,7 +232,10 @@ class Folder:
             own = self._root.strip("/")  # services list a file, or an empty folder, as in itself
             found = [path.strip("/") for path in paths if path.strip("/") != own]
             return sorted(path.rpartition("/")[2] for path in found)
-        return sorted(os.listdir(self._root)) if os.path.isdir(self._root) else []
+        try:
+            return sorted(os.listdir(self._root)) if os.path.isdir(self._root) else []
+        except OSError as error:
+            raise unreadable(self.place, error) from error
 
     def walk(self, but: Sequence[str] = ()) -> Iterator[tuple[str, File | None]]:
         """Every file here and in the folders below, by its name from here, sorted.
@@ -336,6 +339,17 @@ def matching(pattern: str) -> list[str]:
     remote, path = _opened(pattern)
     with reaching(pattern):
         return sorted(remote.unstrip_protocol(found) for found in remote.glob(path))
+
+
+def closed_to(pattern: str) -> Iterator[str]:
+    """The folders of this machine that a pattern would look into, and may not."""
+    parts = Path(pattern).parts
+    for count in range(1, len(parts) + 1):
+        before = os.path.join(*parts[:count], "")
+        if glob.has_magic(before) and (count < len(parts) or parts[-1] == "**"):
+            for folder in glob.iglob(before, recursive=True):
+                if not os.access(folder, os.R_OK | os.X_OK):
+                    yield folder
 
 
 def is_url(place: str) -> bool:

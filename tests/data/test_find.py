@@ -153,6 +153,12 @@ class TestMistakes:
             find_sources([tmp_path])
         [found] = find_sources([tmp_path], ["closed"]).sources
         assert found.name == "a.txt"
+        monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in path)
+        for pattern in ("**/*.txt", "*/*.txt", "**", "*"):
+            with pytest.raises(UserError, match=r"closed/? cannot be read \(Permission denied\)"):
+                find_sources([tmp_path / pattern])
+        [found] = find_sources([tmp_path / "**/*.txt"], ["closed"]).sources
+        assert found.name == "a.txt"
 
     def test_a_file_given_twice(self, tmp_path):
         path = save(tmp_path / "a.txt", b"x")

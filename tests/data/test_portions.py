@@ -361,7 +361,7 @@ class TestAppend:
         for out, said in (
             (tmp_path / "absent", "absent holds no prepared data to append to: leave out --append"),
             (tmp_path / "file", "file holds no prepared data to append to: leave out --append"),
-            (first / "train", "out/train is one store of prepared data: append to .*out, both"),
+            (first / "train", "out/train is one store of prepared data: append to .*out around it"),
             (first / "train" / "tokenizer.json", "tokenizer.json holds no prepared data"),
         ):
             with pytest.raises(UserError, match=said):

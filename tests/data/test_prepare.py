@@ -342,6 +342,15 @@ class TestAllOrNothing:
         assert len(texts(out / "train")) == 40
         assert [path.name for path in out.parent.iterdir()] == ["out"]
 
+    @pytest.mark.parametrize("split_by", [None, "kind"])
+    def test_force_replaces_what_an_interrupted_append_left(self, split_by, tmp_path, out):
+        rows = [{"text": f"text {n}", "kind": "ab"[n % 2]} for n in range(60)]
+        path = save(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+        whole(path, out=out, split_by=split_by)
+        save(out / ".append.json", "{}")
+        whole(path, out=out, split_by=split_by, force=True)
+        assert not (out / ".append.json").exists()
+
     def test_force_does_not_delete_anything_else(self, corpus, out):
         save(out / "thesis.tex", "years of work")
         with pytest.raises(UserError, match=r"out is not prepared data, so --force"):

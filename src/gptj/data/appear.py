@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptj.data.journal import JOURNAL
 from gptj.errors import UserError
 from gptj.files import alone
 
@@ -47,11 +48,11 @@ def _others(out: Path, mark: str) -> list[Path]:
     """What lies in a folder, or in those of its groups, that `prepare` or `mix` did not write."""
     if mark != PREPARED:
         return [path for path in sorted(out.iterdir()) if path.name != mark]
-    groups = [out] if _holds(out, mark) else sorted(out.iterdir())
+    groups = [out] if _holds(out, mark) else _within(out)
     return [
         path
         for group in groups
-        for path in sorted(group.iterdir())
+        for path in _within(group)
         if path.name not in ("train", "heldout")
         or {each.suffix for each in path.iterdir()} - {".json", ".tokens", ".documents"}
     ]
@@ -60,8 +61,13 @@ def _others(out: Path, mark: str) -> list[Path]:
 def _holds(folder: Path, mark: str) -> bool:
     """Whether it has a file of that name, in each of its folders where `mark` begins with `*`."""
     if mark.startswith("*/"):
-        return all((each / mark[2:]).is_file() for each in folder.iterdir())
+        return all((each / mark[2:]).is_file() for each in _within(folder))
     return (folder / mark).is_file()
+
+
+def _within(folder: Path) -> list[Path]:
+    """What lies in a folder, but for what an append that was interrupted left there."""
+    return sorted(path for path in folder.iterdir() if path.name != JOURNAL)
 
 
 @contextlib.contextmanager

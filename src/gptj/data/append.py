@@ -138,7 +138,7 @@ def places_of(out: Path) -> list[Path]:
             held = [path.with_name("heldout") for path in found]
             return sorted([*found, *(path for path in held if (path / MANIFEST).exists())])
     if (out / MANIFEST).is_file():
-        raise UserError(f"{out} is one store of prepared data: append to {out.parent}, both of it")
+        raise UserError(f"{out} is one store of prepared data: append to {out.parent} around it")
     raise UserError(
         f"{out} holds no prepared data to append to: leave out --append, or let --out be the "
         "folder that `gptj prepare` wrote"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gptj.errors import UserError
-from gptj.files import File, Folder, file_at, is_url, matches, matching
+from gptj.files import File, Folder, closed_to, file_at, is_url, matches, matching, unreadable
 
 TEXT_SUFFIXES = frozenset(
     f".{suffix}"
@@ -104,11 +105,13 @@ def _meant(given: str, exclude: Sequence[str]) -> list[str]:
     found = [place for place in matching(given) if not place.rpartition("/")[2].startswith(".")]
     # What the pattern spells out is asked for; `exclude` is of what it leaves open.
     spelt = next(n for n, part in enumerate(PurePosixPath(given).parts) if _is_pattern(part))
-    found = [
-        place
-        for place in found
-        if not matches("/".join(PurePosixPath(place).parts[spelt:]), exclude)
-    ]
+
+    def is_left(place: str) -> bool:
+        return not matches("/".join(PurePosixPath(place).parts[spelt:]), exclude)
+
+    for closed in [] if is_url(given) else filter(is_left, closed_to(given)):
+        raise unreadable(closed, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    found = list(filter(is_left, found))
     if not found:
         but = " that --exclude leaves" if exclude else ""
         raise UserError(f"no file{but} matches {given}: check the pattern")

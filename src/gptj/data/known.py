@@ -64,10 +64,9 @@ def leave_out_trained(
     for path, store in stores.items():
         if path.name == "train" and chosen.sizes:
             found |= chosen.among(store)
-    for digest in sorted(found):
-        for key, size, beginning in chosen.documents[digest]:
-            drops.keys.add(key)
-            drops.note(key, "to be held out, and trained on before", size, beginning)
+    for key, size, beginning in sorted(each for at in found for each in chosen.documents[at]):
+        drops.keys.add(key)
+        drops.note(key, "to be held out, and trained on before", size, beginning)
 
 
 def all_there(documents: Iterable[Document], stores: Mapping[Path, TokenStore]) -> bool:

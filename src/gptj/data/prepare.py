@@ -247,9 +247,11 @@ def _key(config: PrepareConfig, writing: Writing, before: Prepared | None) -> st
     return hashlib.sha256(json.dumps(found, default=str).encode()).hexdigest()
 
 
-def _changed(path: str) -> int:
-    """When a file changed last, in nanoseconds; behind a URL nobody says."""
-    return 0 if is_url(path) else os.stat(path).st_mtime_ns
+def _changed(path: str) -> list[int]:
+    """When a file, and that of an index, changed last, in nanoseconds; behind a URL nobody says."""
+    beside = path.removesuffix(".idx") + ".bin"
+    files = [] if is_url(path) else [path, *([beside] if os.path.exists(beside) else [])]
+    return [os.stat(file).st_mtime_ns for file in files]
 
 
 def _write(writing: Writing, ray: str | None) -> list[Done]:
