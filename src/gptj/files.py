@@ -255,7 +255,8 @@ class Folder:
             sizes = dict(_walked(self._root, but))
         root = self._root.strip("/") if self._remote is not None else self._root
         for path in sorted(sizes):
-            name = PurePosixPath(path.lstrip("/")).relative_to(root.lstrip("/")).as_posix()
+            within = os.path.relpath(f"/{path.lstrip('/')}", f"/{root.lstrip('/')}")
+            name = PurePosixPath(within).as_posix()
             if not matches(name, but):
                 size, called = sizes[path], f"{self.place.rstrip('/')}/{name}"
                 yield name, None if size is None else File(called, size, self._remote, path)
@@ -339,17 +340,6 @@ def matching(pattern: str) -> list[str]:
     remote, path = _opened(pattern)
     with reaching(pattern):
         return sorted(remote.unstrip_protocol(found) for found in remote.glob(path))
-
-
-def closed_to(pattern: str) -> Iterator[str]:
-    """The folders of this machine that a pattern would look into, and may not."""
-    parts = Path(pattern).parts
-    for count in range(1, len(parts) + 1):
-        before = os.path.join(*parts[:count], "")
-        if glob.has_magic(before) and (count < len(parts) or parts[-1] == "**"):
-            for folder in glob.iglob(before, recursive=True):
-                if not os.access(folder, os.R_OK | os.X_OK):
-                    yield folder
 
 
 def is_url(place: str) -> bool:

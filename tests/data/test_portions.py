@@ -1,8 +1,10 @@
 """Inputs in portions: the same whoever writes them, gone on with, appended."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -345,7 +347,13 @@ class TestAppend:
             prepare(self.more(first, **options))
         assert content(first) == before
 
-    def test_its_own_tokenizer_may_be_named(self, first):
+    def test_its_own_tokenizer_may_be_named_and_it_may_lie_on_another_disk(
+        self, first, monkeypatch
+    ):
+        def rename(path, goal):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "rename", rename)
         prepare(self.more(first, tokenizer="bytes"))
         assert len(everything(first)) == 180
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,8 @@ class Prepared:
                 continue
             goal.mkdir(parents=True, exist_ok=True)
             for path in sorted(place.iterdir()):
-                path.replace(goal / path.name)
+                shutil.move(path, goal / path.name)  # which may lie on another disk
+                sync_entry(goal / path.name)
             store = self.stores.get(goal)
             if store is None:
                 tokenizer.save(goal / TOKENIZER)

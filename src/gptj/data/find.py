@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gptj.errors import UserError
-from gptj.files import File, Folder, closed_to, file_at, is_url, matches, matching, unreadable
+from gptj.files import File, Folder, file_at, is_url, matches, matching, unreadable
 
 TEXT_SUFFIXES = frozenset(
     f".{suffix}"
@@ -109,7 +110,7 @@ def _meant(given: str, exclude: Sequence[str]) -> list[str]:
     def is_left(place: str) -> bool:
         return not matches("/".join(PurePosixPath(place).parts[spelt:]), exclude)
 
-    for closed in [] if is_url(given) else filter(is_left, closed_to(given)):
+    for closed in [] if is_url(given) else filter(is_left, _closed(given)):
         raise unreadable(closed, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     found = list(filter(is_left, found))
     if not found:
@@ -118,6 +119,17 @@ def _meant(given: str, exclude: Sequence[str]) -> list[str]:
     # Of a folder that is met with what lies in it, as by `**`, the latter is meant.
     around = {parent.as_posix() for place in found for parent in PurePosixPath(place).parents}
     return [place for place in found if PurePosixPath(place).as_posix() not in around]
+
+
+def _closed(pattern: str) -> Iterator[str]:
+    """The folders of this machine that a pattern would look into, and may not."""
+    parts = Path(pattern).parts
+    for count in range(1, len(parts) + 1):
+        before = os.path.join(*parts[:count], "")
+        if _is_pattern(before) and (count < len(parts) or parts[-1] == "**"):
+            for folder in glob.iglob(before, recursive=True):
+                if not os.access(folder, os.R_OK | os.X_OK):
+                    yield folder
 
 
 def _is_pattern(text: str) -> bool:
