@@ -188,6 +188,7 @@ class TestDamage:
             (lambda manifest: {**manifest, "format": 1}, "has format 1, this program reads 2"),
             (lambda manifest: {**manifest, "other": 1}, "is not a token store's manifest"),
             (lambda manifest: {**manifest, "shards": [1]}, "is not a token store's manifest"),
+            (lambda manifest: {**manifest, "vocab_size": "9"}, "is not a token store's manifest"),
             (lambda manifest: {**manifest, "shards": []}, "was altered"),
             (lambda manifest: {**manifest, "fingerprint": "0"}, "was altered"),
             *((altered(name), "was altered, its counts are not its shards'") for name in COUNTS),

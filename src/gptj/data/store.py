@@ -133,11 +133,12 @@ class Manifest:
             values["sources"] = tuple(SourceRecord(**source) for source in values["sources"])
             manifest = cls(**values)
             fingerprint = _fingerprint(manifest.tokenizer, manifest.shards)
+            adds_up = manifest.adds_up
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is not a token store's manifest: {_AGAIN}") from error
         if manifest.fingerprint != fingerprint:
             raise UserError(f"{path} was altered, its fingerprint is not its shards': {_AGAIN}")
-        if not manifest.adds_up:
+        if not adds_up:
             raise UserError(f"{path} was altered, its counts are not its shards': {_AGAIN}")
         return manifest
 
