@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptj.data.examples import Examples
 from gptj.data.find import Inputs
 from gptj.data.portions import Side, place_of
 from gptj.data.store import MANIFEST, TOKENIZER, TokenStore
@@ -66,7 +67,9 @@ class Prepared:
             raise UserError(f"{self.out} has another tokenizer than {asked}: leave out --tokenizer")
         return own
 
-    def check(self, inputs: Inputs, split_by: str | None, held_out: float) -> None:
+    def check(
+        self, inputs: Inputs, split_by: str | None, held_out: float, kind: Examples | None
+    ) -> None:
         """See that the inputs are new, and are to be divided as the others were.
 
         Raises:
@@ -79,6 +82,9 @@ class Prepared:
             raise UserError(f"{self.out} {whether} divided by a field: {remedy}")
         if held_out and not any(path.name == "heldout" for path in self.stores):
             raise UserError(f"{self.out} holds nothing out: append with --held-out 0")
+        if (own := next(iter(self.stores.values())).manifest.examples) != kind:
+            remedy = f"give --examples {own}" if own else "leave out --examples"
+            raise UserError(f"{self.out} holds {own or 'texts'}: {remedy}")
         known = {source.name for store in self.stores.values() for source in store.sources}
         for source in inputs.sources:
             if source.name in known:
@@ -100,7 +106,8 @@ class Prepared:
             store = self.stores.get(goal)
             if store is None:
                 tokenizer.save(goal / TOKENIZER)
-            manifest = grown(store.manifest if store else None, tokenizer, written)
+            kind = next(iter(self.stores.values())).manifest.examples
+            manifest = grown(store.manifest if store else None, tokenizer, written, kind)
             manifests[os.fspath(goal.relative_to(self.out))] = manifest.to_json()
         replace_text(self.out / JOURNAL, json.dumps(manifests))
         _complete(self.out)

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptj.data.appear import DONE, sync
 from gptj.data.clean import CleanConfig, Dropped, Drops, FewTokens, kept, mended
+from gptj.data.examples import ExampleConfig, ExampleReader, Examples
 from gptj.data.find import Inputs, Source
 from gptj.data.read import Document, Reader
 from gptj.data.split import Split
@@ -37,7 +38,9 @@ class ReadConfig:
     split_by: str | None
     strict: bool
     clean: CleanConfig
-    eos_id: int | None
+    examples: ExampleConfig = ExampleConfig()
+    tokenizer: Tokenizer | None = None
+    """What files of tokens are of, and examples become tokens by."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,12 @@ class Reading:
 
     def reader(self) -> Reader:
         """A reader, which counts anew."""
-        config = self.config
-        return Reader(config.text_field, config.split_by, config.strict, config.eos_id)
+        config, tokenizer = self.config, self.config.tokenizer
+        eos_id, examples = tokenizer.eos_id if tokenizer else None, None
+        if config.examples.examples:
+            assert tokenizer is not None
+            examples = ExampleReader(config.examples, tokenizer)
+        return Reader(config.text_field, config.split_by, config.strict, eos_id, examples)
 
 
 def portions(inputs: Inputs) -> list[Inputs]:
@@ -136,6 +143,11 @@ class Writing:
         mark = self._mark(number)
         return Done.of(mark.read_text(encoding="utf-8")) if mark.exists() else None
 
+    @property
+    def examples(self) -> Examples | None:
+        """What the documents show, if they are examples of something."""
+        return self.reading.config.examples.examples
+
     def _mark(self, number: int) -> Path:
         return self.folder / DONE / f"{number:05}.json"
 
@@ -149,7 +161,7 @@ class Writing:
                 side = document.group, held
                 if side not in writers:
                     writer = StoreWriter(
-                        place_of(*side, place), self.tokenizer, self.first + number
+                        place_of(*side, place), self.tokenizer, self.first + number, self.examples
                     )
                     writers[side] = stack.enter_context(writer)
                 writers[side].add(document)

@@ -16,6 +16,7 @@ from gptj import cluster
 from gptj.data.appear import appear, check_out, forget, going_on, resumable
 from gptj.data.append import Prepared
 from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
+from gptj.data.examples import ExampleConfig
 from gptj.data.find import find_sources
 from gptj.data.portions import (
     NEW,
@@ -83,6 +84,26 @@ class PrepareConfig:
     """Write on a Ray cluster: `--ray` alone on that of this machine or, where there is none, on a
     new one, `--ray HEAD:PORT` on another. Its nodes see the inputs and OUT by the same paths."""
     clean: tyro.conf.OmitArgPrefixes[CleanConfig] = CleanConfig()
+    examples: tyro.conf.OmitArgPrefixes[ExampleConfig] = ExampleConfig()
+
+    def __post_init__(self) -> None:
+        kind, clean = self.examples.examples, self.clean
+        if kind is None:
+            return
+        texts = {
+            "ftfy": clean.ftfy,
+            "detokenize": clean.detokenize,
+            "split-end-of-text": clean.split_end_of_text,
+            "text-field": self.text_field != PrepareConfig.text_field,
+        }
+        for option, is_given in texts.items():
+            if is_given:
+                raise UserError(f"--{option} is for texts, not for --examples {kind}: leave it out")
+        if not self.append and (self.tokenizer is None or self.tokenizer.startswith(_TRAIN)):
+            raise UserError(
+                f"--examples {kind} needs a tokenizer that is there already: give that of the "
+                "model to fine-tune with --tokenizer, or `bytes` for a new one"
+            )
 
 
 @dataclass(frozen=True)
@@ -155,11 +176,18 @@ def _prepare(
     """Prepare with the tokenizer that is `made`, or one of so many tokens that is to be learnt."""
     inputs = find_sources(_everywhere(config), config.exclude)
     if before:
-        before.check(inputs, config.split_by, config.held_out)
+        before.check(inputs, config.split_by, config.held_out, config.examples.examples)
 
     # The inputs are read once per stage and not held: they may be larger than memory.
-    eos_id = made.eos_id if isinstance(made, Tokenizer) else None
-    how = ReadConfig(config.text_field, config.split_by, config.strict, config.clean, eos_id)
+    kind = config.examples.examples
+    how = ReadConfig(
+        config.text_field,
+        config.split_by,
+        config.strict,
+        config.clean,
+        config.examples,
+        made if isinstance(made, Tokenizer) else None,
+    )
     reading = Reading(inputs, how)
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
     splits = _plan(reading.documents(), config)
@@ -169,7 +197,7 @@ def _prepare(
         documents = divided(reading.documents(), splits)
         texts = (document.text for document, held in documents if not held)
         tokenizer = Tokenizer.train(texts, made)
-        how = dataclasses.replace(how, eos_id=tokenizer.eos_id)
+        how = dataclasses.replace(how, tokenizer=tokenizer)
     first = before.next_shard if before else 0
     parts = tuple(portions(inputs))
     reading = dataclasses.replace(reading, config=how)
@@ -185,7 +213,7 @@ def _prepare(
             before.add(scratch / NEW, tokenizer, written)
         else:
             for side, each in written.items():
-                finish(place_of(*side, scratch / NEW), tokenizer, each)
+                finish(place_of(*side, scratch / NEW), tokenizer, each, kind)
             groups = config.split_by is not None
             appear(scratch / NEW, config.out, config.force, groups=groups)
     for portion in done:

@@ -52,6 +52,10 @@ def of_sources(config: TrainConfig) -> Evaluator:
         )
 
     def measure(params: Params[Array], model: ModelConfig, tokenizer: Tokenizer) -> Row:
+        examples = store.manifest.examples is not None
+        compute = dataclasses.replace(
+            config.compute, end_of_text=tokenizer.eos_id, examples=examples
+        )
         nats, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
         for name, part in parts:  # a folder's files may lie apart, so a name comes more than once
             found = held_out(
@@ -60,7 +64,7 @@ def of_sources(config: TrainConfig) -> Evaluator:
                 model,
                 seq=config.seq or model.context,
                 batch=config.batch // config.accumulate,
-                compute=dataclasses.replace(config.compute, end_of_text=tokenizer.eos_id),
+                compute=compute,
                 batches=config.eval_batches,
             )
             nats[name] += found.loss * found.tokens

@@ -46,8 +46,8 @@ class Setup:
         self._check()
         self.batches = TrainBatches(self.data, self.seq, config.batch, config.seed)
         self.optimizer = config.optimizer.for_run(config.steps)
-        eos = self.data.tokenizer.eos_id
-        self.compute = dataclasses.replace(config.compute, end_of_text=eos)
+        eos, examples = self.data.tokenizer.eos_id, self.data.examples is not None
+        self.compute = dataclasses.replace(config.compute, end_of_text=eos, examples=examples)
         self.base: Params[Array] | None = None
         hosts.same_everywhere(self._command())
         runs.begin(
@@ -173,10 +173,12 @@ class Setup:
         mesh = dict(jax.sharding.get_abstract_mesh().shape) or "one device"
         parts = zip(self.data.parts, self.batches.epochs(self.config.steps), strict=True)
         often = ", ".join(f"{part.name} {epochs:.2g}" for part, epochs in parts if part.name)
+        left_out = self.batches.left_out
         return (
             f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
             f"({mesh}); {human(len(self.data))} tokens of text, {human(tokens)} a step; "
             f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
             + (f", from {self.config.from_}" if self.config.from_ else "")
             + (f"; times that each text is read: {often}" if often else "")
+            + (f"; {left_out:,} examples longer than seq={self.seq} left out" if left_out else "")
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,9 @@ class StepConfig:
     """Documents that stand in one row do not see one another."""
     end_of_text: tyro.conf.Suppress[int] = 50256
     """The token between them, GPT-2's; `gptj train` takes that of the data's tokenizer."""
+    examples: tyro.conf.Suppress[bool] = False
+    """Rows hold whole examples, which never see one another, and what is only read of them comes
+    as its complement (`gptj.data.store.ids_of`). `gptj train` knows by the data."""
     z_loss: float = 1e-4
     """Coefficient of the squared log-normaliser added to the loss, which keeps long runs steady."""
     lora: LoRAConfig = NO_LORA
@@ -163,44 +166,83 @@ def mean_gradient(
     objective = functools.partial(
         _original_loss if optimizer.kind == ORIGINAL else _loss, model=model, config=config
     )
+    tokens, counts = _learnt(tokens) if config.examples else (tokens, None)
 
     # A matrix's gradient is in what the matrix was cast to; as that, it is kept in half the memory.
     ready: Any = params
     if isinstance(params, Params) and optimizer.kind != ORIGINAL:
         ready = _cast(params, model, config)
 
-    def of(params: Any, rows: Array, number: Array) -> tuple[Float[Array, ""], TokenLosses]:
+    def of(params: Any, part: Microbatch) -> tuple[Float[Array, ""], TokenLosses]:
         if base is not None:
-            key = None if draw is None else jax.random.fold_in(draw, number)
+            key = None if draw is None else jax.random.fold_in(draw, part.number)
             params = joined(base, params, model, config.lora, key)
-        return objective(params, rows)
+        return objective(params, part.rows, part.counts)
 
-    def microbatch(rows: Int[Array, "batch length+1"], number: Array) -> tuple[Any, Array]:
-        (_, (nll, z_loss)), gradient = jax.value_and_grad(of, has_aux=True)(ready, rows, number)
+    def microbatch(part: Microbatch) -> tuple[Any, Array]:
+        (_, parts), gradient = jax.value_and_grad(of, has_aux=True)(ready, part)
         gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
         norm = global_norm(gradient, optimizer, model)
-        means = Means(jnp.mean(nll), jnp.mean(nll[:, -1]), jnp.mean(z_loss), norm, norm**2)
+        means = Means(*_means(parts, part.counts), norm, norm**2)
         shares = jax.tree.map(lambda x: x * share, (means, gradient))
-        return shares, reshard(jnp.mean(nll, axis=-1), None)
+        return shares, reshard(_row_losses(parts.nll, part.counts), None)
 
-    def accumulate(total: Any, given: tuple[Array, Array]) -> tuple[Any, Array]:
-        shares, row_losses = microbatch(*given)
+    def accumulate(total: Any, part: Microbatch) -> tuple[Any, Array]:
+        shares, row_losses = microbatch(part)
         return jax.tree.map(jnp.add, total, shares), row_losses
 
+    whole = Microbatch(tokens, counts, jnp.arange(tokens.shape[0], dtype=jnp.int32))
     if tokens.shape[0] == 1:
-        total, row_losses = microbatch(tokens[0], jnp.zeros((), jnp.int32))
+        total, row_losses = microbatch(jax.tree.map(lambda x: x[0], whole))
         return *total, row_losses[None]
     zero = Means(*[jnp.zeros(())] * 5), jax.tree.map(jnp.zeros_like, params)
-    numbers = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    total, row_losses = jax.lax.scan(accumulate, zero, (tokens, numbers))
+    total, row_losses = jax.lax.scan(accumulate, zero, whole)
     return *total, row_losses
+
+
+class Microbatch(NamedTuple):
+    """Rows that are computed at a time, or all of them with one more dim."""
+
+    rows: Int[Array, "batch length+1"]
+    counts: Float[Array, "batch length"] | None
+    """What each target counts in the mean over it, 0 where it is only read; alike without."""
+    number: Int[Array, ""]
+
+
+def _learnt(
+    tokens: Int[Array, "accumulate batch length+1"],
+) -> tuple[Int[Array, "accumulate batch length+1"], Float[Array, "accumulate batch length"]]:
+    """The ids, and what each target counts: alike all that are learnt, of whichever microbatch."""
+    learnt = (tokens[..., 1:] >= 0).astype(jnp.float32)
+    counts = learnt * (tokens.shape[0] / jnp.sum(learnt))
+    return jnp.where(tokens < 0, ~tokens, tokens), counts
+
+
+def _means(
+    parts: TokenLosses, counts: Float[Array, "batch length"] | None
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Loss, last tokens' loss and z-loss of a microbatch."""
+    nll, z_loss = parts
+    if counts is None:
+        return jnp.mean(nll), jnp.mean(nll[:, -1]), jnp.mean(z_loss)
+    last = jnp.cumsum(counts[:, ::-1] > 0, axis=1)[:, ::-1] == 1  # and what is read after it
+    last_nll = jnp.sum(jnp.where(last & (counts > 0), nll, 0), axis=1)
+    return jnp.sum(counts * nll), jnp.mean(last_nll), jnp.sum(counts * z_loss)
+
+
+def _row_losses(
+    nll: Float[Array, "batch length"], counts: Float[Array, "batch length"] | None
+) -> Float[Array, " batch"]:
+    if counts is None:
+        return jnp.mean(nll, axis=-1)
+    return jnp.sum(counts * nll, axis=-1) / jnp.sum(counts, axis=-1)
 
 
 def attend_in(rows: Int[Array, "batch length+1"], config: StepConfig) -> Attend:
     """How the inputs in some rows see one another."""
-    if not config.isolate:
+    if not (config.isolate or config.examples):
         return causal_attention
-    ends = document_ends(rows[:, :-1], config.end_of_text)
+    ends = document_ends(rows[:, :-1], config.end_of_text, closes=config.examples)
     return functools.partial(causal_attention, ends=ends)
 
 
@@ -216,6 +258,7 @@ def _cast(params: Params[Array], model: ModelConfig, config: StepConfig) -> Para
 def _loss(
     params: Params[Array],
     rows: Int[Array, "batch length+1"],
+    counts: Float[Array, "batch length"] | None = None,
     *,
     model: ModelConfig,
     config: StepConfig,
@@ -225,6 +268,7 @@ def _loss(
         params,
         rows,
         model,
+        weights=counts,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         z_loss=ZLoss(config.z_loss),
@@ -235,6 +279,7 @@ def _loss(
 def _original_loss(
     params: Params[Array],
     rows: Int[Array, "batch length+1"],
+    counts: Float[Array, "batch length"] | None = None,
     *,
     model: ModelConfig,
     config: StepConfig,
@@ -250,6 +295,7 @@ def _original_loss(
         rounded,
         rows,
         dataclasses.replace(model, vocab_size=model.padded_vocab_size),
+        weights=counts,
         remat=config.remat,
         z_loss=ZLoss(config.z_loss, shifted=True),
         attend=attend_in(rows, config),
