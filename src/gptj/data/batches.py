@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.data.mixture import Mixture
-from gptj.data.packing import PackedRows, pack
+from gptj.data.packing import PackedRows, PairRows, pack, pair
 from gptj.data.store import TokenStore, ids_of
 from gptj.errors import UserError
 
@@ -30,6 +30,11 @@ class TextRows:
     def __len__(self) -> int:
         return (len(self.store) - 1) // self.seq
 
+    @property
+    def width(self) -> int:
+        """Tokens in a row."""
+        return self.seq + 1
+
     def tokens(self, row: int) -> range:
         """Which of the store's tokens a row holds."""
         return range(row * self.seq, (row + 1) * self.seq + 1)
@@ -39,14 +44,16 @@ class TextRows:
         return self.store.tokens.windows(rows * self.seq, self.seq + 1)
 
 
-def rows_of_store(store: TokenStore, seq: int) -> TextRows | PackedRows:
+def rows_of_store(store: TokenStore, seq: int) -> TextRows | PackedRows | PairRows:
     """What a store's rows of `seq` targets are: of texts any stretch, of examples whole ones.
+
+    A pair of answers is two such rows in one.
 
     Raises:
       UserError: there is no row of so many.
     """
     if store.manifest.examples:
-        return pack(store, seq)
+        return pair(store, seq) if store.manifest.examples == "preferences" else pack(store, seq)
     if len(store) <= seq:
         raise UserError(
             f"seq={seq} is longer than the data: {store} holds {len(store)} tokens, enough for a "
@@ -77,7 +84,9 @@ class TrainBatches:
         self._sizes = np.array([len(part) for part in self._parts])
         self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])
         self.n_rows = int(self._bounds[-1])
-        self._seq, self._batch, self._seed = seq, batch, seed
+        self._batch, self._seed = batch, seed
+        self.width = self._parts[0].width
+        """Tokens in a row."""
 
     def row_ids(self, step: int) -> NDArray[np.int64]:
         """Which rows make up batch number `step`; shape (batch,)."""
@@ -116,22 +125,22 @@ class TrainBatches:
     @property
     def left_out(self) -> int:
         """Examples that no row is long enough for."""
-        return sum(part.left_out for part in self._parts if isinstance(part, PackedRows))
+        return sum(part.left_out for part in self._parts if not isinstance(part, TextRows))
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The tokens of these rows, of any shape; a dim of seq + 1 is added.
+        """The tokens of these rows, of any shape; a dim of `width` is added.
 
         Of examples, those that are only read are complements (`gptj.data.store.ids_of`).
         """
         parts = np.searchsorted(self._bounds, ids, "right") - 1
-        found = np.empty((*ids.shape, self._seq + 1), np.int32)
+        found = np.empty((*ids.shape, self.width), np.int32)
         for part in np.unique(parts).tolist():
             mine = parts == part
             found[mine] = self._parts[part].read(ids[mine] - self._bounds[part])
         return found
 
     def batch(self, step: int) -> NDArray[np.int32]:
-        """The tokens of batch number `step`; shape (batch, seq + 1)."""
+        """The tokens of batch number `step`; shape (batch, width)."""
         return self.rows(self.row_ids(step))
 
 
@@ -157,7 +166,8 @@ class EvalBatches:
         self._store = store
         self._seq = seq
         self._batch = batch
-        self._examples = pack(store, seq) if store.manifest.examples else None
+        rows = rows_of_store(store, seq) if store.manifest.examples else None
+        self._examples = None if isinstance(rows, TextRows) else rows
         n_rows = -(-len(store) // seq) if self._examples is None else len(self._examples)
         whole = -(-n_rows // batch)
         length = whole if limit is None else min(whole, limit)
@@ -174,7 +184,7 @@ class EvalBatches:
     def rows(self, number: int, part: slice) -> NDArray[np.int32]:
         """The tokens of some of the rows of a batch; no others are read."""
         if self._examples is not None:
-            return ids_of(self._examples.read(self._numbers(number, part)))
+            return ids_of(self.stored(number, part))
         first, past, _ = part.indices(self._batch)
         start = (int(self._chosen[number]) * self._batch + first) * self._seq
         size = (past - first) * self._seq
@@ -186,15 +196,16 @@ class EvalBatches:
         windows = np.arange(past - first)[:, None] * self._seq + np.arange(self._seq + 1)
         return stream[windows]
 
-    def _numbers(self, number: int, part: slice) -> NDArray[np.int64]:
-        """Which of the store's rows some of the rows of a batch are."""
+    def stored(self, number: int, part: slice) -> NDArray[np.int32]:
+        """Some of the rows of a batch of examples as they are stored."""
+        assert self._examples is not None
         first, past, _ = part.indices(self._batch)
-        return int(self._chosen[number]) * self._batch + np.arange(first, past)
+        return self._examples.read(int(self._chosen[number]) * self._batch + np.arange(first, past))
 
     def weights(self, number: int, part: slice) -> NDArray[np.float32]:
         """The weights of some of the rows of a batch."""
         if self._examples is not None:
-            return (self._examples.read(self._numbers(number, part))[:, 1:] >= 0).astype(np.float32)
+            return (self.stored(number, part)[:, 1:] >= 0).astype(np.float32)
         size = self._batch * self._seq
         positions = int(self._chosen[number]) * size + np.arange(size)
         weights = (positions < len(self._store)).astype(np.float32)

@@ -45,6 +45,58 @@ class PackedRows:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class PairRows:
+    """Two answers to one prompt, each in a row of its own, the rows side by side."""
+
+    store: TokenStore
+    bounds: NDArray[np.int64]
+    """Where the first answer's row begins in the store, and the second's, and that ends."""
+    width: int
+    """Tokens that there is room for, in the two together."""
+    left_out: int
+    """Pairs of which a row is too short for one."""
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def tokens(self, row: int) -> range:
+        """Which of the store's tokens a pair is."""
+        return range(int(self.bounds[row, 0]), int(self.bounds[row, 2]))
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The tokens of some pairs as they are stored; shape (rows, width).
+
+        The padding is end-of-text, as are rows past the last.
+        """
+        found = np.full((len(rows), 2, self.width // 2), ~self.store.tokenizer.eos_id, np.int32)
+        for into, row in zip(found, rows.tolist(), strict=True):
+            if row < len(self):
+                first, second, end = self.bounds[row].tolist()
+                into[0, : second - first] = self.store.tokens[first:second]
+                into[1, : end - second] = self.store.tokens[second:end]
+        return found.reshape(len(rows), self.width)
+
+
+def pair(store: TokenStore, seq: int) -> PairRows:
+    """Each of the store's preferences in two rows of `seq` targets.
+
+    Raises:
+      UserError: every pair is longer than that.
+    """
+    begin = np.append(store.starts[:], len(store))
+    ends = np.flatnonzero(store.tokens[:] == store.tokenizer.eos_id) + 1
+    bounds = np.stack([begin[:-1], ends[::2], begin[1:]], axis=1)
+    longest = np.diff(bounds).max(axis=1)
+    kept = bounds[longest <= seq + 1]
+    if not len(kept):
+        raise UserError(
+            f"seq={seq} is shorter than every pair of {store}, the shortest of which has "
+            f"{int(longest.min())} tokens in an answer: raise seq"
+        )
+    return PairRows(store, kept, 2 * (seq + 1), len(bounds) - len(kept))
+
+
 def pack(store: TokenStore, seq: int) -> PackedRows:
     """Fill rows of `seq` targets with the store's examples, in their order.
 

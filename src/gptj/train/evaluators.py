@@ -43,6 +43,8 @@ def of_sources(config: TrainConfig) -> Evaluator:
     store = Mixture.open(config.data).held_out
     if store is None:
         raise UserError(f"{config.data} has no held-out part: leave out eval_sources")
+    if store.manifest.examples == "preferences":
+        raise UserError("eval_sources measures no preferences: leave it out")
     records = itertools.groupby(store.sources, lambda record: record.name.partition("/")[0])
     parts = [(name, store.part(list(each))) for name, each in records]
     if (count := len({name for name, _ in parts})) > MOST_SOURCES:
