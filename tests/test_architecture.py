@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "gptj"
 # From the ground up: a room imports only from itself and from the rows before its own.
 LEVELS = [
     {"accelerators", "caches", "errors"},
-    {"bpe", "circle", "cluster", "config", "files", "hardware", "hub", "kernels"},
+    {"bpe", "circle", "cluster", "config", "files", "hardware", "hub", "kernels", "transcript"},
     {"hosts", "sharding", "tokenizer"},
     {"quantised"},
     {"data", "matrices"},
@@ -55,7 +55,7 @@ DOORS = {
     "transformers": None,
     "uvicorn": "serve",
 }
-WITHOUT_JAX = {"errors", "config", "hub", "bpe", "tokenizer", "data"}
+WITHOUT_JAX = {"errors", "config", "hub", "bpe", "tokenizer", "transcript", "data"}
 JAX = {"jax", "jaxlib", "optax", "orbax"}
 
 MODULE_LINES = 400

@@ -30,11 +30,12 @@ from gptj.plot import PlotConfig
 from gptj.serve.config import ServeConfig
 from gptj.train.config import TrainConfig
 from gptj.train.loop import train
+from gptj.train.lr_find import LrFindConfig, LrFound
 from gptj.train.metrics import read_metrics
 
 VERBS = (
-    *("prepare", "mix", "train", "generate", "eval", "plot", "report", "show-rows", "verify"),
-    *("convert", "merge", "inspect", "diff", "serve", "bench", "plan"),
+    *("prepare", "mix", "train", "lr-find", "generate", "eval", "plot", "report", "show-rows"),
+    *("verify", "convert", "merge", "inspect", "diff", "serve", "bench", "plan"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 
@@ -118,7 +119,13 @@ class TestHelp:
                 "diff": lambda *_: Difference(True, 0, "", 0, 0),
             },
             bench: dict.fromkeys(("serve", "report"), hear),
-            runs: dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
+            runs: {
+                **dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
+                "lr_find": lambda config, _: (
+                    heard.append(config) or LrFound((1.0,), (2.0,), (2.0,))
+                ),
+                "plot_rates": hear,
+            },
         }
         if verb == "eval":
             ready = lambda command: heard.append(command.model) or (lambda *_: {})  # noqa: E731
@@ -148,6 +155,7 @@ class TestHelp:
             | TrainConfig
             | PlotConfig
             | ConvertConfig
+            | LrFindConfig
             | ServeBenchConfig
             | ServeConfig
             | str

@@ -9,6 +9,7 @@ Everything runs on the mesh that is set (`jax.set_mesh(gptj.make_mesh(...))`), o
 from gptj.adapters import LoRAConfig
 from gptj.api import Model, load, train
 from gptj.config import PRESETS, ModelConfig, preset
+from gptj.data.examples import ExampleConfig
 from gptj.data.mixture import MixConfig, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
@@ -21,14 +22,15 @@ from gptj.sharding import make_mesh
 from gptj.tokenizer import Tokenizer
 from gptj.train.config import TrainConfig
 from gptj.train.loop import TrainResult
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import OptimizerConfig
-from gptj.train.step import StepConfig
 
 __all__ = [
     "PRESETS",
     "Completion",
     "Engine",
     "EngineConfig",
+    "ExampleConfig",
     "LoRAConfig",
     "MixConfig",
     "Model",

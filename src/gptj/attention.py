@@ -77,16 +77,22 @@ def causal_attention(
 
 
 def document_ends(
-    tokens: Int[Array, "batch length"], end_of_text: int
+    tokens: Int[Array, "batch length"], end_of_text: int, closes: bool = False
 ) -> Int[Array, "batch length"]:
     """Where the document of each token ends in its row: `ends` of `causal_attention`.
 
     An end-of-text begins the document after it, whose first token is predicted from there, in
     training as when a text is scored.
+
+    Args:
+      closes: it is the last of the document before it instead, as of an example, which a prompt
+        begins with nothing before it.
     """
     length = tokens.shape[1]
-    begins = jnp.where(tokens == end_of_text, jnp.arange(length), length)
+    begins = jnp.where(tokens == end_of_text, jnp.arange(length) + closes, length)
     after = jax.lax.cummin(begins, axis=1, reverse=True)
+    if closes:
+        return after
     return jnp.concatenate([after[:, 1:], jnp.full_like(after[:, :1], length)], axis=1)
 
 

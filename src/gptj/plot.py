@@ -99,6 +99,29 @@ def check_picture(out: Path, option: str) -> None:
         raise UserError(f"{option}={out} must end in one of {', '.join(SUFFIXES)}")
 
 
+def plot_rates(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smooth: Sequence[float],
+    suggested: float,
+    out: Path,
+) -> None:
+    """Draw what learning rates did to the loss, and which is suggested.
+
+    Raises:
+      UserError: `out` cannot be written, or matplotlib is not installed.
+    """
+    figure = _figure((6, 3.6))
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=COLORS[0], alpha=0.25, linewidth=0.8)
+    axes.plot(rates, smooth, color=COLORS[0], linewidth=1.8, label="running mean")
+    axes.axvline(suggested, color=COLORS[1], linewidth=1.4, label=f"suggested: {suggested:.1e}")
+    axes.set_xscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    _finish(axes, "cross-entropy (nats a token)", "learning rate")
+    _save(figure, out)
+
+
 def _draw_families(axes: Axes, points: Sequence[Point]) -> None:
     families: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.flops or 0):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data import known, portions
+from gptj.data.examples import ExampleConfig
 from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
 from gptj.data.store import TokenStore
 from gptj.tokenizer import Tokenizer
@@ -144,3 +145,18 @@ class TestAppending:
         found = dropped(append(tfrecords(tmp_path / "b.tfrecords", [ids]), out, held_out=0))
         assert found == {HELD: len(held)}
         assert sides(out) == (train * 2, held)
+
+    def test_of_examples_too(self, tmp_path):
+        def pairs(name: str, texts: list[str]) -> Path:
+            rows = ({"prompt": f"say {text}", "completion": text} for text in texts)
+            (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+            return tmp_path / name
+
+        out, kind = tmp_path / "out", ExampleConfig("completions")
+        prepare(PrepareConfig((pairs("a.jsonl", OLD),), out, "bytes", 0.3, examples=kind))
+        _, held = sides(out)
+        found = dropped(append(pairs("b.jsonl", [*OLD, *NEW]), out, seed=5, examples=kind))
+        assert (found[HELD], found[TRAINED] > 0) == (len(held), True)
+        train, held = sides(out)
+        assert not set(train) & set(held)
+        assert len(set(train) | set(held)) == len(OLD) + len(NEW)

@@ -21,9 +21,10 @@ from gptj.serve.metrics import Metrics
 from gptj.serve.refusal import SHOWN, Refused, translated
 from gptj.serve.run import Gathering
 from gptj.serve.streams import EventStream
-from gptj.serve.transcript import STOPS, plain, read_transcript
+from gptj.serve.transcript import read_transcript
 from gptj.serve.worker import Worker
 from gptj.tokenizer import Tokenizer
+from gptj.transcript import STOPS, plain
 
 BYTES, SHAPE = Tokenizer.bytes(), ModelConfig(2, 32, 4, 8, 128, 257, 384, 128)
 
@@ -189,7 +190,7 @@ class TestATranscript:
         found = read_transcript(ServeConfig())
         assert found.stops == STOPS
         assert found.render(messages) == "System:\nBe\nbrief.\n\nUser:\nHi\n\nAssistant:\n"
-        assert plain([]) == "Assistant:\n"
+        assert plain([], True) == "Assistant:\n"
 
     def test_is_a_template_of_ones_own(self, tmp_path):
         path = tmp_path / "template.jinja"

@@ -22,7 +22,7 @@ def batches(tiny_data):
 
 
 def fed(batches, updates, skips=()) -> list[np.ndarray]:
-    with contextlib.closing(Feed(batches, 8, 2, 16, list(skips))) as feed:
+    with contextlib.closing(Feed(batches, 8, 2, list(skips))) as feed:
         return [np.asarray(feed.rows(update)) for update in updates]
 
 
@@ -42,7 +42,7 @@ def test_reading_ahead_is_only_ahead(batches):
 
 
 def test_after_going_back_other_rows_come(batches):
-    with contextlib.closing(Feed(batches, 8, 2, 16, [])) as feed:
+    with contextlib.closing(Feed(batches, 8, 2, [])) as feed:
         feed.rows(3)
         feed.skips.append(Skip(2, 5))
         feed.forget()
@@ -69,7 +69,7 @@ def test_the_stream_is_the_same_on_1_2_3_or_8_hosts(accumulate, tmp_path):
         found = hashlib.sha256()
         with (
             jax.set_mesh(make_mesh(hosts)),
-            contextlib.closing(Feed(batches, batch, accumulate, seq, [])) as feed,
+            contextlib.closing(Feed(batches, batch, accumulate, [])) as feed,
         ):
             for update in range(updates):
                 whole = np.zeros((accumulate, batch // accumulate, seq + 1), np.int32)

@@ -35,9 +35,8 @@ def clock(monkeypatch) -> Clock:
 def metrics(**changes) -> StepMetrics:
     values = {"loss": 3.0, "last_loss": 2.5, "z_loss": 0.01, "grad_norm_micro": 1.5, "lr": 1e-3}
     values |= {"grad_square_micro": 2.25, "grad_norm": 1.2, "streak": 0, **changes}
-    return StepMetrics(
-        **{k: jnp.float32(v) for k, v in values.items()}, row_losses=jnp.ones((2, 2))
-    )
+    measured = {k: jnp.float32(v) for k, v in values.items()}
+    return StepMetrics(**{"accuracy": None, "margin": None} | measured, row_losses=jnp.ones((2, 2)))
 
 
 def make(before=None, lost=0.0, **compute) -> Meter:

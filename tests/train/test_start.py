@@ -83,9 +83,23 @@ def test_another_optimizer_cannot_go_on_from_adams_moments(full, kind):
         state_of(open_source(full), OptimizerConfig(kind).for_run(1000))
 
 
-def config(data, out, start, steps) -> TrainConfig:
+@pytest.mark.parametrize("kind", ["adamw", "lion"])
+def test_what_is_to_be_fresh_leaves_them_behind(full, params, kind):
+    optimizer = OptimizerConfig(kind).for_run(1000)
+    state = state_of(open_source(full), optimizer, fresh=True)
+    assert int(state.step) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_fresh_without_a_model_to_start_from_is_refused(tiny_data, tmp_path):
+    with pytest.raises(gptj.UserError, match="fresh_opt is of a model to start from: name it with"):
+        TrainConfig(tiny_data, tmp_path / "run", fresh_opt=True)
+
+
+def config(data, out, start, steps, **more) -> TrainConfig:
     return TrainConfig(
-        data, out, from_=str(start), steps=steps, seq=16, batch=4, optimizer=OPTIMIZER
+        data, out, from_=str(start), steps=steps, seq=16, batch=4, optimizer=OPTIMIZER, **more
     )
 
 

@@ -33,6 +33,7 @@ VERBS = {
     "prepare": Verb("data", "turn text files into tokens to train on"),
     "mix": Verb("data", "mix prepared texts by weight"),
     "train": Verb("runs", "train a model, or go on with a run"),
+    "lr-find": Verb("runs", "find a learning rate for a run"),
     "generate": Verb("models", "write on from a prompt"),
     "eval": Verb("evaluate", "measure how good a model is"),
     "plot": Verb("runs", "draw the curves of runs"),

@@ -25,8 +25,8 @@ from gptj.plan.place import Place, find
 from gptj.plan.plan import Plan, check_comparable, made, saving
 from gptj.quantised import Quantisation
 from gptj.remat import Remat
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import Kind, OptimizerConfig
-from gptj.train.step import StepConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The verbs about a run: `gptj train`, `plot`, `report`, `show-rows` and `verify`."""
+"""The verbs about a run: `gptj train`, `lr-find`, `plot`, `report`, `show-rows`, `verify`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from gptj.cli.evaluate import harness
 from gptj.cli.flags import MeshShape, parse
 from gptj.errors import UserError
 from gptj.hosts import HostsConfig, joined
-from gptj.plot import PlotConfig, plot
+from gptj.plot import PlotConfig, plot, plot_rates
 from gptj.report import ReportConfig, report
 from gptj.train.config import TrainConfig
 from gptj.train.evaluators import Evaluator, of_sources
+from gptj.train.lr_find import LrFindConfig, lr_find
 from gptj.train.rows import rows_of
 
 
@@ -90,6 +91,30 @@ def run_train(args: Sequence[str]) -> None:
     command = parse(TrainCommand, "train", args, example, default)
     with joined(command.hosts), command.mesh.use():
         train(command.train, evaluators=command.also.evaluators(command.train))
+
+
+@dataclasses.dataclass(frozen=True)
+class LrFindCommand:
+    """Find a learning rate: train for some steps while it grows, and see where the loss falls.
+
+    What is suggested is a tenth of the rate at which the loss, smoothed, is lowest. Give the
+    options that the run is to have; nothing of the training is kept.
+    """
+
+    find: tyro.conf.OmitArgPrefixes[LrFindConfig]
+    mesh: MeshShape = MeshShape()
+
+
+def run_lr_find(args: Sequence[str]) -> None:
+    """Run `gptj lr-find`."""
+    example = "gptj lr-find --from models/base --data data/mine --lora-rank 16 --out lr.png"
+    command = parse(LrFindCommand, "lr-find", args, example)
+    with command.mesh.use():
+        found = lr_find(command.find, lambda rate, loss: print(f"lr {rate:.2e}  loss {loss:.4f}"))
+    print(f"\nlowest at lr {found.lowest:.1e}; begin with --lr {found.suggested:.1e}")
+    if command.find.out:
+        plot_rates(found.rates, found.losses, found.smooth, found.suggested, command.find.out)
+        print(f"wrote {command.find.out}")
 
 
 def load_recipe(path: Path) -> TrainConfig:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj.data.appear import sync_entry
+from gptj.data.examples import Examples
 from gptj.data.find import Inputs
 from gptj.data.journal import JOURNAL
 from gptj.data.known import all_there
@@ -70,8 +71,8 @@ class Prepared:
             raise UserError(f"{self.out} has another tokenizer than {asked}: leave out --tokenizer")
         return own
 
-    def check(self, split_by: str | None, held_out: float) -> None:
-        """See that the inputs are to be divided as the others were.
+    def check(self, split_by: str | None, held_out: float, kind: Examples | None) -> None:
+        """See that the inputs are of the kind of the others, and to be divided as those were.
 
         Raises:
           UserError: they are not.
@@ -83,6 +84,9 @@ class Prepared:
             raise UserError(f"{self.out} {whether} divided by a field: {remedy}")
         if held_out and not any(path.name == "heldout" for path in self.stores):
             raise UserError(f"{self.out} holds nothing out: append with --held-out 0")
+        if (own := next(iter(self.stores.values())).manifest.examples) != kind:
+            remedy = f"give --examples {own}" if own else "leave out --examples"
+            raise UserError(f"{self.out} holds {own or 'texts'}: {remedy}")
 
     def check_new(self, reading: Reading) -> None:
         """See that no input has the name of one that is there.
@@ -120,7 +124,8 @@ class Prepared:
                 sync_entry(goal / TOKENIZER)
             sync_entry(goal)
             sync_entry(goal.parent)
-            manifest = grown(store.manifest if store else None, tokenizer, written)
+            kind = next(iter(self.stores.values())).manifest.examples
+            manifest = grown(store.manifest if store else None, tokenizer, written, kind)
             manifests[goal.relative_to(self.out).as_posix()] = manifest.to_json()
         sync_entry(self.out)
         if manifests:

@@ -4,23 +4,69 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.data.mixture import Mixture
-from gptj.data.store import TokenStore
+from gptj.data.packing import PackedRows, PairRows, pack, pair
+from gptj.data.store import TokenStore, ids_of
 from gptj.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class TextRows:
+    """Row i is tokens[i * seq : i * seq + seq + 1] of a store.
+
+    Neighbours share one token, the last target of one and the first input of the other, so that
+    every token but the first is a target once. The tokens after the last whole row, fewer than
+    `seq`, are in none.
+    """
+
+    store: TokenStore
+    seq: int
+
+    def __len__(self) -> int:
+        return (len(self.store) - 1) // self.seq
+
+    @property
+    def width(self) -> int:
+        """Tokens in a row."""
+        return self.seq + 1
+
+    def tokens(self, row: int) -> range:
+        """Which of the store's tokens a row holds."""
+        return range(row * self.seq, (row + 1) * self.seq + 1)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens of some rows; shape (rows, seq + 1)."""
+        return self.store.tokens.windows(rows * self.seq, self.seq + 1)
+
+
+def rows_of_store(store: TokenStore, seq: int) -> TextRows | PackedRows | PairRows:
+    """What a store's rows of `seq` targets are: of texts any stretch, of examples whole ones.
+
+    A pair of answers is two such rows in one.
+
+    Raises:
+      UserError: there is no row of so many.
+    """
+    if store.manifest.examples:
+        return pair(store, seq) if store.manifest.examples == "preferences" else pack(store, seq)
+    if len(store) <= seq:
+        raise UserError(
+            f"seq={seq} is longer than the data: {store} holds {len(store)} tokens, enough for a "
+            f"seq of at most {len(store) - 1}; shorten seq or prepare more text"
+        )
+    return TextRows(store, seq)
 
 
 class TrainBatches:
     """The endless, shuffled training data: each epoch holds every row once, in its own order.
 
-    Row i of a store is tokens[i * seq : i * seq + seq + 1]: neighbours share one token, the last
-    target of one and the first input of the other, so that every token but the first is a target
-    once. The tokens after the last whole row, fewer than `seq`, are not trained on. The rows of a
-    mixture's parts are numbered one part after the other; each part has its own epochs, and its
-    turn as often as its weight says.
+    The rows of a mixture's parts are numbered one part after the other; each part has its own
+    epochs, and its turn as often as its weight says.
 
     What a step gives is a pure function of (fingerprint, seed, step): the state of the data is the
     step's number, whatever came before and however many hosts ask.
@@ -33,19 +79,14 @@ class TrainBatches:
           UserError: `seq` or `batch` is below 1, or a part has no row of `seq` targets.
         """
         _check_shape(seq, batch)
-        for store in (part.store for part in data.parts):
-            if len(store) <= seq:
-                raise UserError(
-                    f"seq={seq} is longer than the data: {store} holds {len(store)} tokens, "
-                    f"enough for a seq of at most {len(store) - 1}; shorten seq or prepare more "
-                    "text"
-                )
-        self._stores = [part.store for part in data.parts]
+        self._parts = [rows_of_store(part.store, seq) for part in data.parts]
         self._order = data.order if len(data.parts) > 1 else None
-        self._sizes = np.array([(len(store) - 1) // seq for store in self._stores])
+        self._sizes = np.array([len(part) for part in self._parts])
         self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])
         self.n_rows = int(self._bounds[-1])
-        self._seq, self._batch, self._seed = seq, batch, seed
+        self._batch, self._seed = batch, seed
+        self.width = self._parts[0].width
+        """Tokens in a row."""
 
     def row_ids(self, step: int) -> NDArray[np.int64]:
         """Which rows make up batch number `step`; shape (batch,)."""
@@ -71,28 +112,35 @@ class TrainBatches:
         epochs, within = np.divmod(numbers, size)
         rows = np.empty_like(numbers)
         for epoch in np.unique(epochs):
-            key = f"{self._stores[part].fingerprint}:{self._seed}:{epoch}".encode()
+            key = f"{self._parts[part].store.fingerprint}:{self._seed}:{epoch}".encode()
             rows[epochs == epoch] = permute(within[epochs == epoch], size, key)
         return rows
 
     def place(self, row: int) -> tuple[TokenStore, range]:
         """Where a row lies: the store, and the tokens of it."""
-        part = int(np.searchsorted(self._bounds, row, "right")) - 1
-        start = (row - int(self._bounds[part])) * self._seq
-        return self._stores[part], range(start, start + self._seq + 1)
+        number = int(np.searchsorted(self._bounds, row, "right")) - 1
+        part = self._parts[number]
+        return part.store, part.tokens(row - int(self._bounds[number]))
+
+    @property
+    def left_out(self) -> int:
+        """Examples that no row is long enough for."""
+        return sum(part.left_out for part in self._parts if not isinstance(part, TextRows))
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The tokens of these rows, of any shape; a dim of seq + 1 is added."""
+        """The tokens of these rows, of any shape; a dim of `width` is added.
+
+        Of examples, those that are only read are complements (`gptj.data.store.ids_of`).
+        """
         parts = np.searchsorted(self._bounds, ids, "right") - 1
-        found = np.empty((*ids.shape, self._seq + 1), np.int32)
+        found = np.empty((*ids.shape, self.width), np.int32)
         for part in np.unique(parts).tolist():
             mine = parts == part
-            starts = (ids[mine] - self._bounds[part]) * self._seq
-            found[mine] = self._stores[part].tokens.windows(starts, self._seq + 1)
+            found[mine] = self._parts[part].read(ids[mine] - self._bounds[part])
         return found
 
     def batch(self, step: int) -> NDArray[np.int32]:
-        """The tokens of batch number `step`; shape (batch, seq + 1)."""
+        """The tokens of batch number `step`; shape (batch, width)."""
         return self.rows(self.row_ids(step))
 
 
@@ -102,6 +150,8 @@ class EvalBatches:
     Iterating gives (tokens, weights) of shapes (batch, seq + 1) and (batch, seq): `weights` is 1
     where the target tokens[:, 1:] is the store's, 0 where the last batch is padded. Before the
     first token stands one end-of-text, as before the first token of every other document.
+
+    Examples come whole, in rows of their own, and what is only read has weight 0.
     """
 
     def __init__(self, store: TokenStore, seq: int, batch: int, limit: int | None = None) -> None:
@@ -116,7 +166,10 @@ class EvalBatches:
         self._store = store
         self._seq = seq
         self._batch = batch
-        whole = -(-len(store) // (seq * batch))
+        rows = rows_of_store(store, seq) if store.manifest.examples else None
+        self._examples = None if isinstance(rows, TextRows) else rows
+        n_rows = -(-len(store) // seq) if self._examples is None else len(self._examples)
+        whole = -(-n_rows // batch)
         length = whole if limit is None else min(whole, limit)
         self._chosen = np.arange(length) * whole // length
 
@@ -130,6 +183,8 @@ class EvalBatches:
 
     def rows(self, number: int, part: slice) -> NDArray[np.int32]:
         """The tokens of some of the rows of a batch; no others are read."""
+        if self._examples is not None:
+            return ids_of(self.stored(number, part))
         first, past, _ = part.indices(self._batch)
         start = (int(self._chosen[number]) * self._batch + first) * self._seq
         size = (past - first) * self._seq
@@ -141,8 +196,16 @@ class EvalBatches:
         windows = np.arange(past - first)[:, None] * self._seq + np.arange(self._seq + 1)
         return stream[windows]
 
+    def stored(self, number: int, part: slice) -> NDArray[np.int32]:
+        """Some of the rows of a batch of examples as they are stored."""
+        assert self._examples is not None
+        first, past, _ = part.indices(self._batch)
+        return self._examples.read(int(self._chosen[number]) * self._batch + np.arange(first, past))
+
     def weights(self, number: int, part: slice) -> NDArray[np.float32]:
         """The weights of some of the rows of a batch."""
+        if self._examples is not None:
+            return (self.stored(number, part)[:, 1:] >= 0).astype(np.float32)
         size = self._batch * self._seq
         positions = int(self._chosen[number]) * size + np.arange(size)
         weights = (positions < len(self._store)).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.data.mixture import ROUND, Mixture
-from gptj.data.store import SourceRecord, TokenStore
+from gptj.data.store import SourceRecord, TokenStore, ids_of
 from gptj.errors import UserError
 
 MOST_SOURCES = 20
@@ -35,6 +35,11 @@ def describe_store(store: TokenStore) -> Iterator[str]:
         f"  {manifest.documents:,} documents, {manifest.bytes:,} bytes, {manifest.tokens:,} tokens "
         f"({manifest.bytes / manifest.tokens:.2f} bytes each) of {manifest.vocab_size:,}"
     )
+    if manifest.examples:
+        learnt = sum(
+            int(np.sum(store.tokens[at : at + READ] >= 0)) for at in range(0, len(store), READ)
+        )
+        yield f"  {manifest.examples}: {learnt:,} tokens are learnt (⟦⟧ below), others only read"
     yield f"  shards: {len(manifest.shards)}, of {np.dtype(manifest.dtype).name}"
     yield f"  fingerprint {store.fingerprint}"
     yield "  by source:"
@@ -103,10 +108,25 @@ def _histogram(counts: NDArray[np.int64]) -> Iterator[str]:
 
 
 def random_documents(store: TokenStore, count: int, seed: int) -> Iterator[tuple[str, int, str]]:
-    """Some documents: the source, the document's number in it, and its text."""
+    """Some documents: the source, the document's number in it, and its text.
+
+    Of an example what is learnt stands between marks.
+    """
     draw = np.random.default_rng(seed)
     chosen = draw.choice(store.manifest.documents, min(count, store.manifest.documents), False)
     ends = list(itertools.accumulate(source.documents for source in store.sources))
     for number in sorted(chosen.tolist()):
         source = store.sources[int(np.searchsorted(ends, number, "right"))]
-        yield source.name, number - source.first_document, store.text(number)
+        text = _marked(store, number) if store.manifest.examples else store.text(number)
+        yield source.name, number - source.first_document, text
+
+
+def _marked(store: TokenStore, number: int) -> str:
+    """An example's text, what is learnt of it, end-of-text among it, between marks."""
+    start, end = store.extent(number)
+    tokens, text = store.tokens[start:end], ""
+    cuts = np.flatnonzero(np.diff(tokens >= 0)) + 1
+    for run in np.split(tokens, cuts):
+        piece = store.tokenizer.decode(ids_of(run).tolist())
+        text += f"⟦{piece}⟧" if run[0] >= 0 else piece
+    return text

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptj.data.clean import BEGINNING, Drops
 from gptj.data.read import Document, Key, joined
 from gptj.data.split import Split
-from gptj.data.store import TokenStore
+from gptj.data.store import TokenStore, ids_of
 from gptj.tokenizer import Tokenizer
 
 _DIGEST_BYTES = 16
@@ -157,7 +157,7 @@ def _digests(
         if ids is None and tokenizer.cuttable:
             hashed.update(document.content)
         else:
-            encoded = tokenizer.encode(document.text) if ids is None else ids.tolist()
+            encoded = tokenizer.encode(document.text) if ids is None else ids_of(ids).tolist()
             hashed.update(tokenizer.spelled(encoded))
         yield document, b"" if document.continues else hashed.digest()[:_DIGEST_BYTES]
         if not document.continues:
@@ -171,7 +171,7 @@ def _stored(parts: Sequence[TokenStore], spelling: _Spelling) -> Iterator[bytes]
         for store, (begin, end) in zip(parts, extents, strict=True):
             step = _TOKENS if spelling.is_even else max(1, end - begin)
             for at in range(begin, end, step):
-                hashed.update(spelling(store.tokens[at : min(end, at + step)]))
+                hashed.update(spelling(ids_of(store.tokens[at : min(end, at + step)])))
         yield hashed.digest()[:_DIGEST_BYTES]
 
 

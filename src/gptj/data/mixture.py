@@ -22,6 +22,7 @@ import tyro
 from numpy.typing import NDArray
 
 from gptj.data.appear import PREPARED, all_or_nothing, check_out
+from gptj.data.examples import Examples
 from gptj.data.store import MANIFEST, TokenStore
 from gptj.errors import UserError
 from gptj.files import Folder, is_url
@@ -83,7 +84,7 @@ class Mixture:
         named = dict(_listed(folder))
         opened = [(name, each, Folder(place)) for name, (place, each) in named.items()]
         stores = [_opened(each, "train") for _, _, each in opened]
-        _check_tokenizers([each for _, _, each in opened], stores)
+        _check_alike([each for _, _, each in opened], stores)
         shares = _shares([weight for _, weight, _ in opened])
         parts = [
             Part(name, store, share)
@@ -110,6 +111,11 @@ class Mixture:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of all parts."""
         return self.parts[0].store.tokenizer
+
+    @property
+    def examples(self) -> Examples | None:
+        """What the documents show, if they are not texts."""
+        return self.parts[0].store.manifest.examples
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -229,7 +235,7 @@ def _weights(given: Sequence[str]) -> dict[str, float]:
         raise UserError("some parts have a weight and others none: write FOLDER=WEIGHT for each")
     folders = {path: Folder(path) for path in found}
     stores = {path: _opened(folder, "train") for path, folder in folders.items()}
-    _check_tokenizers(list(folders.values()), list(stores.values()))
+    _check_alike(list(folders.values()), list(stores.values()))
     weights = {path: len(stores[path]) if w is None else w for path, w in found.items()}
     for path, each in weights.items():
         if not (math.isfinite(each) and each > 0):
@@ -301,13 +307,18 @@ def _held_out(folder: Folder) -> TokenStore | None:
     return _opened(folder, "heldout") if f"heldout/{MANIFEST}" in folder else None
 
 
-def _check_tokenizers(folders: Sequence[Folder], stores: Sequence[TokenStore]) -> None:
+def _check_alike(folders: Sequence[Folder], stores: Sequence[TokenStore]) -> None:
     first = stores[0].manifest.tokenizer
     for folder, store in zip(folders, stores, strict=True):
         if store.manifest.tokenizer != first:
             raise UserError(
                 f"{folder} has another tokenizer than {folders[0]}: prepare it again with "
                 f"--tokenizer {folders[0]}/train"
+            )
+        kinds = [each.manifest.examples or "texts" for each in (stores[0], store)]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                f"{folders[0]} holds {kinds[0]} and {folder} {kinds[1]}: mix what is of one kind"
             )
 
 

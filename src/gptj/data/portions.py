@@ -15,6 +15,7 @@ from typing import Any
 
 from gptj.data.appear import DONE, sync
 from gptj.data.clean import CleanConfig, Dropped, Drops, FewTokens, kept, mended
+from gptj.data.examples import ExampleConfig, ExampleReader, Examples
 from gptj.data.find import Inputs, Source
 from gptj.data.read import Document, Reader
 from gptj.data.split import Split
@@ -38,7 +39,9 @@ class ReadConfig:
     split_by: str | None
     strict: bool
     clean: CleanConfig
-    eos_id: int | None
+    examples: ExampleConfig = ExampleConfig()
+    tokenizer: Tokenizer | None = None
+    """What files of tokens are of, and examples become tokens by."""
     exclude: tuple[str, ...] = ()
 
 
@@ -58,9 +61,13 @@ class Reading:
 
     def reader(self) -> Reader:
         """A reader, which counts anew."""
-        config = self.config
+        config, tokenizer = self.config, self.config.tokenizer
+        eos_id, examples = tokenizer.eos_id if tokenizer else None, None
+        if config.examples.examples:
+            assert tokenizer is not None
+            examples = ExampleReader(config.examples, tokenizer)
         return Reader(
-            config.text_field, config.split_by, config.strict, config.eos_id, config.exclude
+            config.text_field, config.split_by, config.strict, eos_id, config.exclude, examples
         )
 
 
@@ -143,6 +150,11 @@ class Writing:
         mark = self._mark(number)
         return Done.of(mark.read_text(encoding="utf-8")) if mark.exists() else None
 
+    @property
+    def examples(self) -> Examples | None:
+        """What the documents show, if they are examples of something."""
+        return self.reading.config.examples.examples
+
     def _mark(self, number: int) -> Path:
         return self.folder / DONE / f"{number:05}.json"
 
@@ -156,7 +168,10 @@ class Writing:
                 side = document.group, held
                 if side not in writers:
                     writer = StoreWriter(
-                        place_of(*side, place), self.tokenizer, self.first_shard + number
+                        place_of(*side, place),
+                        self.tokenizer,
+                        self.first_shard + number,
+                        self.examples,
                     )
                     writers[side] = stack.enter_context(writer)
                 writers[side].add(document)

@@ -16,6 +16,7 @@ from gptj import cluster
 from gptj.data.appear import appear, check_out, continuing, forget, resumable
 from gptj.data.append import Prepared, places_of
 from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
+from gptj.data.examples import ExampleConfig
 from gptj.data.find import find_sources
 from gptj.data.known import leave_out_held, leave_out_trained
 from gptj.data.portions import (
@@ -84,6 +85,26 @@ class PrepareConfig:
     """Write on a Ray cluster: `--ray` alone on that of this machine or, where there is none, on a
     new one, `--ray HEAD:PORT` on another. Its nodes see the inputs and OUT by the same paths."""
     clean: tyro.conf.OmitArgPrefixes[CleanConfig] = CleanConfig()
+    examples: tyro.conf.OmitArgPrefixes[ExampleConfig] = ExampleConfig()
+
+    def __post_init__(self) -> None:
+        kind, clean = self.examples.examples, self.clean
+        if kind is None:
+            return
+        texts = {
+            "ftfy": clean.ftfy,
+            "detokenize": clean.detokenize,
+            "split-end-of-text": clean.split_end_of_text,
+            "text-field": self.text_field != PrepareConfig.text_field,
+        }
+        for option, is_given in texts.items():
+            if is_given:
+                raise UserError(f"--{option} is for texts, not for --examples {kind}: leave it out")
+        if not self.append and (self.tokenizer is None or self.tokenizer.startswith(_TRAIN)):
+            raise UserError(
+                f"--examples {kind} needs a tokenizer that is there already: give that of the "
+                "model to fine-tune with --tokenizer, or `bytes` for a new one"
+            )
 
 
 @dataclass(frozen=True)
@@ -170,13 +191,19 @@ def _prepare(
     inputs = find_sources(_everywhere(config), config.exclude)
     config.clean.check(inputs)
     # The inputs are read once per stage and not held: they may be larger than memory.
-    eos_id = given.eos_id if isinstance(given, Tokenizer) else None
+    kind = config.examples.examples
     how = ReadConfig(
-        config.text_field, config.split_by, config.strict, config.clean, eos_id, config.exclude
+        config.text_field,
+        config.split_by,
+        config.strict,
+        config.clean,
+        config.examples,
+        given if isinstance(given, Tokenizer) else None,
+        config.exclude,
     )
     reading = Reading(inputs, how)
     if before:
-        before.check(config.split_by, config.held_out)
+        before.check(config.split_by, config.held_out, kind)
         before.check_new(reading)
         leave_out_held(reading.documents(), before.stores, reading.drops)
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
@@ -189,7 +216,7 @@ def _prepare(
         documents = divided(reading.documents(), splits)
         texts = (document.text for document, held in documents if not held)
         tokenizer = Tokenizer.train(texts, given)
-        how = dataclasses.replace(how, eos_id=tokenizer.eos_id)
+        how = dataclasses.replace(how, tokenizer=tokenizer)
     first_shard = before.next_shard if before else 0
     parts = tuple(portions(inputs))
     reading = dataclasses.replace(reading, config=how)
@@ -205,7 +232,7 @@ def _prepare(
             before.add(scratch / COMPLETE, tokenizer, written)
         else:
             for side, each in written.items():
-                finish(place_of(*side, scratch / COMPLETE), tokenizer, each)
+                finish(place_of(*side, scratch / COMPLETE), tokenizer, each, kind)
             groups = config.split_by is not None
             appear(scratch / COMPLETE, config.out, config.force, groups=groups)
     for portion in done:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from gptj.data.archive import members
+from gptj.data.examples import ExampleReader, looked_up
 from gptj.data.find import HIDDEN, KINDS, LINES, TABLES, TOKENS, Source, is_packed, kind_of
 from gptj.data.tokenized import Ids, documents_of, token_runs
 from gptj.data.unpack import reading, unpacked, unpacked_as
@@ -44,6 +45,11 @@ class Document:
     number: int = 0
     """Its place among those of its source, as they are mended and before any is left out."""
 
+    @property
+    def is_example(self) -> bool:
+        """Whether it shows what to answer: it begins with tokens that are only read."""
+        return self.ids is not None and len(self.ids) > 0 and int(self.ids[0]) < 0
+
     @cached_property
     def content(self) -> bytes:
         """What it says, as bytes."""
@@ -65,6 +71,7 @@ class Reader:
         strict: bool = False,
         eos_id: int | None = None,
         exclude: Sequence[str] = (),
+        examples: ExampleReader | None = None,
     ) -> None:
         """Of a record its `text_field` is read; a dot leads into a record within.
 
@@ -73,9 +80,10 @@ class Reader:
           strict: refuse what is not UTF-8, where else each piece of it becomes U+FFFD.
           eos_id: the end of a document in files of tokens; without it, these are refused.
           exclude: patterns of names that are passed over in archives.
+          examples: makes tokens of records instead; then nothing but records is read.
         """
         self._text_field, self._group_field, self._strict = text_field, group_field, strict
-        self._eos_id, self._exclude = eos_id, exclude
+        self._eos_id, self._exclude, self._examples = eos_id, exclude, examples
         self.replaced = 0
         """Characters put for what was none."""
         self.skipped = 0
@@ -106,15 +114,23 @@ class Reader:
                 f"{path} holds tokens and not what they mean: name their tokenizer with "
                 "--tokenizer, of the original's files gpt2"
             )
-        self._check_group(path)
+        self._check_kind(path)
         for runs in token_runs(source.file, source.kind):
             for ids in documents_of(runs, self._eos_id):
                 if len(ids):
                     yield Document(source.name, ids=ids)
 
     def _texts(self, source: Source) -> Iterator[Document]:
-        for text, group, continues in self._pieces(source.file):
-            yield Document(source.name, text, group, continues)
+        for piece in self._pieces(source.file):
+            yield dataclasses.replace(piece, source=source.name)
+
+    def _check_kind(self, path: str) -> None:
+        self._check_group(path)
+        if self._examples:
+            raise UserError(
+                f"{path} holds no records: give examples as JSON lines or tables, or leave out "
+                "--examples"
+            )
 
     def _check_group(self, path: str) -> None:
         if self._group_field:
@@ -123,13 +139,13 @@ class Reader:
                 "or give JSON lines or tables"
             )
 
-    def _pieces(self, file: File) -> Iterator[tuple[str, str, bool]]:
+    def _pieces(self, file: File) -> Iterator[Document]:
         kind = kind_of(file.path)
         if kind in TABLES:
             from gptj.data.tables import records
 
             for where, record in records(file, kind, self._fields):
-                yield *self._read(where, record), False
+                yield self._read(where, record)
         elif kind == ".tar":
             yield from self._archived(file)
         else:
@@ -137,20 +153,20 @@ class Reader:
 
     @property
     def _fields(self) -> list[str]:
-        fields = [self._text_field, *([self._group_field] if self._group_field else [])]
+        read = self._examples.fields if self._examples else [self._text_field]
+        fields = [*read, *([self._group_field] if self._group_field else [])]
         return [name for field in fields for name in (field, field.partition(".")[0])]
 
-    def _streamed(
-        self, where: str, kind: str, chunks: Iterable[bytes]
-    ) -> Iterator[tuple[str, str, bool]]:
+    def _streamed(self, where: str, kind: str, chunks: Iterable[bytes]) -> Iterator[Document]:
         if kind in LINES:
             for place, record in self._json_lines(where, chunks):
-                yield *self._read(place, record), False
+                yield self._read(place, record)
         else:
-            self._check_group(where)
-            yield from ((text, "", continues) for text, continues in self._plain(where, chunks))
+            self._check_kind(where)
+            for text, continues in self._plain(where, chunks):
+                yield Document("", text, "", continues)
 
-    def _archived(self, file: File) -> Iterator[tuple[str, str, bool]]:
+    def _archived(self, file: File) -> Iterator[Document]:
         """Of the files in an archive those that could be read in a folder."""
         but = (HIDDEN, *self._exclude)
         with reading(file), members(file.path, unpacked(file), but) as found:
@@ -224,20 +240,32 @@ class Reader:
                 raise UserError(f"{place} is no JSON object: give one a line")
             yield place, record
 
-    def _read(self, where: str, record: dict[str, Any]) -> tuple[str, str]:
-        """A record's text, and what it is to be divided by."""
+    def _read(self, where: str, record: dict[str, Any]) -> Document:
+        """A record's text or tokens, and what it is to be divided by."""
+        field = self._group_field
+        group = _field(where, record, field, "--split-by") if field else ""
+        if self._examples:
+            ids = self._examples.ids(where, self._whole(where, record))
+            return Document("", "", group, ids=ids)
         text = _field(where, record, self._text_field, "--text-field")
-        if _SURROGATES.search(text):  # half a character, which JSON can spell as "\ud83d"
-            if self._strict:
-                raise UserError(
-                    f"{where} holds half of a surrogate pair: mend or remove the line, or leave "
-                    "out --strict"
-                )
-            text, count = _SURROGATES.subn("\ufffd", text)
-            self.replaced += count
-        if self._group_field is None:
-            return text, ""
-        return text, _field(where, record, self._group_field, "--split-by")
+        return Document("", self._whole(where, text), group)
+
+    def _whole(self, where: str, value: Any) -> Any:
+        """The same without halves of characters, which JSON can spell as escapes."""
+        if isinstance(value, list):
+            return [self._whole(where, each) for each in value]
+        if isinstance(value, dict):
+            return {name: self._whole(where, each) for name, each in value.items()}
+        if not isinstance(value, str) or not _SURROGATES.search(value):
+            return value
+        if self._strict:
+            raise UserError(
+                f"{where} holds half of a surrogate pair: mend or remove the line, or leave "
+                "out --strict"
+            )
+        text, count = _SURROGATES.subn("\ufffd", value)
+        self.replaced += count
+        return text
 
 
 def joined(documents: Iterable[Document]) -> Iterator[Document]:
@@ -274,12 +302,7 @@ def _field(where: str, record: dict[str, Any], field: str, option: str) -> str:
     Raises:
       UserError: there is none.
     """
-    found: Any = record
-    if field in record:
-        found = record[field]
-    else:
-        for name in field.split("."):
-            found = found.get(name) if isinstance(found, dict) else None
+    found = looked_up(record, field)
     if not isinstance(found, str):
         held = ", ".join(map(repr, record)) or "nothing"
         raise UserError(

@@ -110,6 +110,7 @@ class SplitPlan:
         self._sizes: Counter[str] = Counter()  # bytes of each file, by its name
         self._files: defaultdict[str, str] = defaultdict(str)  # digest of each file, by its name
         self._long: dict[Key, tuple[str, int]] = {}
+        self._shows_examples = False
         self._begin()
 
     def _begin(self) -> None:
@@ -124,6 +125,7 @@ class SplitPlan:
         self._bytes += len(document.content)
         self._characters += len(document.text)
         self._parts += 1
+        self._shows_examples |= document.is_example
         if document.continues:
             return
         digest, name = self._hash.hexdigest()[: 2 * _DIGEST_BYTES], document.source
@@ -151,7 +153,7 @@ class SplitPlan:
             return Split("file", fraction, seed, names, self._long)
         if self._texts is None:
             return Split("document", fraction, seed, None, self._long)
-        if len(self._texts) >= ENOUGH:
+        if len(self._texts) >= ENOUGH or self._shows_examples:  # which are never cut
             return Split("document", fraction, seed, _choose(self._texts, fraction), self._long)
         return Split("tail", fraction, seed, long=self._long)
 

@@ -1,6 +1,7 @@
 """A token store: a folder of documents as token ids, with their tokenizer and their provenance.
 
-    00000-000.tokens     ids, each document followed by end-of-text; little-endian uint16 or uint32
+    00000-000.tokens     ids, each document followed by end-of-text; little-endian uint16 or uint32;
+                         of examples int32, those that are only read as their complement
     00000-000.documents  where each document starts in it, and the end: little-endian int64
     00000-001.tokens     ... the next shard; no document lies in two
     tokenizer.json       what the ids mean
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.data.examples import Examples
 from gptj.data.joined import Joined, Run
 from gptj.data.journal import pending
 from gptj.errors import UserError
@@ -93,6 +95,8 @@ class Manifest:
     """SHA-256 of the tokenizer's file."""
     shards: tuple[ShardRecord, ...]
     sources: tuple[SourceRecord, ...]
+    examples: Examples | None = None
+    """What the documents show, if they are not texts."""
 
     @classmethod
     def of(
@@ -100,11 +104,12 @@ class Manifest:
         tokenizer: Tokenizer,
         shards: Sequence[ShardRecord],
         sources: Sequence[SourceRecord],
+        examples: Examples | None = None,
     ) -> Manifest:
         """Of a store of these shards."""
         return cls(
             format=FORMAT,
-            dtype=dtype_for(tokenizer).str,
+            dtype=dtype_for(tokenizer, examples).str,
             vocab_size=tokenizer.vocab_size,
             tokens=sum(shard.tokens for shard in shards),
             documents=sum(shard.documents for shard in shards),
@@ -113,6 +118,7 @@ class Manifest:
             tokenizer=tokenizer.sha256,
             shards=tuple(shards),
             sources=tuple(sources),
+            examples=examples,
         )
 
     def to_json(self) -> str:
@@ -147,7 +153,7 @@ class Manifest:
         """Whether its counts are those of its shards and of its sources, in their order."""
         begins = itertools.accumulate((each.documents for each in self.sources), initial=0)
         return (
-            self.dtype == _dtype(self.vocab_size).str
+            self.dtype == _dtype(self.vocab_size, self.examples).str
             and self.bytes == sum(each.bytes for each in self.sources)
             and all(a.first_document == b for a, b in zip(self.sources, begins, strict=False))
             and all(
@@ -165,7 +171,7 @@ class TokenStore:
     folder: Folder
     manifest: Manifest
     tokens: Joined
-    """All ids in order, end-of-text after each document."""
+    """All ids in order, end-of-text after each document; see `ids_of`."""
     starts: Joined
     """Where each document starts."""
 
@@ -301,7 +307,7 @@ class TokenStore:
                 f"it holds documents 0 to {self.manifest.documents - 1}"
             )
         start, end = self.extent(document)
-        return self.tokenizer.decode(self.tokens[start:end].tolist())
+        return self.tokenizer.decode(ids_of(self.tokens[start:end]).tolist())
 
     def verify(self) -> None:
         """Read every file and compare its hashes.
@@ -329,12 +335,19 @@ def is_store(path: str | os.PathLike[str]) -> bool:
     return MANIFEST in folder and TOKENIZER in folder
 
 
-def dtype_for(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger[Any]]:
+def ids_of(tokens: NDArray[Any]) -> NDArray[Any]:
+    """The ids that stored tokens are, also of those that are only read."""
+    return np.where(tokens < 0, ~tokens, tokens) if tokens.dtype.kind == "i" else tokens
+
+
+def dtype_for(tokenizer: Tokenizer, examples: Examples | None = None) -> np.dtype[np.integer[Any]]:
     """How ids are stored."""
-    return _dtype(tokenizer.vocab_size)
+    return _dtype(tokenizer.vocab_size, examples)
 
 
-def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+def _dtype(vocab_size: int, examples: Examples | None) -> np.dtype[np.integer[Any]]:
+    if examples:
+        return np.dtype("<i4")
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 

@@ -31,8 +31,8 @@ def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str
                 if not held:
                     names = ", ".join(map(repr, batch.schema.names))
                     raise UserError(
-                        f"{file.path} has no column {columns[0]!r} (it has {names}): name it with "
-                        "--text-field"
+                        f"{file.path} has no column {columns[0]!r} (it has {names}): name the "
+                        "right one"
                     )
                 for row in batch.select(held).to_pylist():
                     number += 1

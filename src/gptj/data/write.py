@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.data.examples import Examples
 from gptj.data.read import Document
 from gptj.data.store import (
     CHECKED,
@@ -25,6 +26,7 @@ from gptj.data.store import (
     ShardRecord,
     SourceRecord,
     dtype_for,
+    ids_of,
 )
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
@@ -54,13 +56,20 @@ class Written:
         return sum(shard.documents for shard in self.shards)
 
 
-def finish(path: Path, tokenizer: Tokenizer, parts: Sequence[Written]) -> None:
+def finish(
+    path: Path, tokenizer: Tokenizer, parts: Sequence[Written], examples: Examples | None = None
+) -> None:
     """Make a store of what writers left in the folder `path`, in this order."""
     tokenizer.save(path / TOKENIZER)
-    replace_text(path / MANIFEST, grown(None, tokenizer, parts).to_json())
+    replace_text(path / MANIFEST, grown(None, tokenizer, parts, examples).to_json())
 
 
-def grown(before: Manifest | None, tokenizer: Tokenizer, parts: Sequence[Written]) -> Manifest:
+def grown(
+    before: Manifest | None,
+    tokenizer: Tokenizer,
+    parts: Sequence[Written],
+    examples: Examples | None = None,
+) -> Manifest:
     """The manifest of a store after `parts` were written to its folder, in this order."""
     shards = [*before.shards] if before else []
     sources = [*before.sources] if before else []
@@ -71,7 +80,7 @@ def grown(before: Manifest | None, tokenizer: Tokenizer, parts: Sequence[Written
             first = source.first_document + documents
             sources.append(dataclasses.replace(source, first_document=first))
         documents += part.documents
-    return Manifest.of(tokenizer, shards, sources)
+    return Manifest.of(tokenizer, shards, sources, examples)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -90,9 +99,20 @@ class StoreWriter:
     Use in a `with` block; leaving it without an exception completes them.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, portion: int = 0) -> None:
-        """Write into the folder `path`, which may hold the shards of other portions."""
+    def __init__(
+        self,
+        path: Path,
+        tokenizer: Tokenizer,
+        portion: int = 0,
+        examples: Examples | None = None,
+    ) -> None:
+        """Write into the folder `path`, which may hold the shards of other portions.
+
+        Args:
+          examples: what the documents show, if they are not texts.
+        """
         path.mkdir(parents=True, exist_ok=True)
+        self._dtype = dtype_for(tokenizer, examples)
         self._path, self._tokenizer, self._portion = path, tokenizer, portion
         self._shard: _OpenShard | None = None
         self._shards: list[ShardRecord] = []
@@ -148,13 +168,14 @@ class StoreWriter:
             self._end_shard()
 
     def _add_ids(self, source: str, ids: NDArray[np.int64]) -> None:
-        if len(wrong := ids[(ids < 0) | (ids >= self._tokenizer.vocab_size)]):
+        own = ids_of(ids) if self._dtype.kind == "i" else ids
+        if len(wrong := own[(own < 0) | (own >= self._tokenizer.vocab_size)]):
             raise UserError(
                 f"{source} holds the token {wrong[0]}, and the tokenizer has "
                 f"{self._tokenizer.vocab_size}: name the tokenizer that made it"
             )
         self._flush()
-        self._sources[-1].add(self._tokenizer.spelled(ids.tolist()), continues=False)
+        self._sources[-1].add(self._tokenizer.spelled(own.tolist()), continues=False)
         self._sources[-1].tokens += len(ids) + 1
         self._append(np.append(ids, self._tokenizer.eos_id), [len(ids) + 1])
 
@@ -179,7 +200,7 @@ class StoreWriter:
         """Put more ids into the shard, in which documents end after so many of them."""
         if self._shard is None:
             name = f"{self._portion:05}-{len(self._shards):03}"
-            self._shard = _OpenShard(self._path, name, dtype_for(self._tokenizer))
+            self._shard = _OpenShard(self._path, name, self._dtype)
         self._shard.append(ids, ends)
         if self._shard.tokens >= SHARD_TOKENS and ends and ends[-1] == len(ids):
             self._end_shard()
@@ -193,7 +214,7 @@ class StoreWriter:
 class _OpenShard:
     """A shard whose documents are still arriving."""
 
-    def __init__(self, path: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(self, path: Path, name: str, dtype: np.dtype[np.integer[Any]]) -> None:
         self.tokens = 0
         self._path, self._name, self._dtype = path, name, dtype
         self._file = _Growing(path / f"{name}.tokens")

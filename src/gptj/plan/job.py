@@ -11,8 +11,8 @@ from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.plan.place import Place, find
 from gptj.sharding import BATCH_AXES, MESH_AXES
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import OptimizerConfig
-from gptj.train.step import StepConfig
 
 Mesh = tuple[int, int, int]
 """The sizes of `gptj.sharding.MESH_AXES`."""

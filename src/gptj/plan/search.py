@@ -14,8 +14,8 @@ from gptj.plan.job import Job, Mesh, check_mesh, mesh_words
 from gptj.plan.place import Place
 from gptj.plan.plan import Plan, plan_of
 from gptj.remat import Remat
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import OptimizerConfig
-from gptj.train.step import StepConfig
 
 POLICIES: tuple[Remat, ...] = ("none", "dots", "block")
 FINALISTS, MOST_COMPILED, AT_ONCE = 3, 8, 2

@@ -10,9 +10,9 @@ import tyro
 
 from gptj.config import ModelConfig
 from gptj.errors import UserError
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.sinks import Sink
-from gptj.train.step import StepConfig
 
 _COUNTS = (
     *("steps", "seq", "batch", "accumulate", "eval_every", "eval_batches", "save_every"),
@@ -50,6 +50,9 @@ class TrainConfig:
     Hugging Face folder or Hub id, the original's shards. The original's with its optimizer's
     state goes on where it stopped, and `steps` counts from its beginning. Of a run only the
     weights are taken: to go on with a run, repeat its own command."""
+    fresh_opt: bool = False
+    """Leave behind the optimizer's state that `from` comes with: the moments are empty, the step
+    is 0 and the schedule begins anew."""
     steps: int = 1000
     """Updates in all."""
     seq: int | None = None
@@ -97,6 +100,8 @@ class TrainConfig:
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
+        if self.fresh_opt and self.from_ is None:
+            raise UserError("fresh_opt is of a model to start from: name it with --from MODEL")
         self._check_best()
         self.traced()
         if not 0 <= self.seed < 2**32:

@@ -43,6 +43,8 @@ def of_sources(config: TrainConfig) -> Evaluator:
     store = Mixture.open(config.data).held_out
     if store is None:
         raise UserError(f"{config.data} has no held-out part: leave out eval_sources")
+    if store.manifest.examples == "preferences":
+        raise UserError("eval_sources measures no preferences: leave it out")
     records = itertools.groupby(store.sources, lambda record: record.name.partition("/")[0])
     parts = [(name, store.part(list(each))) for name, each in records]
     if (count := len({name for name, _ in parts})) > MOST_SOURCES:
@@ -52,6 +54,10 @@ def of_sources(config: TrainConfig) -> Evaluator:
         )
 
     def measure(params: Params[Array], model: ModelConfig, tokenizer: Tokenizer) -> Row:
+        examples = store.manifest.examples is not None
+        compute = dataclasses.replace(
+            config.compute, end_of_text=tokenizer.eos_id, examples=examples
+        )
         nats, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
         for name, part in parts:  # a folder's files may lie apart, so a name comes more than once
             found = held_out(
@@ -60,7 +66,7 @@ def of_sources(config: TrainConfig) -> Evaluator:
                 model,
                 seq=config.seq or model.context,
                 batch=config.batch // config.accumulate,
-                compute=dataclasses.replace(config.compute, end_of_text=tokenizer.eos_id),
+                compute=compute,
                 batches=config.eval_batches,
             )
             nats[name] += found.loss * found.tokens

@@ -17,16 +17,16 @@ Key = tuple[tuple[int | None, int | None], ...]
 
 
 class Feed:
-    """The rows of every update, of shape (accumulate, batch, length + 1) on the mesh that is set.
+    """The rows of every update, of shape (accumulate, batch, width) on the mesh that is set.
 
     While the devices work on one update, a thread reads the rows of the next.
     """
 
     def __init__(
-        self, batches: TrainBatches, batch: int, accumulate: int, seq: int, skips: list[Skip]
+        self, batches: TrainBatches, batch: int, accumulate: int, skips: list[Skip]
     ) -> None:
         self.skips, self._batches = skips, batches
-        self._shape = (accumulate, batch // accumulate, seq + 1)
+        self._shape = (accumulate, batch // accumulate, batches.width)
         self._axes = (None, "batch", None)
         self._parts = {_key(part): part for part in local_parts(self._shape, *self._axes)}
         self._thread = ThreadPoolExecutor(1, "gptj-feed")
@@ -37,7 +37,7 @@ class Feed:
         ids = self._batches.row_ids(batch_index(update, self.skips))
         return ids.reshape(self._shape[:2])
 
-    def rows(self, update: int) -> Int[Array, "accumulate batch length+1"]:
+    def rows(self, update: int) -> Int[Array, "accumulate batch width"]:
         """The tokens of those rows, and a start on the next update's."""
         if self._next is None or self._next[0] != update:
             self._begin(update)

@@ -118,7 +118,7 @@ class Loop:
         self.setup, self.config = setup, setup.config
         self.saver, self.display, self.record, self.stop = saver, display, record, stop
         config, out = setup.config, setup.config.out
-        self.feed = Feed(setup.batches, config.batch, config.accumulate, setup.seq, read_skips(out))
+        self.feed = Feed(setup.batches, config.batch, config.accumulate, read_skips(out))
         self.meter = self.new_meter()
         self.read, self.streak = 0, 0
         """The last step whose metrics were read, and updates skipped in a row up to it."""
@@ -129,7 +129,7 @@ class Loop:
         setup, config = self.setup, self.config
         return Meter(
             setup.model,
-            config.compute,
+            setup.compute,
             setup.seq,
             config.batch,
             config.accumulate,
@@ -246,6 +246,7 @@ class Loop:
                     batch=config.batch // config.accumulate,
                     compute=setup.compute,
                     batches=None if step == config.steps else config.eval_batches,
+                    **({"reference": setup.base} if setup.compute.pairs else {}),
                 )
             )
         self.meter.laps.pause()

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from gptj.config import ModelConfig
-from gptj.flops import flops_per_token, hardware_flops_per_token
+from gptj.flops import flops_per_token, forward_flops_per_token, hardware_flops_per_token
 from gptj.hardware import peak_flops
 from gptj.train.noise import NoiseScale
+from gptj.train.objective import StepConfig
 from gptj.train.sinks import Row
-from gptj.train.step import StepConfig, StepMetrics
+from gptj.train.step import StepMetrics
 
 KINDS = ("compile", "data", "step", "evaluate", "checkpoint", "lost")
 """What a run's time goes into. `data` is waiting for rows; `lost` is what was done after the last
@@ -104,11 +105,13 @@ class Meter:
         lost: float = 0.0,
     ) -> None:
         """Go on after the row `before`, empty for a new run, `lost` seconds of work thrown away."""
-        self.tokens = batch * seq
+        self.tokens = batch * seq * (2 if compute.pairs else 1)
         self.laps, self.watch = Laps(), Stopwatch(before, lost)
-        self._flops = self.tokens * flops_per_token(model, seq, compute.lora)
-        self._hardware_flops = self.tokens * hardware_flops_per_token(
-            model, seq, compute.remat, compute.lora
+        # Pairs are read once more by the reference, and once more than need be by the model.
+        again = forward_flops_per_token(model, seq // 2) if compute.pairs else 0
+        self._flops = self.tokens * (flops_per_token(model, seq, compute.lora) + again)
+        self._hardware_flops = self.tokens * (
+            hardware_flops_per_token(model, seq, compute.remat, compute.lora) + 2 * again
         )
         self._peak = peak_flops()
         self._noise = NoiseScale(batch // accumulate, batch, before)
@@ -116,7 +119,8 @@ class Meter:
 
     def row(self, step: int, metrics: StepMetrics) -> Row:
         """The row of the step whose end makes the updates `step`, once it has run."""
-        found = {k: float(v) for k, v in vars(metrics).items() if k != "row_losses"}
+        measured = {k: v for k, v in vars(metrics).items() if k != "row_losses"}
+        found = {name: float(value) for name, value in measured.items() if value is not None}
         square, spike = found.pop("grad_square_micro"), found.pop("streak") > 0
         self._skipped += spike
         row = {"step": step, **found, "tokens": step * self.tokens}

@@ -57,6 +57,8 @@ class OptimizerConfig:
     """Added to Adam's denominator."""
     clip: float = 1.0
     """Gradients of a larger global norm are scaled down to this norm."""
+    grows_from: tyro.conf.Suppress[float | None] = None
+    """The rate grows from this to `lr`, by the same factor at every step, instead."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """What the running means are kept in between steps; bfloat16 halves the optimizer's memory."""
     original_shards: int | None = None
@@ -123,6 +125,9 @@ class OptimizerConfig:
 def schedule(config: OptimizerConfig) -> optax.Schedule:
     """Update count -> learning rate: linear to `lr`, a half cosine to `end_lr`, then constant."""
     assert config.anneal_steps is not None, "call for_run first"
+    if config.grows_from is not None:
+        factor = config.lr / config.grows_from
+        return optax.exponential_decay(config.grows_from, config.anneal_steps - 1, factor)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_steps else config.lr,
         peak_value=config.lr,

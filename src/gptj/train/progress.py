@@ -32,11 +32,13 @@ def describe(row: Row) -> str:
     """A metrics row in words; only what it has."""
     parts = {
         "loss": "loss {:.4f}",
+        "accuracy": "right {:.0%}",
         "lr": "lr {:.2e}",
         "grad_norm": "grad norm {:.2f}",
         "tokens_per_second": "{} tokens/s",
         "flops_per_second": "{}FLOP/s",
         "heldout_loss": "held-out loss {:.4f}",
+        "heldout_accuracy": "right {:.1%}",
         "heldout_perplexity": "perplexity {:.2f}",
         "heldout_bits_per_byte": "{:.4f} bits/byte",
     }

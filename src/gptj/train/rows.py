@@ -16,6 +16,7 @@ from typing import Any
 
 from gptj.data.batches import TrainBatches
 from gptj.data.mixture import Mixture, is_data
+from gptj.data.store import ids_of
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 from gptj.train.metrics import METRICS
@@ -137,7 +138,7 @@ def rows_of(
 
 def _row(batches: TrainBatches, row: int, note: str) -> TextRow:
     store, tokens = batches.place(row)
-    text = _text(store.tokenizer, store.tokens[tokens.start : tokens.stop].tolist())
+    text = _text(store.tokenizer, ids_of(store.tokens[tokens.start : tokens.stop]).tolist())
     first, last = store.document_at(tokens[0]), store.document_at(tokens[-1])
     sources = tuple(
         source.name

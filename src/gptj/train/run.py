@@ -179,6 +179,8 @@ def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> N
                 f"{after[key][:12]}, then {str(before.get(key))[:12]}): use those, or "
                 "--allow-data-change to go on with these"
             )
+        if not before.get(key) and not after.get(key):
+            continue  # an option that was not there yet, and is not used
         if before.get(key) != after.get(key):
             why = " (it follows from steps unless given)" if key.endswith("anneal_steps") else ""
             raise UserError(

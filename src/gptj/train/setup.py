@@ -22,6 +22,7 @@ from gptj.model import Params, count_parameters
 from gptj.sharding import check_batch, check_mesh
 from gptj.train import run as runs
 from gptj.train.config import TrainConfig
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import ORIGINAL
 from gptj.train.progress import human
 from gptj.train.start import base_of, check_tokenizer, state_of
@@ -46,8 +47,7 @@ class Setup:
         self._check()
         self.batches = TrainBatches(self.data, self.seq, config.batch, config.seed)
         self.optimizer = config.optimizer.for_run(config.steps)
-        eos = self.data.tokenizer.eos_id
-        self.compute = dataclasses.replace(config.compute, end_of_text=eos)
+        self.compute = self._compute()
         self.base: Params[Array] | None = None
         hosts.same_everywhere(self._command())
         runs.begin(
@@ -59,6 +59,28 @@ class Setup:
             config.checkpoints,
             begun_from=config.from_,
             allow_data_change=config.allow_data_change,
+        )
+
+    def _compute(self) -> StepConfig:
+        """How a step computes, with what the data say."""
+        config, kind = self.config.compute, self.data.examples
+        if kind == "preferences" and not self.adapts:
+            raise UserError(
+                f"{self.config.data} holds preferences, which adapters are trained on beside the "
+                "model as it was: give --from MODEL and --lora-rank"
+            )
+        if kind != "preferences" and config.dpo_beta is not None:
+            raise UserError(
+                f"dpo_beta={config.dpo_beta} is for data of preferences, and {self.config.data} "
+                f"holds {kind or 'texts'}: leave it out"
+            )
+        beta = config.dpo_beta
+        return dataclasses.replace(
+            config,
+            end_of_text=self.data.tokenizer.eos_id,
+            examples=kind is not None,
+            pairs=kind == "preferences",
+            dpo_beta=0.1 if beta is None and kind == "preferences" else beta,
         )
 
     def _shape(self) -> ModelConfig | str:
@@ -114,6 +136,7 @@ class Setup:
             "optimizer": dataclasses.asdict(self.optimizer),
             "compute": dataclasses.asdict(self.compute),
             **({"base": self._mark} if self.adapts else {}),
+            "fresh_opt": config.fresh_opt,
         }
 
     @functools.cached_property
@@ -156,7 +179,7 @@ class Setup:
         if newest is not None:
             return self.state_at(newest)
         if self.source is not None and not self.adapts:
-            return state_of(self.source, self.optimizer)
+            return state_of(self.source, self.optimizer, fresh=self.config.fresh_opt)
         key, lora = jax.random.key(self.config.seed), self.compute.lora
         return new_state(key, self.model, self.optimizer, lora)
 
@@ -173,10 +196,12 @@ class Setup:
         mesh = dict(jax.sharding.get_abstract_mesh().shape) or "one device"
         parts = zip(self.data.parts, self.batches.epochs(self.config.steps), strict=True)
         often = ", ".join(f"{part.name} {epochs:.2g}" for part, epochs in parts if part.name)
+        left_out = self.batches.left_out
         return (
             f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
             f"({mesh}); {human(len(self.data))} tokens of text, {human(tokens)} a step; "
             f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
             + (f", from {self.config.from_}" if self.config.from_ else "")
             + (f"; times that each text is read: {often}" if often else "")
+            + (f"; left out, longer than seq={self.seq}: {left_out:,} examples" if left_out else "")
         )

@@ -16,10 +16,10 @@ from gptj.errors import UserError
 from gptj.model import Params, abstract
 from gptj.sharding import place
 from gptj.tokenizer import Tokenizer
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import ORIGINAL, OptimizerConfig, make_optimizer
 from gptj.train.spikes import no_recent
 from gptj.train.state import TrainState, state_from
-from gptj.train.step import StepConfig
 
 ADAM = ("adamw", ORIGINAL)
 """The optimizers that the original's state is of."""
@@ -28,21 +28,21 @@ PROBE = "The naïve café's 3rd  résumé:\n\tx += 42; 你好, привет! <|e
 """A text that two tokenizers will not cut alike by accident."""
 
 
-def state_of(source: Source, optimizer: OptimizerConfig) -> TrainState:
+def state_of(source: Source, optimizer: OptimizerConfig, *, fresh: bool = False) -> TrainState:
     """The state to train `source` on from: where it stopped, if it has its optimizer's state.
 
-    Without one, the moments are empty and the step is 0.
+    Without one, or if it is to be `fresh`, the moments are empty and the step is 0.
 
     Raises:
       UserError: the state is Adam's and `optimizer` is not.
     """
-    if source.optimizer is not None and optimizer.kind not in ADAM:
+    if source.optimizer is not None and not fresh and optimizer.kind not in ADAM:
         raise UserError(
             f"{source.place} comes with Adam's moments, which optimizer={optimizer.kind} cannot go "
-            f"on from: use one of {', '.join(ADAM)}, or leave them behind (gptj convert)"
+            f"on from: use one of {', '.join(ADAM)}, or leave them behind with --fresh-opt"
         )
     params = load_params(source, jnp.float32)
-    if source.optimizer is None:
+    if source.optimizer is None or fresh:
         return state_from(params, source.config, optimizer)
     step = place(np.asarray(source.step or 0, np.int32))
     return TrainState(step, params, _moments(source, source.optimizer, optimizer), no_recent())

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jaxtyping import Array, Float, Int, Key
 
-from gptj.adapters import NO_LORA, Adapters, LoRAConfig, joined
-from gptj.attention import causal_attention, document_ends
+from gptj.adapters import Adapters, joined
 from gptj.config import ModelConfig
-from gptj.cross_entropy import TokenLosses, ZLoss
-from gptj.errors import UserError
-from gptj.model import Attend, Params, Weight, losses, weights
-from gptj.remat import Remat
+from gptj.model import Params, Weight, weights
 from gptj.sharding import reshard
+from gptj.train.objective import Measured, Microbatch, StepConfig, objective, parts_of
 from gptj.train.optimizer import (
     ORIGINAL,
     OptimizerConfig,
@@ -31,45 +27,22 @@ from gptj.train.spikes import is_calm, remember
 from gptj.train.state import TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """How a step computes, beside what it learns."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the layers compute in. Weights, moments and the loss are float32 either way. With
-    gptj-2021, what the weights are rounded to; its layers compute in float32."""
-    remat: Remat = "none"
-    """What the backward pass recomputes to save memory: `none`, all but matrix products (`dots`),
-    or whole layers (`block`), whose inputs `offload` keeps in the host's memory meanwhile."""
-    isolate: bool = False
-    """Documents that stand in one row do not see one another."""
-    end_of_text: tyro.conf.Suppress[int] = 50256
-    """The token between them, GPT-2's; `gptj train` takes that of the data's tokenizer."""
-    z_loss: float = 1e-4
-    """Coefficient of the squared log-normaliser added to the loss, which keeps long runs steady."""
-    lora: LoRAConfig = NO_LORA
-    spike_sigma: float | None = None
-    """An update is skipped where the loss or the gradient's norm is so many standard deviations
-    above the mean of the last 128 that were not; 0 skips only what is not finite. Default: 6, and
-    0 with gptj-2021."""
-
-    def __post_init__(self) -> None:
-        for name in ("z_loss", "spike_sigma"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise UserError(f"{name}={value} must not be below 0")
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Means:
     """What a step's microbatches measured, averaged over them; float32 scalars."""
 
     loss: Float[Array, ""]
-    """Mean cross-entropy over the step's tokens in nats, without the z-loss."""
-    last_loss: Float[Array, ""]
-    """The same over the last token of every row, which has the most to go by."""
+    """Mean cross-entropy over the step's tokens in nats, without the z-loss; of pairs the loss of
+    `gptj.train.preferences`."""
+    last_loss: Float[Array, ""] | None
+    """The same over the last token of every row, which has the most to go by; none of pairs."""
     z_loss: Float[Array, ""]
     """What the z-loss adds to the loss."""
+    accuracy: Float[Array, ""] | None
+    """Of pairs, how many became likelier the right way round."""
+    margin: Float[Array, ""] | None
+    """Of pairs, `dpo_beta` times by how much, in nats."""
     grad_norm_micro: Float[Array, ""]
     """Global norm of a microbatch's gradient."""
     grad_square_micro: Float[Array, ""]
@@ -160,48 +133,47 @@ def mean_gradient(
       draw: what their dropout is drawn by.
     """
     share = 1 / tokens.shape[0]
-    objective = functools.partial(
-        _original_loss if optimizer.kind == ORIGINAL else _loss, model=model, config=config
-    )
+    minimised = objective(model, config, optimizer.kind == ORIGINAL, base)
 
     # A matrix's gradient is in what the matrix was cast to; as that, it is kept in half the memory.
     ready: Any = params
     if isinstance(params, Params) and optimizer.kind != ORIGINAL:
         ready = _cast(params, model, config)
 
-    def of(params: Any, rows: Array, number: Array) -> tuple[Float[Array, ""], TokenLosses]:
+    def of(params: Any, part: Microbatch) -> tuple[Float[Array, ""], Measured]:
         if base is not None:
-            key = None if draw is None else jax.random.fold_in(draw, number)
+            key = None if draw is None else jax.random.fold_in(draw, part.number)
             params = joined(base, params, model, config.lora, key)
-        return objective(params, rows)
+        return minimised(params, part)
 
-    def microbatch(rows: Int[Array, "batch length+1"], number: Array) -> tuple[Any, Array]:
-        (_, (nll, z_loss)), gradient = jax.value_and_grad(of, has_aux=True)(ready, rows, number)
+    def microbatch(part: Microbatch) -> tuple[Any, Array]:
+        (_, found), gradient = jax.value_and_grad(of, has_aux=True)(ready, part)
         gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
         norm = global_norm(gradient, optimizer, model)
-        means = Means(jnp.mean(nll), jnp.mean(nll[:, -1]), jnp.mean(z_loss), norm, norm**2)
+        means = Means(
+            found.loss, found.last_loss, found.z_loss, found.accuracy, found.margin, norm, norm**2
+        )
         shares = jax.tree.map(lambda x: x * share, (means, gradient))
-        return shares, reshard(jnp.mean(nll, axis=-1), None)
+        return shares, reshard(found.row_losses, None)
 
-    def accumulate(total: Any, given: tuple[Array, Array]) -> tuple[Any, Array]:
-        shares, row_losses = microbatch(*given)
+    def accumulate(total: Any, part: Microbatch) -> tuple[Any, Array]:
+        shares, row_losses = microbatch(part)
         return jax.tree.map(jnp.add, total, shares), row_losses
 
+    whole = parts_of(tokens, config)
     if tokens.shape[0] == 1:
-        total, row_losses = microbatch(tokens[0], jnp.zeros((), jnp.int32))
+        total, row_losses = microbatch(jax.tree.map(lambda x: x[0], whole))
         return *total, row_losses[None]
-    zero = Means(*[jnp.zeros(())] * 5), jax.tree.map(jnp.zeros_like, params)
-    numbers = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    total, row_losses = jax.lax.scan(accumulate, zero, (tokens, numbers))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    total, row_losses = jax.lax.scan(accumulate, (_no_means(config), zero), whole)
     return *total, row_losses
 
 
-def attend_in(rows: Int[Array, "batch length+1"], config: StepConfig) -> Attend:
-    """How the inputs in some rows see one another."""
-    if not config.isolate:
-        return causal_attention
-    ends = document_ends(rows[:, :-1], config.end_of_text)
-    return functools.partial(causal_attention, ends=ends)
+def _no_means(config: StepConfig) -> Means:
+    """Before the first microbatch."""
+    zero = jnp.zeros(())
+    of_pairs = zero if config.pairs else None
+    return Means(zero, None if config.pairs else zero, zero, of_pairs, of_pairs, zero, zero)
 
 
 def _cast(params: Params[Array], model: ModelConfig, config: StepConfig) -> Params[Array]:
@@ -211,46 +183,3 @@ def _cast(params: Params[Array], model: ModelConfig, config: StepConfig) -> Para
         return x.astype(config.dtype) if weight.is_matrix else x
 
     return jax.tree.map(leaf, weights(model), params)
-
-
-def _loss(
-    params: Params[Array],
-    rows: Int[Array, "batch length+1"],
-    *,
-    model: ModelConfig,
-    config: StepConfig,
-) -> tuple[Float[Array, ""], TokenLosses]:
-    """The loss of some rows, and each token's parts of it."""
-    return losses(
-        params,
-        rows,
-        model,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        z_loss=ZLoss(config.z_loss),
-        attend=attend_in(rows, config),
-    )
-
-
-def _original_loss(
-    params: Params[Array],
-    rows: Int[Array, "batch length+1"],
-    *,
-    model: ModelConfig,
-    config: StepConfig,
-) -> tuple[Float[Array, ""], TokenLosses]:
-    """The same as the original computed it.
-
-    Weights rounded (and by the rounding's transpose their gradients), activations in float32, the
-    padding rows of the vocabulary in the normaliser, the z-loss of the shifted logits.
-    """
-    bits = jnp.finfo(config.dtype)  # a cast there and back is one that compilers leave out
-    rounded = jax.tree.map(lambda x: jax.lax.reduce_precision(x, bits.nexp, bits.nmant), params)
-    return losses(
-        rounded,
-        rows,
-        dataclasses.replace(model, vocab_size=model.padded_vocab_size),
-        remat=config.remat,
-        z_loss=ZLoss(config.z_loss, shifted=True),
-        attend=attend_in(rows, config),
-    )

@@ -1,0 +1,216 @@
+"""Records that show what to answer: a prompt, which is only read, and what is learnt after it.
+
+The tokens of an example that are only read are kept as their complement, a negative number. They
+are made piece by piece, so that the prompt's are those that the model is given when it is used.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+from gptj.transcript import SPEAKERS, Messages, Render, plain, read_template
+
+Examples = Literal["completions", "chats", "preferences"]
+PROMPT, COMPLETION, CHOSEN, REJECTED = "{prompt}", "{completion}", "{chosen}", "{rejected}"
+_ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class ExampleConfig:
+    """How records become examples of what to answer, if they are to."""
+
+    examples: Examples | None = None
+    """What the records are, of JSON lines or tables: `completions`, a prompt and what is to follow
+    it; `chats`, a list of `messages` with `role` and `content`, of which the assistant's are
+    learnt; `preferences`, a prompt, what is `chosen` to follow it and what is `rejected`. Default:
+    texts, of which every token is learnt."""
+    prompt: str = PROMPT
+    """Template of the prompt: `{question}` stands for the text of a field, `{meta.title}` for that
+    of one in a record within."""
+    completion: str = COMPLETION
+    """Template of what follows; end-of-text comes after it."""
+    chosen: str = CHOSEN
+    """Template of what is preferred."""
+    rejected: str = REJECTED
+    """Template of what is not."""
+    messages: str = "messages"
+    """Field that holds a chat."""
+    chat_template: Path | None = None
+    """A Jinja template that makes a text of `messages`. Default: the plain transcript that `gptj
+    serve` uses."""
+
+    def __post_init__(self) -> None:
+        used: dict[Examples | None, set[str]] = {
+            None: set(),
+            "completions": {"prompt", "completion"},
+            "chats": {"messages", "chat_template"},
+            "preferences": {"prompt", "chosen", "rejected"},
+        }
+        default = {field.name: field.default for field in type(self).__dataclass_fields__.values()}
+        for name in default.keys() - used[self.examples] - {"examples"}:
+            if getattr(self, name) != default[name]:
+                kinds = " or ".join(str(kind) for kind, names in used.items() if name in names)
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is for --examples {kinds}: give that, or leave it out")
+
+
+class ExampleReader:
+    """Makes tokens of records, each those of an example."""
+
+    def __init__(self, config: ExampleConfig, tokenizer: Tokenizer) -> None:
+        """Read as `config` says, which names some kind of examples.
+
+        Raises:
+          UserError: a template is not one.
+        """
+        self._config, self._tokenizer = config, tokenizer
+        self._kind = config.examples
+        self._templates: dict[str, _Template] = {}
+        self._render: Render = plain
+        if self._kind == "chats":
+            if config.chat_template is not None:
+                self._render = read_template(config.chat_template)
+            self.fields = [config.messages]
+            return
+        last = ("completion",) if self._kind == "completions" else ("chosen", "rejected")
+        for name in ("prompt", *last):
+            self._templates[name] = _Template(f"--{name}", getattr(config, name))
+        found = dict.fromkeys(f for each in self._templates.values() for f in each.fields)
+        self.fields = list(found)
+        """What is looked up in a record."""
+
+    def ids(self, where: str, record: Mapping[str, Any]) -> NDArray[np.int64]:
+        """The tokens of the record that stands at `where`, without the end-of-text after it.
+
+        Of preferences both texts, the preferred first, an end-of-text between them.
+
+        Raises:
+          UserError: a field is missing or no text, or there is nothing to read or to learn.
+        """
+        if self._kind == "chats":
+            return np.concatenate(list(self._chat(where, record)))
+        prompt, *texts = (
+            (name, template.filled(where, record)) for name, template in self._templates.items()
+        )
+        for name, text in (prompt, *texts):
+            if not text:
+                raise UserError(f"{where} has an empty {name}: {_REMEDIES[name]}")
+        if texts[1:] and texts[0][1] == texts[1][1]:
+            raise UserError(f"{where} has one text as chosen and rejected: leave it out")
+        read, end = self._read(prompt[1]), np.array([self._tokenizer.eos_id])
+        pieces = [piece for _, text in texts for piece in (end, read, self._learnt(text))]
+        return np.concatenate(pieces[1:])
+
+    def _chat(self, where: str, record: Mapping[str, Any]) -> Iterator[NDArray[np.int64]]:
+        """Each answer, and what comes before it."""
+        messages = self._messages(where, record)
+        told = ""
+        answers = [i for i, each in enumerate(messages) if each["role"] == _ASSISTANT]
+        try:
+            for number in answers:
+                before = self._render(messages[:number], True)
+                after = self._render(messages[: number + 1], False)
+                if not (after.startswith(before) and before.startswith(told)):
+                    raise UserError(
+                        "the chat template writes earlier messages otherwise once there are later "
+                        "ones, so that what is the answer cannot be told: use another"
+                    )
+                answer = after[len(before) :]
+                yield self._read(before[len(told) :])
+                yield self._learnt(answer.rstrip("\n") if number == answers[-1] else answer)
+                told = after
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def _messages(self, where: str, record: Mapping[str, Any]) -> Messages:
+        found, name = looked_up(record, self._config.messages), self._config.messages
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise UserError(
+                f"{where} has no list of messages in a field {name!r} (it holds "
+                f"{_named(record)}): name the field with --messages"
+            )
+        for number, each in enumerate(found, start=1):
+            role, content = each.get("role"), each.get("content")
+            if role not in SPEAKERS:
+                known = ", ".join(SPEAKERS)
+                raise UserError(
+                    f"{where} has a message {number} of role {role!r}: use one of {known}"
+                )
+            if not isinstance(content, str):
+                raise UserError(f"{where} has a message {number} whose content is no text")
+            if role == _ASSISTANT and not content:
+                raise UserError(f"{where} has an empty message {number} of the assistant's")
+        if not any(each["role"] == _ASSISTANT for each in found):
+            raise UserError(f"{where} has no message of the assistant's: leave it out")
+        return found
+
+    def _learnt(self, text: str) -> NDArray[np.int64]:
+        return np.array(self._tokenizer.encode(text), np.int64)
+
+    def _read(self, text: str) -> NDArray[np.int64]:
+        return ~self._learnt(text)
+
+
+class _Template:
+    """A text with the names of fields in braces."""
+
+    def __init__(self, option: str, text: str) -> None:
+        self._option = option
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise UserError(
+                f"{option} {text!r} is no template ({error}): write fields as {{name}}, and a "
+                "brace itself as {{ or }}"
+            ) from error
+        if any(form or conversion for _, _, form, conversion in parts):
+            raise UserError(f"{option} {text!r} says how fields look: write their names alone")
+        self._parts = [(before, name) for before, name, _, _ in parts]
+        self.fields: Sequence[str] = [name for _, name in self._parts if name is not None]
+        if "" in self.fields or not self.fields:
+            raise UserError(f"{option} {text!r} names no field: write its name in braces")
+
+    def filled(self, where: str, record: Mapping[str, Any]) -> str:
+        """The text for a record."""
+        return "".join(
+            before + ("" if name is None else self._field(where, record, name))
+            for before, name in self._parts
+        )
+
+    def _field(self, where: str, record: Mapping[str, Any], name: str) -> str:
+        found = looked_up(record, name)
+        if isinstance(found, bool) or not isinstance(found, str | int | float):
+            raise UserError(
+                f"{where} has no text in a field {name!r} (it holds {_named(record)}): name "
+                f"the field in {self._option}"
+            )
+        return str(found)
+
+
+_REMEDIES = {
+    "prompt": "there is nothing to answer, so give it to another preparation as a text",
+    **dict.fromkeys(("completion", "chosen", "rejected"), "leave the record out, or fill it in"),
+}
+
+
+def looked_up(record: Mapping[str, Any], field: str) -> Any:
+    """What a field holds, or one of a record within, as `meta.name`; None if it is not there."""
+    if field in record:
+        return record[field]
+    found: Any = record
+    for name in field.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _named(record: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, record)) or "nothing"

@@ -1,0 +1,219 @@
+"""Examples of what to answer: which tokens are learnt, and rows of whole ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from gptj.data.batches import EvalBatches, TrainBatches
+from gptj.data.describe import random_documents
+from gptj.data.examples import ExampleConfig
+from gptj.data.mixture import MixConfig, Mixture, mix
+from gptj.data.prepare import PrepareConfig, prepare
+from gptj.data.store import TokenStore, ids_of
+from gptj.errors import UserError
+
+QA = [{"q": f"{n} + {n}", "a": str(2 * n), "meta": {"kind": "sum"}} for n in range(40)]
+ASKED = ExampleConfig("completions", prompt="Q: {q}\nA:", completion=" {a}")
+CHAT = ExampleConfig("chats")
+
+
+def written(path: Path, records) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+    return path
+
+
+def prepared(tmp_path: Path, records, examples: ExampleConfig, **options) -> Mixture:
+    path = records if isinstance(records, Path) else written(tmp_path / "in.jsonl", records)
+    usual = {"tokenizer": "bytes", "held_out": 0, "out": tmp_path / "out"}
+    config = PrepareConfig((str(path),), examples=examples, **{**usual, **options})
+    prepare(config)
+    return Mixture.open(config.out)
+
+
+def told(store: TokenStore) -> list[str]:
+    """The examples, what is learnt between marks; in the order of the file."""
+    return [text for _, _, text in random_documents(store, store.manifest.documents, 0)]
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+class TestWhatIsLearnt:
+    def test_of_a_prompt_and_its_completion(self, tmp_path):
+        (part,) = prepared(tmp_path, QA, ASKED).parts
+        assert told(part.store) == [f"Q: {n} + {n}\nA:⟦ {2 * n}⟧" for n in range(40)]
+        assert part.store.text(3) == "Q: 3 + 3\nA: 6"
+        assert part.store.tokens[:][-1] == part.store.tokenizer.eos_id
+
+    def test_fields_within_records_numbers_and_braces(self, tmp_path):
+        config = ExampleConfig("completions", prompt="{{{meta.kind}}} {n}:", completion="{a}")
+        data = prepared(tmp_path, [{**QA[0], "n": 7}], config)
+        assert told(data.parts[0].store) == ["{sum} 7:⟦0⟧"]
+
+    def test_of_a_chat_what_the_assistant_says(self, tmp_path):
+        talk = [said("user", "a"), said("assistant", "b"), said("user", "c")]
+        more = [*talk, said("assistant", "d\n"), said("user", "bye")]
+        (part,) = prepared(tmp_path, [{"messages": talk}, {"messages": more}], CHAT).parts
+        assert told(part.store) == [
+            "User:\na\n\nAssistant:\n⟦b⟧",
+            "User:\na\n\nAssistant:\n⟦b\n\n⟧User:\nc\n\nAssistant:\n⟦d⟧",
+        ]
+
+    def test_by_a_template(self, tmp_path):
+        template = tmp_path / "chat.jinja"
+        template.write_text(
+            "{% for each in messages %}<{{ each.role }}>{{ each.content }}</>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        config = ExampleConfig("chats", chat_template=template)
+        records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+        data = prepared(tmp_path, records, config)
+        assert told(data.parts[0].store) == ["<user>a</><assistant>⟦b</>⟧"]
+
+    def test_of_preferences_both(self, tmp_path):
+        records = [{"prompt": "p", "chosen": "yes", "rejected": "no"}]
+        (part,) = prepared(tmp_path, records, ExampleConfig("preferences")).parts
+        eos, ids = part.store.tokenizer.eos_id, part.store.tokens[:]
+        assert ids_of(ids).tolist() == [*b"pyes", eos, *b"pno", eos]
+        assert (ids < 0).tolist() == [True, *[False] * 4, True, *[False] * 3]
+
+    def test_the_same_from_a_table(self, tmp_path):
+        parquet.write_table(pa.Table.from_pylist(QA), tmp_path / "in.parquet")
+        table = prepared(tmp_path, tmp_path / "in.parquet", ASKED, out=tmp_path / "table")
+        lines = prepared(tmp_path, QA, ASKED)
+        assert table.fingerprint == lines.fingerprint
+
+
+class TestRows:
+    @pytest.fixture
+    def data(self, tmp_path) -> Mixture:
+        return prepared(tmp_path, QA, ASKED)
+
+    @pytest.mark.parametrize("seq", [14, 31, 64, 4000])
+    def test_hold_every_example_whole_and_once(self, data, seq):
+        (part,) = data.parts
+        batches = TrainBatches(data, seq, 1)
+        eos = part.store.tokenizer.eos_id
+        rows = batches.rows(np.arange(batches.n_rows))
+        found = "".join(
+            part.store.tokenizer.decode([each for each in row if each != ~eos]) for row in ids(rows)
+        )
+        kept = [text for text in map(part.store.text, range(40)) if len(text) + 1 <= seq + 1]
+        assert found.count("Q:") == len(kept) == 40 - batches.left_out
+        assert sorted(found.split("Q:")[1:]) == sorted(text.removeprefix("Q:") for text in kept)
+
+    def test_too_short_for_all_are_refused(self, data):
+        with pytest.raises(UserError, match=r"shorter than every example .* has 14 tokens: raise"):
+            TrainBatches(data, 12, 1)
+
+    def test_evaluation_counts_each_learnt_token_once(self, data):
+        (part,) = data.parts
+        every = list(EvalBatches(part.store, 31, 3))
+        learnt = int(np.sum(part.store.tokens[:] >= 0))
+        assert sum(int(weights.sum()) for _, weights in every) == learnt
+        assert all((tokens >= 0).all() and tokens.shape == (3, 32) for tokens, _ in every)
+        halves = np.concatenate(
+            [EvalBatches(part.store, 31, 3).rows(0, slice(0, 1)), every[0][0][1:]]
+        )
+        np.testing.assert_array_equal(halves, every[0][0])
+
+
+def ids(rows):
+    """What stands in rows, padding left as it is."""
+    return [[each if each >= 0 else (each if each == ~256 else ~each) for each in row]
+            for row in rows.tolist()]  # fmt: skip
+
+
+def test_a_few_are_held_out_whole(tmp_path):
+    data = prepared(tmp_path, QA[:5], ASKED, held_out=0.2)
+    assert data.held_out is not None
+    assert data.held_out.manifest.documents == 1
+    assert sorted(told(data.parts[0].store) + told(data.held_out)) == sorted(
+        f"Q: {n} + {n}\nA:⟦ {2 * n}⟧" for n in range(5)
+    )
+
+
+def test_more_are_appended_and_texts_are_not(tmp_path):
+    prepared(tmp_path, QA[:20], ASKED)
+    more = written(tmp_path / "more.jsonl", QA[20:])
+    data = prepared(tmp_path, more, ASKED, append=True, tokenizer=None)
+    assert data.parts[0].store.manifest.documents == 40
+    again = written(tmp_path / "again.jsonl", [{"text": "a"}])
+    with pytest.raises(UserError, match="holds completions: give --examples completions"):
+        prepared(tmp_path, again, ExampleConfig(), append=True, tokenizer=None)
+
+
+def test_texts_and_examples_do_not_mix(tmp_path):
+    prepared(tmp_path, QA, ASKED, out=tmp_path / "qa")
+    texts = written(tmp_path / "texts.jsonl", [{"text": f"text {n}"} for n in range(9)])
+    prepared(tmp_path, texts, ExampleConfig(), out=tmp_path / "texts")
+    with pytest.raises(UserError, match=r"holds completions and .* texts: mix what is of one"):
+        mix(MixConfig((f"{tmp_path / 'qa'}", f"{tmp_path / 'texts'}"), tmp_path / "both"))
+
+
+@pytest.mark.parametrize(
+    ("record", "config", "message"),
+    [
+        ({"q": "a"}, ASKED, r"in.jsonl:1 has no text in a field 'a' \(it holds 'q'\): .* --compl"),
+        ({"q": "a", "a": None}, ASKED, "no text in a field 'a'"),
+        (
+            {"q": "a", "a": ""},
+            ExampleConfig("completions", "{q}", "{a}"),
+            "empty completion: le",
+        ),
+        ({"q": "", "a": "b"}, ExampleConfig("completions", "{q}", "{a}"), "empty prompt: there is"),
+        ({"messages": []}, CHAT, "no message of the assistant's"),
+        ({"talk": []}, CHAT, "no list of messages in a field 'messages' .*: name .* --messages"),
+        ({"messages": [said("robot", "a")]}, CHAT, "message 1 of role 'robot': use one of system"),
+        ({"messages": [said("assistant", "")]}, CHAT, "empty message 1 of the assistant's"),
+        ({"messages": [said("user", 3)]}, CHAT, "message 1 whose content is no text"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "b"},
+            ExampleConfig("preferences"),
+            "one text as chosen and rejected",
+        ),
+    ],
+)
+def test_records_that_show_nothing_are_named(tmp_path, record, config, message):
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path, [record], config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"examples": ExampleConfig("completions", prompt="{q")}, "is no template"),
+        ({"examples": ExampleConfig("completions", prompt="{q:3}")}, "says how fields look"),
+        ({"examples": ExampleConfig("completions", prompt="q")}, "names no field"),
+        ({"examples": ASKED, "tokenizer": "train:300"}, "needs a tokenizer that is there already"),
+    ],
+)
+def test_what_makes_no_examples_is_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path, QA, **options)
+
+
+def test_options_that_nobody_would_read_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--prompt is for --examples completions or preferences"):
+        ExampleConfig(prompt="{q}")
+    with pytest.raises(UserError, match="--completion is for --examples completions: give that"):
+        ExampleConfig("chats", completion="{a}")
+    with pytest.raises(UserError, match="--text-field is for texts, not for --examples chats"):
+        prepared(tmp_path, QA, CHAT, text_field="q")
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(UserError, match=r"a\.txt holds no records: give examples as JSON lines"):
+        prepared(tmp_path, tmp_path / "a.txt", ASKED)
+
+
+def test_a_template_that_rewrites_the_past_is_refused(tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages | length }}{{ messages[-1].content }}")
+    records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+    with pytest.raises(UserError, match=r"in\.jsonl:1: the chat template writes earlier messages"):
+        prepared(tmp_path, records, ExampleConfig("chats", chat_template=template))

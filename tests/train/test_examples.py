@@ -1,0 +1,102 @@
+"""Runs on examples of what to answer, and on preferences."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gptj
+from gptj.data.examples import ExampleConfig
+from gptj.errors import UserError
+from gptj.train.metrics import read_metrics
+
+MODEL = gptj.ModelConfig(2, 32, 4, 8, 64, 257, 264, 64)
+QUICK = {
+    "steps": 4,
+    "seq": 31,
+    "batch": 4,
+    "eval_every": 2,
+    "optimizer": gptj.OptimizerConfig(lr=1e-2, end_lr=1e-3, warmup_steps=1),
+}
+
+
+def prepared(folder: Path, records, kind: str) -> Path:
+    lines = folder / f"{kind}.jsonl"
+    lines.write_text("".join(json.dumps(each) + "\n" for each in records))
+    examples = ExampleConfig(kind)
+    config = gptj.PrepareConfig(
+        (str(lines),), folder / kind, tokenizer="bytes", held_out=0.2, examples=examples
+    )
+    gptj.prepare(config)
+    return config.out
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory) -> Path:
+    records = [{"prompt": f"{n} is", "completion": " odd" if n % 2 else " even"} for n in range(60)]
+    records += [{"prompt": f"{n:80}", "completion": "left out"} for n in range(8)]
+    return prepared(tmp_path_factory.mktemp("asked"), records, "completions")
+
+
+@pytest.fixture(scope="module")
+def run(asked, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    gptj.train(gptj.TrainConfig(asked, out, model=MODEL, accumulate=2, **QUICK))
+    return out
+
+
+def test_the_held_out_loss_is_of_answers_alone(run, asked):
+    """As it comes out of the scores of whole examples, one by one."""
+    store, model = gptj.TokenStore.open(asked / "heldout"), gptj.load(run)
+    nats, count = 0.0, 0
+    for number in range(store.manifest.documents):
+        start, end = store.extent(number)
+        tokens = store.tokens[start:end]
+        if len(tokens) > 32:
+            continue
+        ids = np.where(tokens < 0, ~tokens, tokens)
+        logits = np.asarray(model.logits([ids[:-1].tolist()]))[0, :, :257].astype(np.float64)
+        log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        learnt = tokens[1:] >= 0
+        nats -= log[np.arange(len(ids) - 1), ids[1:]][learnt].sum()
+        count += learnt.sum()
+    (*_, last) = (row for row in read_metrics(run) if "heldout_loss" in row)
+    assert last["heldout_loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert "heldout_bits_per_byte" not in last
+
+
+def test_what_is_too_long_is_said(run, asked):
+    store = gptj.TokenStore.open(asked / "train")
+    long = sum("left out" in store.text(n) for n in range(store.manifest.documents))
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert long > 0
+    assert f"left out, longer than seq=31: {long} examples" in events[0]["text"]
+
+
+def test_preferences_are_learnt_beside_the_model_as_it_was(run, tmp_path):
+    records = [
+        {"prompt": f"{n} is", "chosen": " a number", "rejected": " a fruit, and sweet"}
+        for n in range(40)
+    ]
+    data = prepared(tmp_path, records, "preferences")
+    lora = gptj.StepConfig(lora=gptj.LoRAConfig(rank=4), dpo_beta=0.5)
+    config = gptj.TrainConfig(data, tmp_path / "run", from_=str(run), compute=lora, **QUICK)
+    result = gptj.train(config)
+    rows = read_metrics(tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-3)  # nothing has changed yet
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["tokens"] == 4 * 4 * 2 * 31
+    assert "last_loss" not in rows[-1]
+    assert result.held_out.accuracy == rows[-1]["heldout_accuracy"] == 1
+    assert result.held_out.tokens == 8
+
+    with pytest.raises(UserError, match="adapters are trained on beside the model as it was"):
+        gptj.train(gptj.TrainConfig(data, tmp_path / "other", model=MODEL, **QUICK))
+
+
+def test_a_beta_without_preferences_is_refused(asked, tmp_path):
+    compute = gptj.StepConfig(dpo_beta=0.5)
+    config = gptj.TrainConfig(asked, tmp_path / "run", model=MODEL, compute=compute, **QUICK)
+    with pytest.raises(UserError, match=r"dpo_beta=0\.5 is for data of preferences, and"):
+        gptj.train(config)
