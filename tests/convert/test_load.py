@@ -20,7 +20,7 @@ from gptj.convert.tensor import Tensor
 from gptj.model import init
 from gptj.quantised import is_quantised
 
-KINDS = ["int8", "int4"]
+KINDS = ["int8", "int4", "nf4"]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_it_cannot_be_saved(kind, saved, tmp_path):
 
 
 def test_another_kind_is_refused(saved):
-    with pytest.raises(UserError, match="quantize='int2' is not int8 or int4"):
+    with pytest.raises(UserError, match="quantize='int2' is not one of int8, int4, nf4"):
         load(saved, quantize="int2")
 
 

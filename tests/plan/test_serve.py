@@ -32,7 +32,7 @@ def test_the_cache_is_as_large_as_the_engines(kv_cache):
     assert serve.position_bytes(asked) * 8 * 256 == real
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "nf4"])
 def test_the_weights_are_as_large_as_the_engines(quantize):
     params = init(jax.random.key(0), SMALL)
     if quantize:

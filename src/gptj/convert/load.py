@@ -20,7 +20,7 @@ from gptj.convert.names import by_name
 from gptj.convert.source import Source
 from gptj.convert.tensor import Readers, Tensor, contiguous, count_nans
 from gptj.model import Params, Weight, weights
-from gptj.quantised import Int4, Int8, Quantisation, quantise
+from gptj.quantised import FewBits, Quantisation, quantise
 from gptj.sharding import spec
 
 AHEAD = 2
@@ -40,7 +40,7 @@ def load_params(
         read. A run's checkpoint is restored whole first, and takes its own memory besides.
 
     Raises:
-      UserError: int4 groups do not fit the model, or the mesh.
+      UserError: groups of int4 or nf4 do not fit the model, or the mesh.
 
     Warns:
       UserWarning: some weights are not numbers; says how many, and in which tensors.
@@ -61,7 +61,7 @@ def quantised(
     in few bits, and a layer's part of it in float32.
     """
 
-    def stored(weight: Weight, array: Array) -> Array | Int8 | Int4:
+    def stored(weight: Weight, array: Array) -> Array | FewBits:
         kind = _kind(weight, quantisation)
         if kind is None:
             return array.astype(dtype)
@@ -125,7 +125,7 @@ def _kind(weight: Weight, quantisation: Quantisation | None) -> Quantisation | N
     return quantisation if weight.axes[0] == "layers" else "int8"
 
 
-Leaf = tuple[Array | Int8 | Int4, list[int]]
+Leaf = tuple[Array | FewBits, list[int]]
 """One leaf of the tree, and how many NaNs each of the tensors has that it is made of."""
 
 
@@ -194,7 +194,7 @@ def _round_leaf(
     return _rounded(weight, parts(), kind), nans
 
 
-def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> Int8 | Int4:
+def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> FewBits:
     """A leaf in few bits from the matrices of its layers, or its only one."""
     if weight.axes[0] != "layers":
         (only,) = parts
@@ -206,7 +206,7 @@ def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> Int8
             whole = jax.tree.map(functools.partial(_room, layers=weight.shape[0]), piece)
         whole = jax.tree.map(functools.partial(_set_layer, layer=layer), whole, piece)
         jax.block_until_ready(whole)  # or matrices would come in faster than they are rounded
-    made: Int8 | Int4 = whole
+    made: FewBits = whole
     return made
 
 

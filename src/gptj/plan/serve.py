@@ -21,7 +21,7 @@ from gptj.plan.place import Place, find
 from gptj.quantised import Quantisation
 from gptj.sharding import MESH_AXES
 
-BITS = {"int8": 8.0, "int4": 4.5}
+BITS = {"int8": 8.0, "int4": 4.5, "nf4": 4.5}
 """A number's share of a matrix in few bits, its scales included."""
 
 SPARE = 0.08
