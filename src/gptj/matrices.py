@@ -135,13 +135,22 @@ def _few_rows(x: Float[Array, "rows ..."], weight: Matrix) -> Float[Array, "rows
     return product.reshape(x.shape[0], *weight.outer_shape)
 
 
+@functools.partial(
+    jax.checkpoint,
+    prevent_cse=False,
+    static_argnums=(2, 3),
+    policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+)
 def _few_bits(
     x: Float[Array, "rows ..."],
     weight: FewBits,
     axes: tuple[str | None, ...],
     unreduced: tuple[str, ...],
 ) -> Float[Array, "rows ..."]:
-    """The same for a weight in few bits: a product of two dims each, of which any may be split."""
+    """The same for a weight in few bits: a product of two dims each, of which any may be split.
+
+    A backward pass makes the dense matrix once more: kept, all layers' would be a dense model.
+    """
     flat = (x.shape[0], math.prod(x.shape[1:]))
     dot = functools.partial(
         jnp.einsum,

@@ -147,13 +147,18 @@ def _nearest(x: Float32[Array, "..."]) -> UInt[Array, "..."]:
 
 
 def _normal(q: UInt[Array, "..."]) -> Float32[Array, "..."]:
-    """`NORMAL[q]`, chosen bit by bit: single numbers are what a TPU looks up worst."""
-    found: list[Any] = [np.float32(level) for level in NORMAL]
-    for bit in range(4):
-        odd = (q >> bit & 1) == 1
-        found = [jnp.where(odd, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
-    chosen: Array = found[0]
-    return chosen
+    """`NORMAL[q]`, chosen bit by bit: single numbers are what a TPU looks up worst.
+
+    The first bit by products, which are exact: of a choice between constants JAX makes whole
+    arrays of them, outside of a loop over layers.
+    """
+    odd = (q & 1).astype(jnp.float32)
+    even = 1 - odd
+    found = [even * a + odd * b for a, b in zip(NORMAL[::2], NORMAL[1::2], strict=True)]
+    for bit in (1, 2, 3):
+        is_set = (q >> bit & 1) == 1
+        found = [jnp.where(is_set, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+    return found[0]
 
 
 @jax.tree_util.register_dataclass

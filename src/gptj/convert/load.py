@@ -21,7 +21,7 @@ from gptj.convert.source import Source
 from gptj.convert.tensor import Readers, Tensor, contiguous, count_nans
 from gptj.model import Params, Weight, weights
 from gptj.quantised import FewBits, Quantisation, quantise
-from gptj.sharding import spec
+from gptj.sharding import on_mesh, spec
 
 AHEAD = 2
 """Tensors that are read while another one is on its way to the devices."""
@@ -72,6 +72,35 @@ def quantised(
         return rounded
 
     made: Params[Array] = jax.tree.map(stored, weights(config), params)
+    return made
+
+
+def abstract_params(
+    config: ModelConfig, dtype: DTypeLike, quantisation: Quantisation | None = None
+) -> Params[Any]:
+    """The shapes, dtypes and shardings of what `load_params` gives, without any memory.
+
+    Raises:
+      UserError: groups of int4 or nf4 do not fit the model, or the mesh.
+    """
+
+    def stored(weight: Weight) -> Any:
+        kind, stacked = _kind(weight, quantisation), weight.axes[0] == "layers"
+        sharding = spec(*weight.axes)
+        if kind is None:
+            return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=on_mesh(sharding))
+        own = on_mesh(_of_layer(sharding) if stacked else sharding)
+        one = jax.ShapeDtypeStruct(weight.shape[stacked:], jnp.float32, sharding=own)
+        piece = jax.eval_shape(lambda x: quantise(x, weight.inner, kind), one)
+        layers = weight.shape[:1] if stacked else ()
+
+        def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            split = PartitionSpec(*(None for _ in layers), *x.sharding.spec) if own else None
+            return jax.ShapeDtypeStruct((*layers, *x.shape), x.dtype, sharding=on_mesh(split))
+
+        return jax.tree.map(leaf, piece)
+
+    made: Params[Any] = jax.tree.map(stored, weights(config))
     return made
 
 
