@@ -22,6 +22,14 @@ def test_the_reference_is_current():
     assert is_current, "run `make docs`"  # and not both pages, line by line
 
 
+def test_the_table_of_what_fits_is_what_is_planned():
+    build = program(ROOT / "docs" / "build.py")
+    guide = build.FINETUNE.read_text()
+    is_current = guide == build.with_fitting(guide)
+    assert is_current, "run `make docs`"
+    assert build.needs(build.WAYS["QLoRA, nf4"], 1) < 8e9
+
+
 def test_every_link_of_the_documents_leads_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,10 @@ from gptj.config import ModelConfig
 from gptj.convert.load import quantised
 from gptj.errors import UserError
 from gptj.matrices import einsum
-from gptj.quantised import dequantised, int8_rows, is_quantised, quantise
+from gptj.quantised import NORMAL, dequantised, int8_rows, is_quantised, quantise
 from gptj.sharding import make_mesh, place, reshard
 
-KINDS = ["int8", "int4"]
+KINDS = ["int8", "int4", "nf4"]
 
 # The model's products: subscripts, the weight's dims, how many are summed over, and logical axes
 # of the weight, of the activations, and of the result; and whether that is left unreduced.
@@ -51,12 +52,14 @@ def drawn(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def spread_scale(weight):
-    """The scale of each number of the matrix."""
+def farthest(weight):
+    """How far from what is stored a number may have been: half of the way to the next one."""
     scale = np.asarray(weight.scale)
     if not hasattr(weight, "pairs"):
-        return scale
-    return np.repeat(scale, 2 * weight.pairs.shape[0] // len(scale), axis=0)
+        return scale / 2
+    if not hasattr(weight, "low"):
+        scale = scale * np.diff(NORMAL).max()
+    return np.repeat(scale, 2 * weight.pairs.shape[0] // len(scale), axis=0) / 2
 
 
 class TestRounding:
@@ -68,14 +71,14 @@ class TestRounding:
         offset=st.sampled_from([0.0, 1.0, -30.0]),
     )
     @settings(max_examples=40, deadline=None)
-    def test_every_number_is_within_half_a_scale(self, kind, shape, seed, size, offset):
+    def test_every_number_is_stored_as_the_nearest(self, kind, shape, seed, size, offset):
         draw = np.random.default_rng(seed)
         columns = 10.0 ** (size + draw.integers(-3, 3, shape[1]))
         weight = ((draw.normal(size=shape) + offset) * columns).astype(np.float32)
         stored = quantise(weight, 1, kind)
         error = np.abs(np.asarray(dequantised(stored), np.float64) - weight)
         rounding = 1e-6 * np.abs(weight).max(axis=0)  # of float32
-        assert (error <= spread_scale(stored) / 2 + rounding).all()
+        assert (error <= farthest(stored) + rounding).all()
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_numbers_that_are_all_alike_are_exact(self, kind):
@@ -90,8 +93,10 @@ class TestRounding:
     def test_what_is_on_the_grid_is_exact(self, kind):
         whole = np.random.default_rng(0).integers(0, 16, (128, 5))
         whole[:2] = [[0], [15]]
-        whole = whole if kind == "int4" else whole * 127 / 15
-        weight = np.round(whole).astype(np.float32) * np.float32(0.25)
+        grid = {"int4": np.arange(16), "int8": np.round(np.arange(16) * 127 / 15), "nf4": NORMAL}
+        if kind == "nf4":
+            whole[::64] = 15
+        weight = np.float32(grid[kind])[whole] * np.float32(0.25)
         np.testing.assert_array_equal(dequantised(quantise(weight, 1, kind)), weight)
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -106,11 +111,26 @@ class TestRounding:
         weight, ideal = drawn((4096, 64)), 4096 * 64
         size = lambda kind: sum(x.nbytes for x in jax.tree.leaves(quantise(weight, 1, kind)))  # noqa: E731
         assert size("int8") == ideal + 64 * 4
-        assert size("int4") == ideal / 2 + ideal / 128 * 8
+        assert size("int4") == size("nf4") == ideal / 2 + ideal / 128 * 8
 
-    def test_an_odd_number_of_rows_is_refused(self):
-        with pytest.raises(UserError, match="two weights a byte, and 33 are odd: use int8"):
-            quantise(drawn((33, 4)), 1, "int4")
+    @pytest.mark.parametrize("kind", ["int4", "nf4"])
+    def test_an_odd_number_of_rows_is_refused(self, kind):
+        with pytest.raises(UserError, match=f"{kind} takes two weights a byte, and 33 are odd"):
+            quantise(drawn((33, 4)), 1, kind)
+
+    def test_the_numbers_of_nf4_are_quantiles_of_a_normal(self):
+        """The paper's: 8 steps from 0 up and 7 down, evenly in probability, the ends 1 and -1."""
+        inverse = statistics.NormalDist().inv_cdf
+        last = 1 - (1 / 30 + 1 / 32) / 2
+        up, down = ([inverse(0.5 + (last - 0.5) * i / n) for i in range(n + 1)] for n in (8, 7))
+        expected = [*(-each for each in reversed(down[1:])), *up]
+        np.testing.assert_allclose(NORMAL, np.divide(expected, up[-1]), atol=3e-7)
+
+    @pytest.mark.parametrize("width", [0.02, 3.0])
+    def test_of_normal_numbers_nf4_is_nearer_than_int4(self, width):
+        weight = width * drawn((4096, 64))
+        off = lambda kind: np.square(dequantised(quantise(weight, 1, kind)) - weight).mean()  # noqa: E731
+        assert off("int8") < off("nf4") < 0.95 * off("int4")
 
     @given(seed=st.integers(0, 2**32 - 1), size=st.integers(-20, 20))
     @settings(max_examples=30, deadline=None)
@@ -159,8 +179,8 @@ class TestProducts:
         x, stored = jnp.asarray(x, jnp.bfloat16), quantise(weight, inner, kind)
         expected = np.asarray(x, np.float64) @ np.asarray(dequantised(stored), np.float64)
         found = product("re,ef->rf", x, stored)
-        # int8's numbers are exact in bfloat16; int4's are rounded to it.
-        bound = {"int8": 2e-5, "int4": 4e-3}[kind]
+        # int8's numbers are exact in bfloat16; the others are rounded to it.
+        bound = {"int8": 2e-5, "int4": 4e-3, "nf4": 4e-3}[kind]
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
 
     @pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
@@ -210,9 +230,10 @@ class TestOnAMesh:
 
     def test_groups_are_not_split(self):
         with jax.set_mesh(make_mesh(tensor=4)):
-            weight = place(drawn((256, 8)), "ffn", "embed")
-            with pytest.raises(UserError, match="256 weights of a sum 4 ways, between groups of"):
-                quantise(weight, 1, "int4")
+            weight = place(drawn((128, 8)), "ffn", "embed")
+            for kind in ("int4", "nf4"):
+                with pytest.raises(UserError, match=f"128 weights of a sum 4 ways.* {kind} keeps"):
+                    quantise(weight, 1, kind)
 
 
 CONFIG = ModelConfig(2, 64, 4, 8, 128, 250, 256, 64)
@@ -256,7 +277,7 @@ class TestAModel:
             assert fields["embedding"] == fields["norm_scale"] == "bfloat16"
             of_block = {name: next(iter(each.values())) for name, each in fields["blocks"].items()
                         if isinstance(each, dict)}  # fmt: skip
-            few = {"int8": "int8", "int4": "uint8"}[kind]
+            few = {"int8": "int8", "int4": "uint8", "nf4": "uint8"}[kind]
             assert of_block == dict.fromkeys(
                 ("query", "key", "value", "attention_out", "ffn_in", "ffn_out"), few
             )

@@ -40,6 +40,9 @@ NETWORK = 50e9
 _TPU = "https://docs.cloud.google.com/tpu/docs"
 _CACM = "Jouppi et al., A Domain-Specific Supercomputer for Training DNNs, CACM 63(7), 2020"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center"
+_GA102 = (
+    "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
+)
 
 ACCELERATORS = (
     Accelerator("TPU v2", 22.5e12, 8 * GIB, 350e9, 62e9, f"{_TPU}/v2; links: {_CACM}", 2, 16),
@@ -55,6 +58,8 @@ ACCELERATORS = (
     Accelerator("A100", 312e12, 80e9, 2039e9, 300e9, f"{_NVIDIA}/a100", node=8),
     Accelerator("A100-SXM4-40GB", 312e12, 40e9, 1555e9, 300e9, f"{_NVIDIA}/a100", node=8),
     Accelerator("A10G", 70e12, 24e9, 600e9, 32e9, f"{_NVIDIA}/products/a10-gpu", node=1),
+    Accelerator("RTX 3070", 40.6e12, 8e9, 448e9, 32e9, f"{_GA102}, appendix A", node=1),
+    Accelerator("RTX 3090", 71e12, 24e9, 936e9, 32e9, f"{_GA102}, appendix A", node=1),
     Accelerator("L4", 121e12, 24e9, 300e9, 32e9, f"{_NVIDIA}/l4", node=1),
     Accelerator("L40S", 362e12, 48e9, 864e9, 32e9, f"{_NVIDIA}/l40s", node=1),
     Accelerator("H100 PCIe", 756e12, 80e9, 2000e9, 64e9, f"{_NVIDIA}/h100", node=1),

@@ -55,8 +55,8 @@ class LoRAConfig:
     rank_stabilised: Annotated[bool, _flag("rank-stabilised")] = False
     """Divide alpha by the root of the rank instead (rsLoRA, arXiv:2312.03732)."""
     quantize: Annotated[Quantisation | None, _flag("base")] = None
-    """Keep the weights below the adapters in `int8` or `int4` (QLoRA, arXiv:2305.14314). Default:
-    as the layers compute."""
+    """Keep the weights below the adapters in `int8`, `int4` or `nf4` (QLoRA, arXiv:2305.14314).
+    Default: as the layers compute."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:

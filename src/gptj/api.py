@@ -276,19 +276,20 @@ def load(
       dtype: store and compute in float32 or bfloat16; as stored when not given, and float32 for
         float16, which holds its numbers exactly.
       quantize: keep the matrices in `int8`, a scale a column, or `int4`, a scale and a low end for
-        each 128 numbers of a column (the output projection then in int8). They are rounded as they
-        are read, so that the model in full is never in memory, and `dtype` is what the rest is
-        stored in and the layers compute in. Such a model cannot be saved.
+        each 128 numbers of a column, or `nf4`, a scale for each 64 (the output projection then in
+        int8). They are rounded as they are read, so that the model in full is never in memory, and
+        `dtype` is what the rest is stored in and the layers compute in. Such a model cannot be
+        saved.
       config: the model's shape, where shards of the original's have no config.json beside them.
       tokenizer: what `Tokenizer.load` takes, where none lies beside the weights.
       base: the model that adapters belong to, where it is not where they say.
 
     Raises:
       UserError: there is no model there, or it cannot be read; names the file at fault. Or int4
-        does not fit its shape, or the mesh.
+        or nf4 does not fit its shape, or the mesh.
     """
     if quantize is not None and quantize not in get_args(Quantisation):
-        raise UserError(f"quantize={quantize!r} is not {' or '.join(get_args(Quantisation))}")
+        raise UserError(f"quantize={quantize!r} is not one of {', '.join(get_args(Quantisation))}")
     if dtype is not None and not any(dtype == known for known in DTYPES):
         raise UserError(f"dtype={dtype} is not float32 or bfloat16")
     source = open_source(path_or_hub_id, config=config, tokenizer=tokenizer, base=base)

@@ -18,10 +18,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from gptj import kernels
-from gptj.quantised import Int4, Int8, dequantised, split_as
+from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised, split_as
 from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec
 
-Matrix = Float[Array, "..."] | Int8 | Int4
+Matrix = Float[Array, "..."] | FewBits
 """A matrix in as many or as few bits as it is stored in."""
 
 
@@ -45,7 +45,7 @@ class LowRank:
 Weight = Matrix | LowRank
 """A matrix as it is stored."""
 
-Stored = TypeVar("Stored", Array, Int8 | Int4, Matrix, LowRank, Weight)
+Stored = TypeVar("Stored", Array, FewBits, Matrix, LowRank, Weight)
 
 
 def einsum(
@@ -70,7 +70,7 @@ def einsum(
         product = wide(subscripts, x, weight.base, *axes) + _low_rank(x, weight, axes, unreduced)
     elif kernels.worth(x):
         product = _few_rows(x, weight)
-    elif isinstance(weight, Int8 | Int4):
+    elif isinstance(weight, FewBits):
         product = _few_bits(x, weight, axes, unreduced)
     else:
         product = jnp.einsum(
@@ -127,19 +127,30 @@ def _few_rows(x: Float[Array, "rows ..."], weight: Matrix) -> Float[Array, "rows
         product = kernels.product_int4(rows, weight.pairs, weight.scale, weight.low)
     elif isinstance(weight, Int8):
         product = kernels.product_int8(rows, weight.values, weight.scale)
+    elif isinstance(weight, NF4):
+        product = kernels.product(rows, dequantised(weight, x.dtype))
     else:
         product = kernels.product(rows, weight.reshape(rows.shape[1], -1))
         return product.reshape(x.shape[0], *weight.shape[x.ndim - 1 :])
     return product.reshape(x.shape[0], *weight.outer_shape)
 
 
+@functools.partial(
+    jax.checkpoint,
+    prevent_cse=False,
+    static_argnums=(2, 3),
+    policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+)
 def _few_bits(
     x: Float[Array, "rows ..."],
-    weight: Int8 | Int4,
+    weight: FewBits,
     axes: tuple[str | None, ...],
     unreduced: tuple[str, ...],
 ) -> Float[Array, "rows ..."]:
-    """The same for a weight in few bits: a product of two dims each, of which any may be split."""
+    """The same for a weight in few bits: a product of two dims each, of which any may be split.
+
+    A backward pass makes the dense matrix once more: kept, all layers' would be a dense model.
+    """
     flat = (x.shape[0], math.prod(x.shape[1:]))
     dot = functools.partial(
         jnp.einsum,
@@ -174,7 +185,7 @@ def gather(weight: Stored, axes: tuple[str | None, ...], dtype: DTypeLike) -> St
             up=gather(weight.up, (rank_axis(first), last), dtype),
         )
     whole = [None if axis == "embed" else axis for axis in axes]
-    if isinstance(weight, Int8 | Int4):
+    if isinstance(weight, FewBits):
         flat = whole[0], whole[len(axes) - len(weight.outer_shape)]
         return jax.tree.map(lambda x: reshard(x, *flat[-x.ndim :]), weight)
     return reshard(weight.astype(dtype), *whole, reduced=BATCH_AXES)
@@ -189,7 +200,7 @@ def gather_dense(
     weight: Weight, axes: tuple[str | None, str | None], dtype: DTypeLike
 ) -> Float[Array, "inner outer"]:
     """The same as one array, for a matrix that is in no `einsum`."""
-    if isinstance(weight, Int8 | Int4):
+    if isinstance(weight, FewBits):
         weight = dequantised(gather(weight, axes, dtype), dtype)
     assert not isinstance(weight, LowRank), "adapters are of matrices in layers"
     return gather(weight, axes, dtype)

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Key
 
@@ -28,7 +27,7 @@ from gptj.config import ModelConfig
 from gptj.cross_entropy import NO_Z_LOSS, TokenLosses, ZLoss, linear_cross_entropy
 from gptj.matrices import einsum, gather, gather_dense, spread, sum_last
 from gptj.remat import LAYER_INPUT, Remat, rematerialised
-from gptj.sharding import LOGICAL_TO_MESH, check_mesh, reshape, reshard, spec
+from gptj.sharding import LOGICAL_TO_MESH, check_mesh, on_mesh, reshape, reshard, spec
 
 Attend = Callable[[Array, Array, Array], Array]
 
@@ -164,11 +163,9 @@ def abstract(config: ModelConfig) -> Params[jax.ShapeDtypeStruct]:
 
 def abstract_table(table: Any) -> Any:
     """The same of any tree of `Weight`."""
-    mesh = jax.sharding.get_mesh()
 
     def shape(weight: Weight) -> jax.ShapeDtypeStruct:
-        layout = spec(*weight.axes)
-        sharding = None if layout is None else NamedSharding(mesh, layout)
+        sharding = on_mesh(spec(*weight.axes))
         return jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=sharding)
 
     return jax.tree.map(shape, table)

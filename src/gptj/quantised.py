@@ -22,11 +22,21 @@ from jaxtyping import Array, Float, Float32, Int, UInt
 from gptj.errors import UserError
 from gptj.sharding import spec
 
-Quantisation = Literal["int8", "int4"]
+Quantisation = Literal["int8", "int4", "nf4"]
 """How the matrices of a model's products are stored when not as they are."""
 
-GROUP = 128
-"""Numbers of an int4 column that share a scale, or as many of these as divide the column."""
+GROUP = {"int4": 128, "nf4": 64}
+"""Numbers of a column that share a scale, or as many of these as divide the column: 4.5 bits a
+number with either."""
+
+NORMAL = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""What the 16 numbers of nf4 stand for: about as many of a normal's draws are nearest to each
+("QLoRA", arXiv:2305.14314, appendix E)."""
 
 
 @jax.tree_util.register_dataclass
@@ -57,16 +67,34 @@ class Int4:
     outer_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NF4:
+    """A matrix `scale * NORMAL[q]`, q in 0 .. 15, packed as `Int4` is.
+
+    QLoRA's own code groups a flattened matrix; here groups lie down each column, as a mesh splits.
+    """
+
+    pairs: UInt[Array, "*layers inner/2 outer"]
+    scale: Float32[Array, "*layers groups outer"]
+    """The largest size in a group."""
+    outer_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+FewBits = Int8 | Int4 | NF4
+"""A matrix in few bits."""
+
+
 def is_quantised(tree: Any) -> bool:
     """Whether any weight in the tree is in few bits."""
-    is_leaf = lambda x: isinstance(x, Int8 | Int4)  # noqa: E731
+    is_leaf = lambda x: isinstance(x, FewBits)  # noqa: E731
     return any(map(is_leaf, jax.tree.leaves(tree, is_leaf=is_leaf)))
 
 
 @functools.partial(jax.jit, static_argnames=("inner_dims", "kind"))
 def quantise(
     weight: Float[Array, "*inner_and_outer"], inner_dims: int, kind: Quantisation
-) -> Int8 | Int4:
+) -> FewBits:
     """One layer's matrix in few bits, split over the mesh as it was.
 
     A number that is not finite makes all that share its scale so.
@@ -75,7 +103,7 @@ def quantise(
       inner_dims: how many of the first dims a product sums over.
 
     Raises:
-      UserError: int4 for an odd number of rows, or one whose groups the mesh does not divide.
+      UserError: int4 or nf4 for an odd number of rows, or groups that the mesh does not divide.
     """
     inner, outer_shape = math.prod(weight.shape[:inner_dims]), weight.shape[inner_dims:]
     shape = (inner, math.prod(outer_shape))
@@ -83,23 +111,54 @@ def quantise(
     wide = wide.astype(jnp.float32)
     if kind == "int8":
         return Int8(*_rounded(wide, axis=0), outer_shape)
-    groups = _grouped(wide, _group_size(wide))
+    groups = _grouped(wide, _group_size(wide, kind))
+    if kind == "nf4":
+        scale = jnp.max(jnp.abs(groups), axis=1)
+        return NF4(_packed(_nearest(groups / _divisor(scale)[:, None])), scale, outer_shape)
     low = jnp.min(groups, axis=1)
     scale = (jnp.max(groups, axis=1) - low) / 15
-    q = jnp.round((groups - low[:, None]) / _divisor(scale)[:, None])
-    q = jnp.clip(q, 0, 15).astype(jnp.uint8)
-    half = groups.shape[1] // 2
-    pairs = q[:, :half] | q[:, half:] << 4
-    return Int4(_ungrouped(pairs), scale, low, outer_shape)
+    q = jnp.clip(jnp.round((groups - low[:, None]) / _divisor(scale)[:, None]), 0, 15)
+    return Int4(_packed(q.astype(jnp.uint8)), scale, low, outer_shape)
 
 
-def dequantised(weight: Int8 | Int4, dtype: DTypeLike = jnp.float32) -> Float[Array, "inner outer"]:
+def dequantised(weight: FewBits, dtype: DTypeLike = jnp.float32) -> Float[Array, "inner outer"]:
     """The numbers that one layer's matrix in few bits stands for, flat, in `dtype`."""
     if isinstance(weight, Int8):
         return (weight.values.astype(jnp.float32) * weight.scale).astype(dtype)
     halves = _grouped(weight.pairs, weight.pairs.shape[0] // weight.scale.shape[0])
-    q = jnp.concatenate([halves & 15, halves >> 4], axis=1).astype(jnp.float32)
-    return _ungrouped((q * weight.scale[:, None] + weight.low[:, None]).astype(dtype))
+    q = jnp.concatenate([halves & 15, halves >> 4], axis=1)
+    if isinstance(weight, NF4):
+        found = _normal(q) * weight.scale[:, None]
+    else:
+        found = q.astype(jnp.float32) * weight.scale[:, None] + weight.low[:, None]
+    return _ungrouped(found.astype(dtype))
+
+
+def _packed(q: UInt[Array, "groups size outer"]) -> UInt[Array, "inner/2 outer"]:
+    """Two numbers a byte: see `Int4`."""
+    half = q.shape[1] // 2
+    return _ungrouped(q[:, :half] | q[:, half:] << 4)
+
+
+def _nearest(x: Float32[Array, "..."]) -> UInt[Array, "..."]:
+    """Which of `NORMAL` each number is nearest to."""
+    between = (np.add(NORMAL[1:], NORMAL[:-1]) / 2).astype(np.float32)
+    return functools.reduce(jnp.add, ((x > each).astype(jnp.uint8) for each in between))
+
+
+def _normal(q: UInt[Array, "..."]) -> Float32[Array, "..."]:
+    """`NORMAL[q]`, chosen bit by bit: single numbers are what a TPU looks up worst.
+
+    The first bit by products, which are exact: of a choice between constants JAX makes whole
+    arrays of them, outside of a loop over layers.
+    """
+    odd = (q & 1).astype(jnp.float32)
+    even = 1 - odd
+    found = [even * a + odd * b for a, b in zip(NORMAL[::2], NORMAL[1::2], strict=True)]
+    for bit in (1, 2, 3):
+        is_set = (q >> bit & 1) == 1
+        found = [jnp.where(is_set, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+    return found[0]
 
 
 @jax.tree_util.register_dataclass
@@ -148,17 +207,17 @@ def _divisor(scale: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return jnp.where(scale > 0, scale, 1)
 
 
-def _group_size(matrix: Float[Array, "inner outer"]) -> int:
+def _group_size(matrix: Float[Array, "inner outer"], kind: Quantisation) -> int:
     """Numbers of a column that share a scale: as many as divide the column, and lie together."""
     inner = matrix.shape[0]
-    size = math.gcd(inner, GROUP)
+    size = math.gcd(inner, GROUP[kind])
     if size < 2:
-        raise UserError(f"int4 takes two weights a byte, and {inner} are odd: use int8")
+        raise UserError(f"{kind} takes two weights a byte, and {inner} are odd: use int8")
     ways = _ways(matrix)
     if inner // size % ways:
         raise UserError(
             f"the mesh splits {inner} weights of a sum {ways} ways, between groups of {size} that "
-            "int4 keeps together: use int8, or fewer parts"
+            f"{kind} keeps together: use int8, or fewer parts"
         )
     return size
 

@@ -131,6 +131,14 @@ def spec(
     return PartitionSpec(*dims, unreduced=set(unreduced), reduced=set(reduced))
 
 
+def on_mesh(layout: PartitionSpec | None) -> NamedSharding | None:
+    """The sharding on the mesh that is set, which may be an abstract one; `None` without."""
+    if layout is None:
+        return None
+    mesh = jax.sharding.get_mesh()
+    return NamedSharding(jax.sharding.get_abstract_mesh() if mesh.empty else mesh, layout)
+
+
 def reshard(
     x: jax.Array,
     *axes: str | None,

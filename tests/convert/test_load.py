@@ -1,5 +1,6 @@
 """Loading in few bits: each matrix rounded as it is read, from every kind of source alike."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -14,13 +15,13 @@ from gptj import Model, UserError, load, make_mesh
 from gptj.config import ModelConfig
 from gptj.convert import names
 from gptj.convert.convert import ConvertConfig, convert, write
-from gptj.convert.load import quantised
+from gptj.convert.load import abstract_params, quantised
 from gptj.convert.source import Source
 from gptj.convert.tensor import Tensor
 from gptj.model import init
 from gptj.quantised import is_quantised
 
-KINDS = ["int8", "int4"]
+KINDS = ["int8", "int4", "nf4"]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,19 @@ def test_it_works_as_a_model_does(saved):
     assert model.search("the ", beams=2, max_tokens=3)
 
 
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_what_it_will_be_is_known_before(kind, mesh, saved):
+    with jax.set_mesh(make_mesh(**mesh)) if mesh else contextlib.nullcontext():
+        found = load(saved, dtype="bfloat16", quantize=kind)
+        expected = abstract_params(found.config, jnp.bfloat16, kind)
+        seen = jax.tree.map(lambda x: (x.shape, x.dtype), (found.params, expected))
+        assert seen[0] == seen[1]
+        if mesh:
+            split = jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), found.params)
+            assert split == jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_cannot_be_saved(kind, saved, tmp_path):
     with pytest.raises(UserError, match="load it without quantize to save it"):
@@ -78,7 +92,7 @@ def test_it_cannot_be_saved(kind, saved, tmp_path):
 
 
 def test_another_kind_is_refused(saved):
-    with pytest.raises(UserError, match="quantize='int2' is not int8 or int4"):
+    with pytest.raises(UserError, match="quantize='int2' is not one of int8, int4, nf4"):
         load(saved, quantize="int2")
 
 

@@ -60,7 +60,7 @@ def in_pieces(params, sizes, *, config=CONFIG, int8_cache=False, natively=False)
 
 class TestDecodeEqualsForward:
     @pytest.mark.parametrize("natively", [False, True])
-    @pytest.mark.parametrize("kind", ["int8", "int4"])
+    @pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
     def test_with_weights_in_few_bits(self, kind, natively):
         stored = params(kind)
         expected = whole(stored, TOKENS, CONFIG)
@@ -123,6 +123,7 @@ class TestAloneAndInCompany:
         [
             ("int8", "model", False),
             ("int4", "int8", True),
+            ("nf4", "model", True),
             pytest.param("int8", "model", True, marks=pytest.mark.slow),
             pytest.param("int4", "int8", False, marks=pytest.mark.slow),
         ],
@@ -142,10 +143,10 @@ class TestAloneAndInCompany:
 
 
 LARGE = ModelConfig(2, 512, 4, 32, 512, 257, 384, 300)
-"""Whose int4 groups can be split over four devices."""
+"""Whose groups can be split over four devices."""
 
 
-@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_mesh_gives_what_one_device_gives(kind):
     one = params(kind, LARGE)
     expected, _ = in_pieces(one, (35, 5), config=LARGE)

@@ -95,7 +95,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean():
     assert abs(np.mean(found) - without) < 4 * np.std(found) / 40**0.5 + 0.02
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_beside_a_base_in_few_bits_they_are_as_beside_what_it_stands_for(kind):
     params, pairs = model.init(jax.random.key(0), CONFIG), drawn()
     rounded, plain = {}, {}
@@ -150,7 +150,7 @@ class TestRun:
         at = flags.index("--model")
         return [*flags[:at], *flags[at + 2 :], "--from", str(base), "--lora-rank", "4", *more]
 
-    @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+    @pytest.mark.parametrize("quantize", [None, "int8", "int4", "nf4"])
     def test_a_run_merged_and_as_adapters_is_the_same_model(
         self, quantize, gptj, train_flags, base, tmp_path
     ):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from gptj.adapters import NO_LORA
 from gptj.config import ModelConfig
 from gptj.plan import compiled, remote
 from gptj.plan.job import Job
@@ -16,12 +17,11 @@ SMALL = ModelConfig(2, 256, 4, 16, 1024, 500, 512, 256)
 
 @pytest.fixture(scope="session")
 def small_job() -> Callable[..., Job]:
-    """A step of the small model; changes are fields of `Job`, or `remat` or `dtype`."""
+    """A step of the small model; changes are fields of `Job`, or of its `compute`."""
 
     def job(on: str, mesh: tuple[int, int, int], **changes: object) -> Job:
-        compute = StepConfig(
-            dtype=changes.pop("dtype", "bfloat16"), remat=changes.pop("remat", "block")
-        )
+        of_compute = {"dtype": "bfloat16", "remat": "block", "lora": NO_LORA}
+        compute = StepConfig(**{k: changes.pop(k, value) for k, value in of_compute.items()})
         optimizer = changes.pop("optimizer", OptimizerConfig()).for_run(1000)
         fields = {"model": SMALL, "batch": 16, "accumulate": 2, "seq": 256} | changes
         return Job(place=find(on), mesh=mesh, optimizer=optimizer, compute=compute, **fields)

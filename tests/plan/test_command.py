@@ -97,6 +97,29 @@ def test_a_recipe_is_planned_as_it_trains_and_a_flag_wins(gptj, tmp_path):
     assert (job["optimizer"]["kind"], job["optimizer"]["b2"]) == ("adamw", 0.95)
 
 
+def test_adapters_by_formula_and_by_a_recipe(gptj, tmp_path):
+    out, page, recipe = tmp_path / "plan.json", tmp_path / "plan.html", tmp_path / "mine.py"
+    words = ("--on", "t4", "--batch", 1, "--json", out)
+    flags = ("--lora-rank", 8, "--lora-base", "nf4", "--lora-targets", "q", "v")
+    code, said, _ = gptj("plan", "gpt-j-6b", *words, *flags, "--html", page)
+    assert code == 0
+    assert "3.67M in adapters of rank 8 beside nf4 weights" in " ".join(said.split())
+    assert "3.67M in adapters of rank 8 beside nf4 weights" in page.read_text()
+    found = json.loads(out.read_text())
+    assert (found["trained"], found["fits"]) == (28 * 2 * 8 * 8192, True)
+    recipe.write_text(
+        "import gptj\n"
+        "def recipe():\n"
+        "    lora = gptj.LoRAConfig(rank=4, quantize='int8')\n"
+        "    return gptj.TrainConfig(data='d', out='o', from_='m', model='1.3b', batch=1,\n"
+        "        compute=gptj.StepConfig(lora=lora))\n"
+    )
+    for more, expected in [((), (4, "int8")), (("--lora-rank", 2), (2, None))]:
+        assert gptj("plan", recipe, *words, *more).code == 0
+        lora = json.loads(out.read_text())["job"]["compute"]["lora"]
+        assert (lora["rank"], lora["quantize"]) == expected
+
+
 @pytest.mark.slow
 def test_measured_beside_predicted(gptj, tmp_path, tiny_model):
     out, page = tmp_path / "plan.json", tmp_path / "plan.html"
@@ -159,6 +182,14 @@ def test_libtpu_is_quiet_in_every_verb():
         (("--on", "cpu:64", "--measure"), ("measured for cpu:64", "device_count=64")),
         (("--on", "h100:8", "--mesh", "data=4,data=2"), ("not like data=32,tensor=8", "once")),
         (("--on", "h100:8", "--batch", 8, "--accumulate", 3), ("8 rows in accumulate=3 parts",)),
+        (("--on", "h100", "--lora-base", "nf4"), ("--lora options are of adapters",)),
+        (("--on", "h100", "--lora-rank", 8192), ("lora-rank=8192 is above 4096",)),
+        (("--on", "h100:8", "--mesh", "tensor=8", "--lora-rank", 4), ("tensor=8 does not divide",)),
+        (
+            ("--on", "h100", "--lora-rank", 4, "--optimizer", "gptj-2021"),
+            ("gptj-2021 trains no adapters",),
+        ),
+        (("--on", "h100", "--serve", "--lora-rank", 4), ("lora is not looked at", "serve")),
         (("--on", "h100:8", "--serve", "--mesh", "fsdp=8"), ("fsdp=8 would gather all weights",)),
         (("--on", "h100", "--serve", "--positions", 4096), ("positions=4096", "context of 2048")),
     ],

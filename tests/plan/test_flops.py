@@ -6,14 +6,12 @@ import pytest
 
 from gptj.adapters import LoRAConfig
 from gptj.config import preset
-from gptj.errors import UserError
 from gptj.flops import flops_per_token, forward_flops_per_token, hardware_flops_per_token
 from gptj.plan.compiled import Exchange
 from gptj.plan.estimate import estimated
 from gptj.plan.place import find
 from gptj.plan.plan import plan_of
 from gptj.plan.roofline import times, utilisation
-from gptj.train.step import StepConfig
 
 # GPT-J by hand: 28 layers of 4 square matrices of 4096 and two of 4096 x 16384, and the output
 # projection of 4096 x 50400; attention's two products over the causal half of 2048 positions.
@@ -69,7 +67,6 @@ def test_the_counts_of_the_papers(job):
     found = utilisation(
         dataclasses.replace(job, place=pod, mesh=(32, 1, 8), accumulate=16),
         job.tokens / 151e3,
-        flops_per_token(job.model, job.seq),
     )
     peak = 256 * 989e12
     assert found.article_mfu * peak == pytest.approx(5.4e15, rel=0.02)
@@ -113,6 +110,14 @@ def test_float32_has_its_own_peak(job, on, slower):
     assert found / narrow == pytest.approx(slower)
 
 
-def test_adapters_are_not_planned_as_if_all_weights_were_trained(job):
-    with pytest.raises(UserError, match="a run of adapters cannot be planned yet"):
-        dataclasses.replace(job, compute=StepConfig(lora=LoRAConfig(rank=4)))
+def test_weights_beside_adapters_cost_no_product_for_a_gradient(job):
+    compute = dataclasses.replace(job.compute, lora=LoRAConfig(rank=8))
+    beside = dataclasses.replace(job, compute=compute)
+    whole, found = plan(job), plan(beside)
+    own = 28 * 8 * (4 * 8192 + 2 * (4096 + 16384))
+    assert (whole.trained, found.trained) == (PARAMETERS, own)
+    rate = lambda each: each.tokens_per_second / (8 * 989e12)  # noqa: E731
+    made = NEEDED + AGAIN + SCORES - 2 * IN_PRODUCTS + 6 * own
+    assert found.used.gptj_hfu / rate(found) == pytest.approx(made, rel=0.01)
+    assert found.used.article_mfu / rate(found) == 4 * PARAMETERS
+    assert whole.used.article_mfu / rate(whole) == pytest.approx(6 * PARAMETERS)

@@ -1,16 +1,25 @@
 """The law: what is predicted for cpu:8 is what the runtime allocates, within a tenth."""
 
 import dataclasses
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from gptj.model import count_parameters
-from gptj.plan import estimate, remote
+from gptj.adapters import LoRAConfig
+from gptj.config import preset
+from gptj.convert.load import quantised
+from gptj.model import count_parameters, init
+from gptj.plan import estimate, plan, remote
 from gptj.plan.compiled import TooLarge, too_large
+from gptj.sharding import make_mesh
+from gptj.train.state import new_state
 
 LARGE = {"batch": 64, "dtype": "float32", "remat": "none"}  # as in test_compiled.py
 
@@ -103,6 +112,86 @@ def test_a_stricter_policy_keeps_less(small_job):
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] == 0
     assert kept[2] == 2 * job.rows * 256 * 256 * 2  # of each layer its input
+
+
+BESIDE = {kind: LoRAConfig(rank=16, quantize=kind) for kind in (None, "int8", "int4", "nf4")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "remat"),
+    [
+        (None, "none"),
+        ("nf4", "none"),
+        pytest.param("int4", "none", marks=pytest.mark.slow),
+        pytest.param("int8", "block", marks=pytest.mark.slow),
+        pytest.param("nf4", "dots", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_of_adapters_is_compiled_and_near_its_formula(kind, remat, small_job, compile_once):
+    options = LARGE | {"remat": remat, "lora": BESIDE[kind]}
+    job, compiled = (make("cpu:8", (2, 2, 2), **options) for make in (small_job, compile_once))
+    (rates,) = remote.axis_rates(job.place, [job.mesh])
+    formula = estimate.estimated(job, rates)
+    assert formula.weights == compiled.weights
+    assert formula.optimizer == compiled.optimizer
+    assert formula.arguments == pytest.approx(compiled.arguments, rel=0.02)
+    assert formula.memory == pytest.approx(compiled.memory, rel=0.35)
+    # All layers' matrices made dense at a time would be more than a base in few bits saves.
+    dense = compile_once("cpu:8", (2, 2, 2), **options | {"lora": BESIDE[None]})
+    assert compiled.temporaries <= 1.1 * dense.temporaries
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_all_weights_are_as_large_as_the_trainers(kind, mesh, small_job):
+    job = small_job(f"cpu:{math.prod(mesh)}", mesh, lora=BESIDE[kind])
+    with jax.set_mesh(make_mesh(*mesh)):
+        state = new_state(jax.random.key(0), job.model, job.optimizer, job.compute.lora)
+        base = init(jax.random.key(0), job.model)
+        if kind:
+            base = quantised(base, job.model, jnp.bfloat16, kind)
+        else:
+            base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
+    own = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+    assert estimate.stored(job) == (own((state.params, base)), own(state.opt_state))
+
+
+SIXTEEN = 16e9
+"""Bytes of the GPUs of 16 GB."""
+
+
+def qlora(small_job, on, kind):
+    """GPT-J-6B's step beside weights in few bits, one row of 2,048 tokens."""
+    options = {"model": preset("gpt-j-6b"), "batch": 1, "accumulate": 1, "seq": 2048}
+    return small_job(on, (1, 1, 1), lora=BESIDE[kind], **options)
+
+
+@pytest.mark.parametrize("kind", ["int4", "nf4"])
+def test_gpt_j_learns_beside_few_bits_in_8_gb(kind, small_job):
+    """By hand: 5.6 G numbers in layers of 4.5 bits, the output of 8, the embedding of 16; 33 M in
+    adapters, each with a gradient and two moments."""
+    job = qlora(small_job, "t4", kind)
+    found = plan.made(job)
+    layers, vocab = 28 * 12 * 4096**2, 4096 * 50400
+    own = 28 * 16 * (4 * 8192 + 2 * (4096 + 16384))
+    assert found.memory.weights == pytest.approx(
+        layers * 4.5 / 8 + vocab * (1 + 2) + 4 * own, rel=0.001
+    )
+    assert found.memory.optimizer == pytest.approx(8 * own, rel=0.001)
+    assert found.memory.gradients == 4 * own
+    assert found.fits
+    assert found.memory.needed < SIXTEEN / 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_so_says_the_tpus_compiler(small_job):
+    job = qlora(small_job, "v5e-1", "nf4")
+    found, formula = plan.made(job), estimate.estimated(job, {})
+    assert found.is_compiled
+    assert found.fits
+    assert found.memory.needed < SIXTEEN / 2
+    assert formula.memory == pytest.approx(found.memory.needed, rel=0.35)
 
 
 @pytest.mark.parametrize(

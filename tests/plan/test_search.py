@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from gptj.adapters import LoRAConfig
 from gptj.config import preset
 from gptj.errors import UserError
 from gptj.plan import plan, remote, search
@@ -62,6 +63,19 @@ def test_the_default_mesh_divides_the_batch_into_the_parts_asked_for(job):
     assert found.ways <= 4
     with pytest.raises(UserError, match="of 8 rows in accumulate=3 parts"):
         search.fastest_mesh(small, 3)
+
+
+def test_a_mesh_that_cannot_have_the_adapters_is_not_tried(job):
+    lora = LoRAConfig(rank=4, quantize="nf4")
+    beside = dataclasses.replace(job, mesh=(8, 1, 1), accumulate=8,
+                                 compute=dataclasses.replace(job.compute, lora=lora))  # fmt: skip
+    tried = {each.plan.job.mesh for each in search.search(beside, lambda _: None)}
+    assert {tensor for _, _, tensor in tried} == {1, 2, 4}
+    with pytest.raises(UserError, match="tensor=8 does not divide lora-rank=4"):
+        dataclasses.replace(beside, mesh=(1, 1, 8))
+    small = dataclasses.replace(job.model, d_model=256, heads=8, rotary_dims=16, d_ff=128)
+    with pytest.raises(UserError, match=r"splits 128 weights of a sum 4 ways.*nf4 keeps"):
+        dataclasses.replace(beside, model=small, mesh=(2, 1, 4))
 
 
 def test_where_nothing_fits_nothing_is_the_best(small_job):

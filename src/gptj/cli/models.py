@@ -45,7 +45,8 @@ class GenerateCommand:
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to store and compute in. Default: what the weights are stored in."""
     quantize: Quantisation | None = None
-    """Keep the matrices in so many bits, rounded as they are read: less memory, and faster."""
+    """Keep the matrices in so many bits, rounded as they are read: less memory, and
+    faster but for nf4."""
     kv_cache: KVCache = "model"
     """Keep keys and values in the model's dtype, or in int8."""
     speculate: int = 0

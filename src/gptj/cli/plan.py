@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from gptj.adapters import NO_LORA, LoRAConfig
 from gptj.cli.flags import parse
 from gptj.config import ModelConfig
 from gptj.engine.config import EngineConfig, KVCache
@@ -60,6 +61,7 @@ class PlanCommand:
     """Default: the recipe's, or adamw."""
     moments: Literal["float32", "bfloat16"] | None = None
     """What the optimizer's running means are kept in. Default: the recipe's, or float32."""
+    lora: tyro.conf.OmitArgPrefixes[LoRAConfig] = NO_LORA
     search: bool = False
     """Try meshes, policies of remat and microbatches, compile the best, and rank them."""
     sequential: bool = False
@@ -103,7 +105,7 @@ class PlanCommand:
         of_serving = ("slots", "positions", "quantize", "kv_cache")
         of_training = (
             *("batch", "accumulate", "seq", "remat", "optimizer", "moments", "search"),
-            *("sequential", "measure", "tokens", "price"),
+            *("sequential", "measure", "tokens", "price", "lora"),
         )
         others, kind = (of_training, "serve") if self.serve else (of_serving, "training")
         for name in others:
@@ -213,7 +215,9 @@ def _job(command: PlanCommand, place: Place) -> Job:
     if "kind" in given:  # another optimizer has its own decay rates
         given |= {"b1": None, "b2": None}
     optimizer = dataclasses.replace(optimizer, **given).for_run(1000)
-    steps = {"remat": command.remat, "dtype": command.dtype}
+    steps: dict[str, Any] = {"remat": command.remat, "dtype": command.dtype, "lora": command.lora}
+    if command.lora == NO_LORA:
+        del steps["lora"]
     compute = dataclasses.replace(
         recipe["compute"], **{name: value for name, value in steps.items() if value is not None}
     )

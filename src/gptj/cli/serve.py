@@ -42,7 +42,8 @@ class ServeCommand:
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to store and compute in. Default: what the weights are stored in."""
     quantize: Quantisation | None = None
-    """Keep the matrices in so many bits, rounded as they are read: less memory, and faster."""
+    """Keep the matrices in so many bits, rounded as they are read: less memory, and
+    faster but for nf4."""
     tokenizer: str | None = None
     """A tokenizer, as `gptj prepare` takes it, where none lies with the model."""
     mesh: MeshShape = MeshShape()

@@ -20,8 +20,8 @@ from gptj.convert.names import by_name
 from gptj.convert.source import Source
 from gptj.convert.tensor import Readers, Tensor, contiguous, count_nans
 from gptj.model import Params, Weight, weights
-from gptj.quantised import Int4, Int8, Quantisation, quantise
-from gptj.sharding import spec
+from gptj.quantised import FewBits, Quantisation, quantise
+from gptj.sharding import on_mesh, spec
 
 AHEAD = 2
 """Tensors that are read while another one is on its way to the devices."""
@@ -40,7 +40,7 @@ def load_params(
         read. A run's checkpoint is restored whole first, and takes its own memory besides.
 
     Raises:
-      UserError: int4 groups do not fit the model, or the mesh.
+      UserError: groups of int4 or nf4 do not fit the model, or the mesh.
 
     Warns:
       UserWarning: some weights are not numbers; says how many, and in which tensors.
@@ -61,7 +61,7 @@ def quantised(
     in few bits, and a layer's part of it in float32.
     """
 
-    def stored(weight: Weight, array: Array) -> Array | Int8 | Int4:
+    def stored(weight: Weight, array: Array) -> Array | FewBits:
         kind = _kind(weight, quantisation)
         if kind is None:
             return array.astype(dtype)
@@ -72,6 +72,35 @@ def quantised(
         return rounded
 
     made: Params[Array] = jax.tree.map(stored, weights(config), params)
+    return made
+
+
+def abstract_params(
+    config: ModelConfig, dtype: DTypeLike, quantisation: Quantisation | None = None
+) -> Params[Any]:
+    """The shapes, dtypes and shardings of what `load_params` gives, without any memory.
+
+    Raises:
+      UserError: groups of int4 or nf4 do not fit the model, or the mesh.
+    """
+
+    def stored(weight: Weight) -> Any:
+        kind, stacked = _kind(weight, quantisation), weight.axes[0] == "layers"
+        sharding = spec(*weight.axes)
+        if kind is None:
+            return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=on_mesh(sharding))
+        own = on_mesh(_of_layer(sharding) if stacked else sharding)
+        one = jax.ShapeDtypeStruct(weight.shape[stacked:], jnp.float32, sharding=own)
+        piece = jax.eval_shape(lambda x: quantise(x, weight.inner, kind), one)
+        layers = weight.shape[:1] if stacked else ()
+
+        def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            split = PartitionSpec(*(None for _ in layers), *x.sharding.spec) if own else None
+            return jax.ShapeDtypeStruct((*layers, *x.shape), x.dtype, sharding=on_mesh(split))
+
+        return jax.tree.map(leaf, piece)
+
+    made: Params[Any] = jax.tree.map(stored, weights(config))
     return made
 
 
@@ -125,7 +154,7 @@ def _kind(weight: Weight, quantisation: Quantisation | None) -> Quantisation | N
     return quantisation if weight.axes[0] == "layers" else "int8"
 
 
-Leaf = tuple[Array | Int8 | Int4, list[int]]
+Leaf = tuple[Array | FewBits, list[int]]
 """One leaf of the tree, and how many NaNs each of the tensors has that it is made of."""
 
 
@@ -194,7 +223,7 @@ def _round_leaf(
     return _rounded(weight, parts(), kind), nans
 
 
-def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> Int8 | Int4:
+def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> FewBits:
     """A leaf in few bits from the matrices of its layers, or its only one."""
     if weight.axes[0] != "layers":
         (only,) = parts
@@ -206,7 +235,7 @@ def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> Int8
             whole = jax.tree.map(functools.partial(_room, layers=weight.shape[0]), piece)
         whole = jax.tree.map(functools.partial(_set_layer, layer=layer), whole, piece)
         jax.block_until_ready(whole)  # or matrices would come in faster than they are rounded
-    made: Int8 | Int4 = whole
+    made: FewBits = whole
     return made
 
 

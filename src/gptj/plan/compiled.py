@@ -16,7 +16,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gptj.convert.load import abstract_params
 from gptj.errors import UserError
+from gptj.model import Params
 from gptj.plan import sequential
 from gptj.plan.job import Job, Mesh
 from gptj.plan.place import Place, exchange_rate, known
@@ -56,6 +58,7 @@ class Compiled:
     temporaries: int
     """Bytes of all else it needs at one time."""
     weights: int
+    """What is trained, and where that is adapters the weights beside them."""
     optimizer: int
     traffic: float
     """Bytes that it reads from memory and writes there."""
@@ -135,18 +138,18 @@ def compile_step(job: Job) -> Compiled | TooLarge:
     begin = time.perf_counter()
     blocks = sequential.blocks() if job.sequential else contextlib.nullcontext()
     with jax.set_mesh(mesh), blocks:
-        state = abstract_state(job.model, job.optimizer)
+        state, base = arguments(job)
         shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
         layout = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout)
         lowered = train_step.lower(
-            state, tokens, model=job.model, optimizer=job.optimizer, config=job.compute
+            state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.compute
         )
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return too_large(str(error), time.perf_counter() - begin)
-    return facts(compiled, job.place, job.mesh, mesh, begin, *_state_bytes(state))
+    return facts(compiled, job.place, job.mesh, mesh, begin, *state_bytes(state, base))
 
 
 def facts(
@@ -231,15 +234,24 @@ def exchange_seconds(kind: str, size: float, devices: int, rate: float) -> float
     return max(latency, parts * (devices - 1) / devices * size / rate)
 
 
-def _state_bytes(state: TrainState) -> tuple[int, int]:
-    """Bytes of a device's part of the weights, and of the optimizer's state."""
+def arguments(job: Job) -> tuple[TrainState, Params[Any] | None]:
+    """The state that a step is given, and the weights beside adapters, on the mesh that is set."""
+    lora = job.compute.lora
+    state = abstract_state(job.model, job.optimizer, lora)
+    if not job.adapts:
+        return state, None
+    return state, abstract_params(job.model, jnp.dtype(job.compute.dtype), lora.quantize)
 
-    def part(leaf: jax.ShapeDtypeStruct) -> int:
-        assert leaf.sharding is not None
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
-    weights, optimizer = (jax.tree.leaves(x) for x in (state.params, state.opt_state))
-    return sum(map(part, weights)), sum(map(part, optimizer))
+def state_bytes(state: TrainState, base: Params[Any] | None) -> tuple[int, int]:
+    """Bytes of a device's part of all weights, and of the optimizer's state."""
+    return device_bytes((state.params, base)), device_bytes(state.opt_state)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a device's part of all arrays in a tree of shapes on a mesh."""
+    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 _SIZES = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

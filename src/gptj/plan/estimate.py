@@ -6,18 +6,20 @@ program for a TPU or a CPU is measured against them in the tests.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from typing import Protocol
 
 import jax
 
+from gptj.adapters import trained
 from gptj.cross_entropy import CHUNK
-from gptj.model import Params, Weight, count_parameters, weights
-from gptj.plan.compiled import Compiled, Exchange, exchange_seconds
-from gptj.plan.job import Job
+from gptj.model import Weight, weights
+from gptj.plan.compiled import Compiled, Exchange, arguments, exchange_seconds, state_bytes
+from gptj.plan.job import Job, abstract_mesh
 from gptj.remat import Remat
 from gptj.sharding import LOGICAL_TO_MESH
-from gptj.train.state import abstract_state
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 
@@ -40,19 +42,25 @@ def part(weight: Weight, job: Meshed, *, gathered: bool = False) -> float:
     return total
 
 
-def stored(job: Job) -> tuple[float, float]:
-    """Bytes of the weights, and of the optimizer's state."""
-    own = 4 * sum(part(weight, job) for weight in jax.tree.leaves(weights(job.model)))
-    state = abstract_state(job.model, job.optimizer)  # without a mesh: whole
-    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
-    return own, whole * own / (4 * count_parameters(job.model))
+def stored(job: Job) -> tuple[int, int]:
+    """Bytes of all weights, and of the optimizer's state."""
+    return _stored(dataclasses.replace(job, batch=job.ways, accumulate=1))
+
+
+@functools.cache
+def _stored(job: Job) -> tuple[int, int]:
+    with abstract_mesh(job.mesh):
+        return state_bytes(*arguments(job))
 
 
 def gradients(job: Job) -> float:
-    """Of a microbatch, in what its matrices are cast to; and their sum, in float32."""
-    width = WIDTH[job.compute.dtype]
+    """Of a microbatch, in what its matrices are cast to; and their sum, in float32.
+
+    Adapters are cast to nothing, and nothing else has a gradient.
+    """
+    width = 4 if job.adapts else WIDTH[job.compute.dtype]
     total = 0.0
-    for weight in jax.tree.leaves(weights(job.model)):
+    for weight in jax.tree.leaves(trained(job.model, job.compute.lora)):
         each = part(weight, job)
         total += each * (width if weight.is_matrix else 4)
         total += 4 * each if job.accumulate > 1 else 0
@@ -64,7 +72,7 @@ def activations(job: Job, remat: Remat | None = None) -> float:
 
     `block` keeps each layer's input, and `offload` keeps it elsewhere. `dots` keeps the products
     with weights as well, and `none` all that a product or a softmax is made of, weights that were
-    gathered over fsdp among them.
+    gathered over fsdp among them. Beside adapters `dots` keeps all of both products, in float32.
     """
     model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
     d, f = model.d_model, model.d_ff
@@ -74,6 +82,8 @@ def activations(job: Job, remat: Remat | None = None) -> float:
         "dots": d + (3 * d + f) / tensor,
         "none": 2 * d + (4 * d + f) / tensor,
     }[remat or job.compute.remat]
+    if job.adapts and (remat or job.compute.remat) == "dots":
+        kept = d + 2 * (2 * d + (3 * d + f) / tensor) * 4 / width
     gathered = 0.0
     if (remat or job.compute.remat) == "none" and job.axis("fsdp") > 1:
         gathered = sum(part(each, job, gathered=True) for each in _in_layers(job))
@@ -87,30 +97,40 @@ def _in_layers(job: Job) -> list[Weight]:
 
 
 def temporaries(job: Job) -> float:
-    """What one layer or the loss needs while it is computed, and weights made ready for use."""
+    """What one layer or the loss needs while it is computed, and weights made ready for use.
+
+    Those beside adapters are ready as they are stored, unless they are in few bits or in parts,
+    and the output's have no gradient.
+    """
     model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
     tokens = job.rows * job.seq
     matrices = [each for each in jax.tree.leaves(weights(model)) if each.is_matrix]
-    if job.axis("fsdp") > 1:  # gathered a layer at a time, and their gradients likewise
-        ready = 2 * sum(part(each, job, gathered=True) for each in _in_layers(job)) / model.layers
+    vocab = model.padded_vocab_size / tensor
+    layer = sum(part(each, job, gathered=True) for each in _in_layers(job)) / model.layers
+    if job.adapts:
+        is_ready = not job.compute.lora.quantize and job.axis("fsdp") == 1
+        ready = 0.0 if is_ready else layer + model.d_model * vocab
+    elif job.axis("fsdp") > 1:  # gathered a layer at a time, and their gradients likewise
+        ready = 2 * layer
     else:
         ready = sum(part(each, job) for each in matrices) if width < 4 else 0.0
     streams = tokens * (6 * model.d_model + (4 * model.d_model + 3 * model.d_ff) / tensor)
     scores = job.rows * model.heads / tensor * max(128, job.seq / 8) * job.seq
-    vocab = model.padded_vocab_size / tensor
-    loss = 4 * model.d_model * vocab + job.rows * CHUNK * vocab * 4 * 3
+    loss = job.rows * CHUNK * vocab * 4 * 3 + (0 if job.adapts else 4 * model.d_model * vocab)
     return ready * width + max(streams * width + scores * 4 * 3, loss)
 
 
 def exchanges(job: Job, rates: dict[str, float]) -> list[Exchange]:
     """The collectives of a step: of activations over tensor, of weights and gradients over others.
 
-    Every microbatch adds its gradients over the batch axes, in what its matrices are cast to.
+    Every microbatch adds its gradients over the batch axes, in what its matrices are cast to; of
+    adapters in float32.
     """
     model, width = job.model, WIDTH[job.compute.dtype]
     tokens = job.rows * job.seq
-    table: Params[Weight] = weights(model)
-    sums = sum(part(each, job, gathered=True) for each in jax.tree.leaves(table) if each.is_matrix)
+    table = jax.tree.leaves(trained(model, job.compute.lora))
+    sums = sum(part(each, job, gathered=True) for each in table if each.is_matrix)
+    sums *= 4 if job.adapts else width
     data, fsdp, tensor = job.mesh
     found = []
 
@@ -125,11 +145,11 @@ def exchanges(job: Job, rates: dict[str, float]) -> list[Exchange]:
         add("all-reduce", ("tensor",), tensor, stream, 2 * layers * often)
         add("all-reduce", ("tensor",), tensor, stream, 2 * often)
     if fsdp > 1:
-        each = sums * width / layers
-        add("all-gather", ("fsdp",), fsdp, each, 2 * layers * often)
-        add("reduce-scatter", ("fsdp",), fsdp, each, layers * often)
+        read = (stored(job)[0] * fsdp if job.adapts else sums) / layers
+        add("all-gather", ("fsdp",), fsdp, read, 2 * layers * often)
+        add("reduce-scatter", ("fsdp",), fsdp, sums / layers, layers * often)
     if data > 1:
-        add("all-reduce", ("data",), data, sums * width / fsdp / layers, layers * often)
+        add("all-reduce", ("data",), data, sums / fsdp / layers, layers * often)
     return found
 
 
@@ -137,7 +157,8 @@ def traffic(job: Job) -> float:
     """Bytes read and written: weights and gradients, activations, the optimizer's update.
 
     Each microbatch reads a layer's weights in each of its passes and its activations about twenty
-    times over, scores in float32 among them.
+    times over, scores in float32 among them. Weights beside adapters have a pass less; those in few
+    bits are written and read in more ones each time.
     """
     model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
     tokens, passes = job.rows * job.seq, 4 if job.compute.remat in ("block", "offload") else 3
@@ -146,6 +167,9 @@ def traffic(job: Job) -> float:
     streams = tokens * (20 * model.d_model + (12 * model.d_model + 8 * model.d_ff) / tensor)
     scores = job.rows * model.heads / tensor * job.seq**2 / 2 * 4 * (2 * passes)
     layers = model.layers * (streams * width + scores)
+    if job.adapts:
+        more = 2 * numbers * width if job.compute.lora.quantize else 0
+        return job.accumulate * ((passes - 1) * (own + more) + layers) + 3 * state
     summed = numbers * (2 * width + (8 if job.accumulate > 1 else 0))
     often = job.accumulate * (numbers * width * passes + summed + layers)
     return often + 2 * (own + state) + own
@@ -156,10 +180,10 @@ def estimated(job: Job, rates: dict[str, float]) -> Compiled:
     own, state = stored(job)
     return Compiled(
         seconds=0.0,
-        arguments=round(own + state),
+        arguments=own + state,
         temporaries=round(gradients(job) + activations(job) + temporaries(job)),
-        weights=round(own),
-        optimizer=round(state),
+        weights=own,
+        optimizer=state,
         traffic=traffic(job),
         exchanges=tuple(exchanges(job, rates)),
         open_loops=0,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
 from gptj.adapters import LoRAConfig
 from gptj.config import ModelConfig
+from gptj.convert.load import abstract_params
 from gptj.errors import UserError
 from gptj.plan.place import Place, find
 from gptj.sharding import BATCH_AXES, MESH_AXES
 from gptj.train.objective import StepConfig
-from gptj.train.optimizer import OptimizerConfig
+from gptj.train.optimizer import ORIGINAL, OptimizerConfig
 
 Mesh = tuple[int, int, int]
 """The sizes of `gptj.sharding.MESH_AXES`."""
@@ -42,8 +49,8 @@ class Job:
 
     def __post_init__(self) -> None:
         check_mesh(self.model, self.mesh, self.place)
-        if self.compute.lora.rank is not None:
-            raise UserError("a run of adapters cannot be planned yet: leave lora out of the recipe")
+        check_adapters(self.model, self.optimizer, self.compute.lora)
+        check_split(self.model, self.mesh, self.compute.lora)
         if self.seq > self.model.context:
             raise UserError(
                 f"seq={self.seq} is longer than the model's context of {self.model.context} "
@@ -70,6 +77,11 @@ class Job:
     def tokens(self) -> int:
         """Tokens of a step, on all devices."""
         return self.batch * self.seq
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, beside weights that stay as they are."""
+        return self.compute.lora.rank is not None
 
     def axis(self, name: str) -> int:
         """The size of a mesh axis."""
@@ -100,6 +112,41 @@ def mesh_words(mesh: Mesh) -> str:
     """A mesh as it is asked for: `data=32,tensor=8`."""
     parts = (f"{axis}={size}" for axis, size in zip(MESH_AXES, mesh, strict=True) if size > 1)
     return ",".join(parts) or "data=1"
+
+
+def abstract_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Where shapes are split as on such a mesh, of whatever devices."""
+    kinds = (AxisType.Explicit,) * len(MESH_AXES)
+    made: contextlib.AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(
+        AbstractMesh(mesh, MESH_AXES, axis_types=kinds)
+    )
+    return made
+
+
+def check_adapters(model: ModelConfig, optimizer: OptimizerConfig, lora: LoRAConfig) -> None:
+    """Refuse adapters that cannot be trained, if they are what is.
+
+    Raises:
+      UserError: the model or the optimizer cannot have them.
+    """
+    if lora.rank is None:
+        return
+    if optimizer.kind == ORIGINAL:
+        raise UserError(f"optimizer={ORIGINAL} trains no adapters: choose another")
+    lora.check(model)
+
+
+@functools.cache
+def check_split(model: ModelConfig, mesh: Mesh, lora: LoRAConfig) -> None:
+    """Refuse a mesh that cannot have adapters or their base, if there are any.
+
+    Raises:
+      UserError: it does not divide their rank, or splits what int4 and nf4 keep together.
+    """
+    if lora.rank is not None:
+        with abstract_mesh(mesh):
+            lora.check(model)
+            abstract_params(model, jnp.float32, lora.quantize)
 
 
 def check_mesh(model: ModelConfig, mesh: Mesh, place: Place) -> None:

@@ -6,9 +6,12 @@ import dataclasses
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gptj.convert.load import quantised
 from gptj.errors import UserError
+from gptj.model import Params, init
 from gptj.plan.job import Job
 from gptj.sharding import make_mesh, place
 from gptj.train.state import new_state
@@ -48,6 +51,16 @@ def check_here(job: Job) -> None:
         )
 
 
+def _base(job: Job) -> Params[jax.Array] | None:
+    """Random weights to train adapters beside, if that is what the step does."""
+    if not job.adapts:
+        return None
+    params, dtype = init(jax.random.key(1), job.model), jnp.dtype(job.compute.dtype)
+    if job.compute.lora.quantize:
+        return quantised(params, job.model, dtype, job.compute.lora.quantize)
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 def measure(job: Job) -> Measured:
     """Make a few steps on random tokens.
 
@@ -59,14 +72,15 @@ def measure(job: Job) -> Measured:
     draw = np.random.default_rng(0)
     shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
     rows = draw.integers(0, job.model.vocab_size, shape, np.int32)
+    key = jax.random.key(0)
     with jax.set_mesh(make_mesh(*job.mesh)):
         begin = time.perf_counter()
-        state = new_state(jax.random.key(0), job.model, job.optimizer)
+        state, base = new_state(key, job.model, job.optimizer, job.compute.lora), _base(job)
         tokens, seconds = place(rows, None, "batch", None), []
         for _ in range(WARM + TIMED):
             start = time.perf_counter()
             state, metrics = train_step(
-                state, tokens, model=job.model, optimizer=job.optimizer, config=job.compute
+                state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.compute
             )
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - start)

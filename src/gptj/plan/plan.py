@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import Any, get_args
 
+import jax
+
+from gptj.adapters import trained
 from gptj.errors import UserError
-from gptj.flops import flops_per_token
 from gptj.model import count_parameters
 from gptj.plan import estimate, remote
 from gptj.plan.compiled import Compiled, Exchange, TooLarge
@@ -48,6 +50,9 @@ class Plan:
 
     job: Job
     parameters: int
+    """Of the model."""
+    trained: int
+    """How many of them are trained, or of adapters beside them."""
     is_compiled: bool
     fits: bool
     memory: Memory
@@ -88,6 +93,7 @@ class Plan:
             "chips": self.job.place.chips,
             "device_kind": self.job.place.accelerator.kind,
             "parameters": self.parameters,
+            "trained": self.trained,
             "compiled": self.is_compiled,
             "versions": self.found.versions,
             "compile_seconds": self.found.seconds,
@@ -130,17 +136,18 @@ def plan_of(job: Job, found: Compiled | TooLarge, formula: Compiled | None = Non
         available, refusal = found.available, found.words
     else:
         facts, needed = found, float(found.memory)
-    step = times(job, facts)
+    step, learnt = times(job, facts), trained(job.model, job.compute.lora)
     return Plan(
         job=job,
         parameters=count_parameters(job.model),
+        trained=sum(math.prod(x.shape) for x in jax.tree.leaves(learnt)),
         is_compiled=found.seconds > 0,
         fits=refusal is None and needed <= available,
         memory=_memory(job, needed, facts, available),
         activations={remat: estimate.activations(job, remat) for remat in get_args(Remat)},
         found=facts,
         times=step,
-        used=utilisation(job, step.predicted, flops_per_token(job.model, job.seq)),
+        used=utilisation(job, step.predicted),
         refusal=refusal,
     )
 

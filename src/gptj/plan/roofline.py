@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gptj.flops import hardware_flops_per_token
+from gptj.flops import flops_per_token, hardware_flops_per_token
 from gptj.model import count_parameters
 from gptj.plan.compiled import Compiled
 from gptj.plan.hardware import efficiency, float32_share
@@ -42,7 +42,8 @@ def times(job: Job, found: Compiled) -> Times:
     """The times of a step."""
     unit, reached = job.place.accelerator, efficiency(job.place.accelerator)
     peak = unit.peak_flops * (float32_share(job.place) if job.compute.dtype == "float32" else 1)
-    flops = job.tokens * hardware_flops_per_token(job.model, job.seq, job.compute.remat)
+    made = hardware_flops_per_token(job.model, job.seq, job.compute.remat, job.compute.lora)
+    flops = job.tokens * made
     compute = flops / job.place.devices / peak
     memory = found.traffic / unit.bandwidth
     hidden = sum(each.seconds for each in found.exchanges if each.is_hidden)
@@ -76,18 +77,23 @@ class Utilisation:
     """GPT-J's article, with attention and recomputation: what PaLM's HFU counts."""
 
 
-def utilisation(job: Job, seconds: float, flops_per_token: int) -> Utilisation:
-    """What a step of so many seconds makes of the hardware."""
+def utilisation(job: Job, seconds: float) -> Utilisation:
+    """What a step of so many seconds makes of the hardware.
+
+    Of weights beside adapters the papers' counts have `4 N`, since none has a gradient.
+    """
     model, parameters = job.model, count_parameters(job.model)
     rate = job.tokens / seconds / (job.place.devices * job.place.accelerator.peak_flops)
     attention = 4 * model.layers * model.d_model * job.seq
-    passes = 4 if job.compute.remat in ("block", "offload") else 3
-    hardware = passes * (2 * parameters + attention)
+    products = (4 if job.adapts else 6) * parameters
+    again = 2 * parameters + attention if job.compute.remat in ("block", "offload") else 0
+    hardware = products + 3 * attention + again
     return Utilisation(
-        gptj_mfu=rate * flops_per_token,
-        gptj_hfu=rate * hardware_flops_per_token(model, job.seq, job.compute.remat),
-        palm_mfu=rate * 3 * (2 * parameters + attention),
+        gptj_mfu=rate * flops_per_token(model, job.seq, job.compute.lora),
+        gptj_hfu=rate
+        * hardware_flops_per_token(model, job.seq, job.compute.remat, job.compute.lora),
+        palm_mfu=rate * (products + 3 * attention),
         palm_hfu=rate * hardware,
-        article_mfu=rate * 6 * parameters,
+        article_mfu=rate * products,
         article_hfu=rate * hardware,
     )

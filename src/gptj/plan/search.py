@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from gptj.adapters import NO_LORA, LoRAConfig
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.plan import estimate, remote
 from gptj.plan.compiled import Compiled
-from gptj.plan.job import Job, Mesh, check_mesh, mesh_words
+from gptj.plan.job import Job, Mesh, check_adapters, check_mesh, check_split, mesh_words
 from gptj.plan.place import Place
 from gptj.plan.plan import Plan, plan_of
 from gptj.remat import Remat
@@ -33,14 +34,15 @@ class Candidate:
     """Empty for the best."""
 
 
-def meshes(model: ModelConfig, place: Place) -> list[Mesh]:
-    """All that the hardware and the model can have."""
+def meshes(model: ModelConfig, place: Place, lora: LoRAConfig = NO_LORA) -> list[Mesh]:
+    """All that the hardware and the model can have, with adapters if there are any."""
     found = []
     for tensor in _divisors(place.devices):
         for fsdp in _divisors(place.devices // tensor):
             mesh = (place.devices // tensor // fsdp, fsdp, tensor)
             try:
                 check_mesh(model, mesh, place)
+                check_split(model, mesh, lora)
             except UserError:
                 continue
             found.append(mesh)
@@ -101,7 +103,7 @@ def fastest_mesh(job: Job, accumulate: int | None) -> Job:
                 often = accumulate or job.batch // ways
                 yield dataclasses.replace(job, mesh=mesh, accumulate=often)
 
-    found = estimated(job, meshes(job.model, job.place), on_each)
+    found = estimated(job, meshes(job.model, job.place, job.compute.lora), on_each)
     if not found:
         raise UserError(
             f"no mesh of {job.place.name} divides a batch of {job.batch} rows in "
@@ -123,7 +125,8 @@ def anywhere(
     Raises:
       UserError: there is none.
     """
-    for mesh in meshes(model, place):
+    check_adapters(model, optimizer, compute.lora)
+    for mesh in meshes(model, place, compute.lora):
         ways = mesh[0] * mesh[1]
         if batch % ways == 0:
             return Job(place, model, mesh, batch, batch // ways, seq, optimizer, compute)
@@ -141,7 +144,7 @@ def search(job: Job, say: Callable[[str], None]) -> list[Candidate]:
     Args:
       say: is told what is being done.
     """
-    ranked = estimated(job, meshes(job.model, job.place), candidates)
+    ranked = estimated(job, meshes(job.model, job.place, job.compute.lora), candidates)
     say(f"{len(ranked)} combinations by formula, {sum(p.fits for p, _ in ranked)} of them fit")
     finals: list[Plan] = []
     if job.place.platform != "gpu":

@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 
 from gptj.attention import KEYS
 from gptj.config import ModelConfig
+from gptj.convert.load import abstract_params
 from gptj.engine.config import KVCache
 from gptj.errors import UserError
 from gptj.flops import forward_flops_per_token
-from gptj.model import count_parameters, weights
+from gptj.model import count_parameters
 from gptj.plan import remote
-from gptj.plan.compiled import Compiled, TooLarge, exchange_seconds
-from gptj.plan.estimate import WIDTH, part
-from gptj.plan.job import Mesh, check_mesh
+from gptj.plan.compiled import Compiled, TooLarge, device_bytes, exchange_seconds
+from gptj.plan.estimate import WIDTH
+from gptj.plan.job import Mesh, abstract_mesh, check_mesh
 from gptj.plan.place import Place, find
 from gptj.quantised import Quantisation
 from gptj.sharding import MESH_AXES
-
-BITS = {"int8": 8.0, "int4": 4.5}
-"""A number's share of a matrix in few bits, its scales included."""
 
 SPARE = 0.08
 """Of a device's memory, kept for what a step computes with, where nothing is compiled."""
@@ -145,15 +143,14 @@ class ServePlan:
         return found | {"needed": self.needed, "fits": self.fits}
 
 
-def weight_bytes(job: ServeJob) -> float:
-    """Of one device's part of the weights."""
-    total = 0.0
-    for weight in jax.tree.leaves(weights(job.model)):
-        bits = 8.0 * WIDTH[job.dtype]
-        if weight.inner and job.quantize:  # the output projection never in less than int8
-            bits = BITS[job.quantize if weight.axes[0] == "layers" else "int8"]
-        total += part(weight, job) * bits / 8
-    return total
+def weight_bytes(job: ServeJob) -> int:
+    """Of one device's part of the weights.
+
+    Raises:
+      UserError: groups of int4 or nf4 do not fit the model, or the mesh.
+    """
+    with abstract_mesh(job.mesh):
+        return device_bytes(abstract_params(job.model, jnp.dtype(job.dtype), job.quantize))
 
 
 def position_bytes(job: ServeJob) -> float:

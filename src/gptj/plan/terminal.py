@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gptj.plan.compiled import Exchange
-from gptj.plan.job import Job, mesh_words
+from gptj.plan.job import mesh_words
 from gptj.plan.measure import Measured
 from gptj.plan.plan import Plan, Saving
 from gptj.plan.search import Candidate
@@ -20,17 +20,27 @@ WIDTH = 40  # characters of a full bar
 SHOWN = 12  # candidates of a search
 
 
-def headline(job: Job, parameters: int) -> str:
+def headline(plan: Plan) -> str:
     """What is planned, in two lines."""
-    place = job.place
+    job, place = plan.job, plan.job.place
     chips = f", {place.chips} chips" if place.chips != place.devices else ""
     return (
-        f"{human(parameters)} parameters on {place.name}: {place.devices} x "
+        f"{human(plan.parameters)} parameters on {place.name}: {place.devices} x "
         f"{place.accelerator.kind}{chips}, mesh {mesh_words(job.mesh)}\n"
         f"{job.batch} rows of {job.seq} tokens ({human(job.tokens)}) a step, {job.accumulate} x "
         f"{job.rows} a device; {job.compute.dtype}, remat {job.compute.remat}, "
-        f"{job.optimizer.kind}"
+        f"{learning(plan)}"
     )
+
+
+def learning(plan: Plan) -> str:
+    """What learns, and how."""
+    lora, optimizer = plan.job.compute.lora, plan.job.optimizer
+    how = optimizer.kind + (" in bfloat16" if optimizer.moments == "bfloat16" else "")
+    if lora.rank is None:
+        return how
+    base = lora.quantize or plan.job.compute.dtype
+    return f"{how}, {human(plan.trained)} in adapters of rank {lora.rank} beside {base} weights"
 
 
 def verdict(plan: Plan) -> str:
@@ -53,7 +63,7 @@ def how(plan: Plan) -> str:
 
 def show(plan: Plan, console: Console, tokens: float | None, price: float | None) -> None:
     """A plan for training."""
-    console.print(headline(plan.job, plan.parameters), highlight=False)
+    console.print(headline(plan), highlight=False)
     console.print(f"{how(plan)}; [bold]{verdict(plan)}[/]\n", highlight=False)
     _bars("memory a device", plan.memory.kinds(), max(plan.memory.needed, plan.memory.available),
           console)  # fmt: skip

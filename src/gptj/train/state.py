@@ -8,13 +8,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from gptj import adapters
 from gptj.adapters import NO_LORA, Adapters, LoRAConfig, trained
 from gptj.config import ModelConfig
 from gptj.model import Params, abstract_table, init
+from gptj.sharding import on_mesh, spec
 from gptj.train.optimizer import OptimizerConfig, make_optimizer
 from gptj.train.spikes import Recent, no_recent
 
@@ -60,13 +61,11 @@ def abstract_state(
     """The state's shapes, dtypes and shardings on the mesh that is set, without any memory."""
     like = abstract_table(trained(model, lora))
     shapes = jax.eval_shape(lambda params: state_from(params, model, optimizer, lora), like)
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    if spec() is None:
         return shapes
 
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         layout = leaf.sharding.spec if leaf.sharding else PartitionSpec()  # scalars: everywhere
-        sharding = NamedSharding(mesh, layout)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_mesh(layout))
 
     return jax.tree.map(placed, shapes)
