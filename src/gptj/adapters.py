@@ -207,7 +207,8 @@ def with_room(params: Params[Array], config: ModelConfig, count: int, rank: int)
             f"the mesh axis tensor={ways} does not divide the {columns} columns of an adapter: "
             "make it a power of two"
         )
-    dtype, inner, first = params.embedding.dtype, weights(config).blocks, 0
+    dtype, inner, blocks = params.embedding.dtype, weights(config).blocks, params.blocks
+    first = int(isinstance(blocks, tuple))  # a layer for itself has no dim of layers
 
     def beside(block: Block[Any]) -> Block[Any]:
         made = {}
@@ -221,11 +222,8 @@ def with_room(params: Params[Array], config: ModelConfig, count: int, rank: int)
             made[name] = LowRanks(base, room, None, getattr(inner, name).inner)
         return dataclasses.replace(block, **made)
 
-    blocks = params.blocks
-    if isinstance(blocks, tuple):
-        first = 1  # of a layer for itself
-        return dataclasses.replace(params, blocks=tuple(map(beside, blocks)))
-    return dataclasses.replace(params, blocks=beside(blocks))
+    made = tuple(map(beside, blocks)) if isinstance(blocks, tuple) else beside(blocks)
+    return dataclasses.replace(params, blocks=made)
 
 
 def _zeros(weight: Weight, dtype: DTypeLike, first: int) -> Float[Array, "..."]:

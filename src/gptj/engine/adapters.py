@@ -44,14 +44,8 @@ class ReadAdapter:
     scale: float
     pairs: Adapters[Float32[np.ndarray, "..."]]
     """As wide as their part of the room, with zeros beside and for what has none."""
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """A hash of its numbers."""
-        found = hashlib.sha256(np.float32(self.scale).tobytes())
-        for leaf in jax.tree.leaves(self.pairs):
-            found.update(leaf.tobytes())
-        return found.hexdigest()
+    digest: str
+    """A hash of its numbers."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,6 +103,8 @@ class AdapterTable:
         Raises:
           UserError: they do not, or cannot be read, or have too large a rank.
         """
+        if not self._most:
+            raise AdapterConflict("there is no room for adapters: start with max_adapters")
         if isinstance(adapter, str | os.PathLike):
             adapter = adapter_for(str(adapter), self._config)
         lora, place = adapter.lora, adapter.place
@@ -126,7 +122,7 @@ class AdapterTable:
             )
         self._check_base(adapter)
         pairs = _read(adapter, self._config, columns_for(self._rank))
-        return ReadAdapter(place, lora.rank, lora.scale, pairs)
+        return ReadAdapter(place, lora.rank, lora.scale, pairs, _digest(pairs, lora.scale))
 
     def load(self, name: str, adapter: ReadAdapter) -> Loaded:
         """Put an adapter into the room, for requests that ask for it by this name.
@@ -140,8 +136,6 @@ class AdapterTable:
             raise AdapterConflict(
                 f"there is an adapter {name!r} already: unload it first, or use another name"
             )
-        if not self._most:
-            raise AdapterConflict("there is no room for adapters: start with max_adapters")
         if not self._free:
             raise AdapterConflict(
                 f"all room for adapters, max_adapters={self._most}, is taken: unload one, and wait "
@@ -224,6 +218,13 @@ class AdapterTable:
     def _mark(self) -> str:
         assert self._base is not None
         return mark_of(open_source(self._base))
+
+
+def _digest(pairs: Adapters[np.ndarray], scale: float) -> str:
+    found = hashlib.sha256(np.float32(scale).tobytes())
+    for leaf in jax.tree.leaves(pairs):
+        found.update(leaf)
+    return found.hexdigest()
 
 
 def _empty(config: ModelConfig, columns: int) -> Adapters[np.ndarray]:
