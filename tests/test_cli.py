@@ -135,7 +135,7 @@ class TestHelp:
         if verb == "serve":
             running = pytest.importorskip("gptj.serve.run", exc_type=ImportError)
             setup = SimpleNamespace(listener=SimpleNamespace(close=lambda: None))
-            stands_in[serve] = {"_engine": lambda _: None}
+            stands_in[serve] = {"_engine": lambda *_: None}
             stands_in[running] = {
                 "set_up": lambda config: heard.append(config) or setup,
                 "serve": lambda *_: 0,

@@ -12,14 +12,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, get_args
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
-from jaxtyping import Array, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from gptj.config import ModelConfig
 from gptj.errors import UserError
-from gptj.matrices import LowRank, rank_axis
+from gptj.matrices import LowRank, LowRanks, Room, rank_axis
 from gptj.model import Block, Leaf, Params, Weight, draw, weights
-from gptj.quantised import Quantisation
+from gptj.quantised import Quantisation, split_as
+from gptj.sharding import spec
 
 Target = Literal["q", "k", "v", "out", "ffn_in", "ffn_out"]
 
@@ -176,3 +180,108 @@ def joined(
         )
     assert isinstance(params.blocks, Block)
     return dataclasses.replace(params, blocks=dataclasses.replace(params.blocks, **made))
+
+
+# Several beside one model: there is room from the start, and each is put into a part of it.
+
+RANKS = 16
+"""Columns of an adapter's part, or twice, four times, ... as many: what adds several numbers at a
+time then begins at the same places in each part, and the zeros of the others change no sum."""
+
+
+def columns_for(rank: int) -> int:
+    """How many columns the part of an adapter of at most that rank has."""
+    return RANKS << max(0, math.ceil(math.log2(rank / RANKS)))
+
+
+def with_room(params: Params[Array], config: ModelConfig, count: int, rank: int) -> Params[Array]:
+    """The weights, each layer's matrices with room for so many adapters of at most that rank.
+
+    Raises:
+      UserError: the mesh that is set does not divide the room, or an adapter is there already.
+    """
+    columns = columns_for(rank)
+    ways = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    if columns % ways:
+        raise UserError(
+            f"the mesh axis tensor={ways} does not divide the {columns} columns of an adapter: "
+            "make it a power of two"
+        )
+    dtype, inner, blocks = params.embedding.dtype, weights(config).blocks, params.blocks
+    first = int(isinstance(blocks, tuple))  # a layer for itself has no dim of layers
+
+    def beside(block: Block[Any]) -> Block[Any]:
+        made = {}
+        for name, pair in table(config, LoRAConfig(count * columns)).items():
+            base = getattr(block, name)
+            if isinstance(base, LowRank | LowRanks):
+                raise UserError("the model has an adapter beside it already: merge it first")
+            scale = Weight((config.layers, count * columns), ("layers", None), 0.0)
+            down, up = (_zeros(weight, dtype, first) for weight in (pair.down, pair.up))
+            room = Room(down, up, _zeros(scale, jnp.float32, first), count, columns // ways)
+            made[name] = LowRanks(base, room, None, getattr(inner, name).inner)
+        return dataclasses.replace(block, **made)
+
+    made = tuple(map(beside, blocks)) if isinstance(blocks, tuple) else beside(blocks)
+    return dataclasses.replace(params, blocks=made)
+
+
+def _zeros(weight: Weight, dtype: DTypeLike, first: int) -> Float[Array, "..."]:
+    """Zeros for a weight, from its dim `first` on."""
+    return jnp.zeros(weight.shape[first:], dtype, out_sharding=spec(*weight.axes[first:]))
+
+
+def choose(block: Block[Any], rows: Int[Array, " rows"]) -> Block[Any]:
+    """A layer's weights, where there is room for adapters with the one of each row; 0 is none."""
+
+    def each(weight: Any) -> Any:
+        is_room = isinstance(weight, LowRanks)
+        return dataclasses.replace(weight, chosen=rows) if is_room else weight
+
+    return jax.tree.map(each, block, is_leaf=lambda x: isinstance(x, LowRanks))
+
+
+Rooms = dict[str, Room]
+"""By field of `Block`."""
+
+
+def rooms_of(block: Block[Any]) -> Rooms:
+    """The room in a layer, or in all of them stacked."""
+    return {name: getattr(block, name).room for name in FIELDS.values()}
+
+
+def with_rooms(block: Block[Any], rooms: Rooms) -> Block[Any]:
+    """The layer with another room."""
+    changed = {
+        name: dataclasses.replace(getattr(block, name), room=room) for name, room in rooms.items()
+    }
+    return dataclasses.replace(block, **changed)
+
+
+def put(
+    rooms: Rooms,
+    adapters: Adapters[Array],
+    index: Int[Array, ""],
+    scale: Float32[Array, ""],
+) -> Rooms:
+    """The room with an adapter in its part `index`, from 1, whose matrices are as wide."""
+
+    def put_one(room: Room, pair: Pair[Array]) -> Room:
+        own, column = room.owner() == index, np.arange(room.down.shape[-1])
+        number = column // (room.span * room.count) * room.span + column % room.span
+
+        def among(old: Array, new: Array, axis: int) -> Array:
+            layout = split_as(old, *range(old.ndim))
+            new = jnp.take(new, number, axis)
+            new = new if layout is None else jax.reshard(new, layout)
+            is_own = jnp.expand_dims(own, () if axis == -1 else -1)
+            return jnp.where(is_own, new.astype(old.dtype), old)
+
+        return dataclasses.replace(
+            room,
+            down=among(room.down, pair.down, -1),
+            up=among(room.up, pair.up, -2),
+            scale=jnp.where(own, scale, room.scale),
+        )
+
+    return {name: put_one(room, adapters[name]) for name, room in rooms.items()}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TypeVar
+from typing import TypeVar, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from gptj import kernels
 from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised, split_as
@@ -26,6 +28,7 @@ Matrix = Float[Array, "..."] | FewBits
 
 
 @jax.tree_util.register_dataclass
+@final
 @dataclasses.dataclass(frozen=True)
 class LowRank:
     """A matrix and what is added to it, `base + scale * down @ up` (LoRA, arXiv:2106.09685)."""
@@ -42,10 +45,47 @@ class LowRank:
     """How many of the first dims of `base` a product sums over."""
 
 
-Weight = Matrix | LowRank
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Several adapters of one matrix side by side: `span` columns of one and as many of the next.
+
+    From the last one they begin again, where a mesh splits the columns: a device has a part of each
+    adapter.
+    """
+
+    down: Float[Array, "*layers inner columns"]
+    up: Float[Array, "*layers columns outer"]
+    scale: Float32[Array, "*layers columns"]
+    count: int = dataclasses.field(metadata={"static": True})
+    span: int = dataclasses.field(metadata={"static": True})
+
+    def owner(self) -> Int[np.ndarray, " columns"]:
+        """Whose each column is, from 1."""
+        return np.arange(self.down.shape[-1], dtype=np.int32) // self.span % self.count + 1
+
+
+@jax.tree_util.register_dataclass
+@final
+@dataclasses.dataclass(frozen=True)
+class LowRanks:
+    """A matrix and several adapters, of which each row of a product has one added, or none.
+
+    All of them are multiplied, and what is another's becomes 0 on the way: so one program serves
+    whatever is in the room.
+    """
+
+    base: Matrix
+    room: Room
+    chosen: Int[Array, " rows"] | None
+    """Which one each row has, from 1; 0 is none. It is said anew in every step."""
+    inner_dims: int = dataclasses.field(metadata={"static": True})
+
+
+Weight = Matrix | LowRank | LowRanks
 """A matrix as it is stored."""
 
-Stored = TypeVar("Stored", Array, FewBits, Matrix, LowRank, Weight)
+Stored = TypeVar("Stored", Array, FewBits, Matrix, LowRank, LowRanks, Weight)
 
 
 def einsum(
@@ -65,7 +105,7 @@ def einsum(
     mesh axis where the caller says so, to be added to others like it before they travel. A weight
     in few bits has all dims of `x` but the first as its first, whatever the letters.
     """
-    if isinstance(weight, LowRank):
+    if isinstance(weight, LowRank | LowRanks):
         wide = functools.partial(einsum, unreduced=unreduced, dtype=jnp.float32)
         product = wide(subscripts, x, weight.base, *axes) + _low_rank(x, weight, axes, unreduced)
     elif kernels.worth(x):
@@ -85,7 +125,7 @@ def einsum(
 
 def _low_rank(
     x: Float[Array, "rows ..."],
-    weight: LowRank,
+    weight: LowRank | LowRanks,
     axes: tuple[str | None, ...],
     unreduced: tuple[str, ...],
 ) -> Float[Array, "rows ..."]:
@@ -94,22 +134,20 @@ def _low_rank(
     if x.ndim > 2:
         shape = (x.shape[0], math.prod(x.shape[1:]))
         flat = jnp.reshape(x, shape, out_sharding=split_as(x, 0, 1))
-    if weight.key is not None:
+    if isinstance(weight, LowRank) and weight.key is not None:
         kept = jax.random.bernoulli(
             weight.key, 1 - weight.dropout, flat.shape, out_sharding=split_as(flat, 0, 1)
         )
         flat = jnp.where(kept, flat / (1 - weight.dropout), 0)
-    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    layout = spec(axes[0], None, unreduced=unreduced)
     flat = flat if unreduced else reshard(flat, axes[0], None)
-    short = dot("ri,ik->rk", flat, weight.down, out_sharding=layout)
+    pair = weight if isinstance(weight, LowRank) else weight.room
+    short = _product(flat, pair.down, spec(axes[0], None, unreduced=unreduced))
     if unreduced:  # complete, and each part of `up` then gives a partial sum of its own
         short = reshard(short, axes[0], "rank")
-    else:
+    short = _scaled(short, weight, axes[0], "rank" if unreduced else None)
+    if not unreduced:
         short = reshard(short, axes[0], None, reduced=("tensor",))
-    short = (weight.scale * short).astype(x.dtype)
-    layout = spec(*axes[:2], unreduced=unreduced)
-    product = dot("rk,ko->ro", short, weight.up, out_sharding=layout)
+    product = _product(short.astype(x.dtype), pair.up, spec(*axes[:2], unreduced=unreduced))
     if len(axes) == 2:
         return product
     outer = (
@@ -118,6 +156,28 @@ def _low_rank(
         else weight.base.outer_shape
     )
     return reshape(product, (x.shape[0], *outer), *axes)
+
+
+def _scaled(
+    short: Float32[Array, "rows columns"], weight: LowRank | LowRanks, *axes: str | None
+) -> Float32[Array, "rows columns"]:
+    """What goes on from `down` to `up`: of several adapters each row's own."""
+    if isinstance(weight, LowRank):
+        return weight.scale * short
+    assert weight.chosen is not None, "nobody said which adapter each row has"
+    is_own = reshard(weight.room.owner() == weight.chosen[:, None], *axes)
+    return jnp.where(is_own, short * reshard(weight.room.scale, axes[1]), 0)
+
+
+def _product(
+    x: Float[Array, "rows inner"], matrix: Float[Array, "inner outer"], layout: PartitionSpec | None
+) -> Float32[Array, "rows outer"]:
+    """The product with one of an adapter's matrices."""
+    if kernels.worth(x):
+        return kernels.product(x, matrix)
+    return jnp.einsum(
+        "ri,io->ro", x, matrix, preferred_element_type=jnp.float32, out_sharding=layout
+    )
 
 
 def _few_rows(x: Float[Array, "rows ..."], weight: Matrix) -> Float[Array, "rows ..."]:
@@ -177,18 +237,26 @@ def gather(weight: Stored, axes: tuple[str | None, ...], dtype: DTypeLike) -> St
     One in few bits has no gradient, and stays in them.
     """
     if isinstance(weight, LowRank):
-        first, last = axes[0], axes[weight.inner_dims]
-        return dataclasses.replace(
-            weight,
-            base=gather(weight.base, axes, dtype),
-            down=gather(weight.down, (first, None), dtype),
-            up=gather(weight.up, (rank_axis(first), last), dtype),
-        )
+        down, up = _gather_pair(weight, axes, axes[weight.inner_dims], dtype)
+        base = gather(weight.base, axes, dtype)
+        return dataclasses.replace(weight, base=base, down=down, up=up)
+    if isinstance(weight, LowRanks):
+        down, up = _gather_pair(weight.room, axes, axes[weight.inner_dims], dtype)
+        room = dataclasses.replace(weight.room, down=down, up=up)
+        return dataclasses.replace(weight, base=gather(weight.base, axes, dtype), room=room)
     whole = [None if axis == "embed" else axis for axis in axes]
     if isinstance(weight, FewBits):
         flat = whole[0], whole[len(axes) - len(weight.outer_shape)]
         return jax.tree.map(lambda x: reshard(x, *flat[-x.ndim :]), weight)
     return reshard(weight.astype(dtype), *whole, reduced=BATCH_AXES)
+
+
+def _gather_pair(
+    pair: LowRank | Room, axes: tuple[str | None, ...], last: str | None, dtype: DTypeLike
+) -> tuple[Array, Array]:
+    """The two matrices of adapters, of a matrix whose `outer` begins with the axis `last`."""
+    up = gather(pair.up, (rank_axis(axes[0]), last), dtype)
+    return gather(pair.down, (axes[0], None), dtype), up
 
 
 def rank_axis(inner: str | None) -> str | None:
@@ -202,7 +270,7 @@ def gather_dense(
     """The same as one array, for a matrix that is in no `einsum`."""
     if isinstance(weight, FewBits):
         weight = dequantised(gather(weight, axes, dtype), dtype)
-    assert not isinstance(weight, LowRank), "adapters are of matrices in layers"
+    assert not isinstance(weight, LowRank | LowRanks), "adapters are of matrices in layers"
     return gather(weight, axes, dtype)
 
 

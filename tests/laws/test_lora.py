@@ -12,6 +12,9 @@ from gptj import adapters, model
 from gptj.adapters import FIELDS, LoRAConfig
 from gptj.api import Model, load
 from gptj.config import ModelConfig
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
+from gptj.engine.request import Request, SamplingParams
 from gptj.errors import UserError
 from gptj.flops import flops_per_token
 from gptj.quantised import dequantised, quantise
@@ -194,6 +197,39 @@ class TestRun:
         done = gptj("merge", str(run), str(tmp_path / "m"), "--base", str(tmp_path / "other"))
         assert done.code == 2
         assert "belong to another model than" in done.err
+
+    def test_one_is_served_beside_its_base_and_no_other(self, gptj, train_flags, base, tmp_path):
+        run, other = tmp_path / "run", tmp_path / "other"
+        more = ("--lora-targets", "v", "out", "--lora-rank", "3")
+        done = gptj("train", *self.flags(train_flags, run, base, *more))
+        assert done.code == 0, done.err
+        own, room = load(base), EngineConfig(2, chunk=16, max_adapters=1)
+        read = SamplingParams(max_tokens=0, prompt_logprobs=0)
+
+        def beside(params, config=own.config, place=base) -> Engine:
+            return Engine(params, config, own.tokenizer, room, base=place)
+
+        def scores(engine, name):
+            ((found,),) = engine.run([Request("a text to read", read, adapter=name)])
+            return [each.logprob for each in found.prompt_logprobs]
+
+        merged = scores(beside(load(run).params), None)
+        with jax.set_mesh(make_mesh(tensor=4)):  # which the rank is not a multiple of
+            engine = beside(load(base).params)
+            engine.load_adapter("few", run)
+            np.testing.assert_allclose(scores(engine, "few"), merged, atol=1e-4)
+            assert not np.allclose(scores(engine, None), merged, atol=1e-4)
+        changed = jax.tree.map(lambda x: x + 0.01, own.params)
+        Model(own.config, changed, own.tokenizer).save(other)
+        with pytest.raises(UserError, match=r"belong to another model than .*other, to .*base"):
+            beside(changed, place=other).load_adapter("few", run)
+        with pytest.raises(UserError, match=r"is not known: give it as base"):
+            beside(own.params, place=None).load_adapter("few", run)
+        small = dataclasses.replace(own.config, layers=1)
+        with pytest.raises(UserError, match=r"are of 2 layers and the model has 1"):
+            beside(model.init(jax.random.key(0), small), small).load_adapter("few", run)
+        with pytest.raises(UserError, match=r"holds no adapters: give a run of"):
+            beside(own.params).load_adapter("few", base)
 
     def test_adapters_want_a_model_and_an_optimizer_that_can(
         self, gptj, train_flags, base, tmp_path

@@ -7,12 +7,15 @@ import itertools
 from importlib.util import find_spec
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptj import model
+from gptj import adapters, model
+from gptj.adapters import LoRAConfig
 from gptj.config import ModelConfig
+from gptj.convert.adapted import Adapter
 from gptj.engine.config import EngineConfig
 from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Delta, Request, SamplingParams
@@ -44,9 +47,14 @@ REQUESTS = [
 ]
 
 
+LORA = LoRAConfig(rank=4)
+ADAPTERS = (None, "one", "two")
+"""Which of them has an adapter, in an engine that has some."""
+
 KINDS = {
     "plain": EngineConfig(),
     "int8 cache": EngineConfig(kv_cache="int8"),
+    "adapters": EngineConfig(max_adapters=2, max_adapter_rank=LORA.rank),
     "guesses": EngineConfig(speculate=3, break_even=1.3),
     "a draft": EngineConfig(speculate=2, break_even=1.3),
     "guesses, natively": EngineConfig(speculate=3, break_even=1.3),
@@ -60,14 +68,30 @@ def engine(slots: int, kind: str = "plain") -> Engine:
     params = model.init(jax.random.key(0), config)
     options = dataclasses.replace(KINDS[kind], slots=slots, chunk=32, burst=4)
     draft = Draft(model.init(jax.random.key(1), SMALL), SMALL) if "draft" in kind else None
-    return Engine(params, config, BYTES, options, draft)
+    made = Engine(params, config, BYTES, options, draft)
+    for seed, name in enumerate(ADAPTERS if kind == "adapters" else ()):
+        if name:
+            made.load_adapter(name, adapter(config, seed))
+    return made
+
+
+def adapter(config: ModelConfig, seed: int) -> Adapter:
+    """One that changes something."""
+    draw, table = np.random.default_rng(seed), adapters.table(config, LORA)
+    found = jax.tree.map(lambda w: draw.normal(size=w.shape, scale=0.2).astype("f4"), table)
+    return Adapter("here", LORA, lambda f, n: (found[f].down[n], found[f].up[n]), None)
+
+
+def asked(kind: str, index: int) -> Request:
+    name = ADAPTERS[(index + index // len(SAMPLINGS)) % 3] if kind == "adapters" else None
+    return dataclasses.replace(REQUESTS[index], adapter=name)
 
 
 @functools.cache
 def alone(slots: int, kind: str, index: int) -> list[Completion]:
     """What a request gives when nobody else is there and nothing is known of its prompt."""
     engine(slots, kind).prefix.clear()
-    return engine(slots, kind).run([REQUESTS[index]])[0]
+    return engine(slots, kind).run([asked(kind, index)])[0]
 
 
 def follow(slots: int, schedule: list[tuple[int, int, int | None]], kind: str = "plain") -> None:
@@ -81,7 +105,7 @@ def follow(slots: int, schedule: list[tuple[int, int, int | None]], kind: str = 
     while coming or busy.busy:
         while coming and coming[0][0] <= step:
             _, index, patience = coming.pop(0)
-            number = busy.submit(REQUESTS[index])
+            number = busy.submit(asked(kind, index))
             under_way[number] = index
             if patience is not None:
                 cancels[number] = step + patience
@@ -127,7 +151,7 @@ def test_in_three_hundred_random_schedules(schedule):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("int8 cache", "guesses", "a draft, natively"),
+        *("int8 cache", "adapters", "guesses", "a draft, natively"),
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("a draft", "guesses, natively")),
     ],
 )

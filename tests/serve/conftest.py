@@ -12,11 +12,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from gptj import model
+from gptj import adapters, model
+from gptj.adapters import LoRAConfig
 from gptj.api import Model
 from gptj.config import ModelConfig
+from gptj.convert import peft
+from gptj.convert.adapted import Adapter
 from gptj.engine.config import EngineConfig
 from gptj.engine.engine import Engine
 from gptj.engine.request import Completion, Request, SamplingParams
@@ -164,3 +168,19 @@ def tiny_saved(params, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("serve") / NAME
     Model(SHAPE, params, BYTES).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def saved_adapters(tmp_path_factory) -> Path:
+    """Adapters of the model as PEFT keeps them, each in a folder of this one."""
+    root = tmp_path_factory.mktemp("adapters")
+    for name, rank in {"one": 4, "two": 8, "wide": 9}.items():
+        lora, draw = LoRAConfig(rank=rank, alpha=12.0), np.random.default_rng(rank)
+        found = {
+            field: [draw.normal(size=w.shape, scale=0.2).astype("f4") for w in (pair.down, pair.up)]
+            for field, pair in adapters.table(SHAPE, lora).items()
+        }
+        (root / name).mkdir()
+        read = lambda f, n, found=found: tuple(half[n] for half in found[f])  # noqa: E731
+        peft.write(Adapter(name, lora, read, None), SHAPE, "a base", root / name)
+    return root

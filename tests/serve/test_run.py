@@ -167,6 +167,19 @@ class TestTheEnd:
         assert "ready" not in [line["event"] for line in log]
 
 
+def test_adapters_that_are_named_answer_from_the_start(start, tiny_saved, saved_adapters):
+    server = start("--adapters", f"a={saved_adapters / 'one'}", f"b={saved_adapters / 'two'}")
+    server.until_ready()
+    found = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [(each["id"], each.get("parent")) for each in found] == [
+        (tiny_saved.name, None), ("a", tiny_saved.name), ("b", tiny_saved.name)
+    ]  # fmt: skip
+    for name in ("a", "b", tiny_saved.name):
+        asked = {"model": name, "prompt": "a", "max_tokens": 2}
+        assert httpx.post(f"{server.url}/v1/completions", json=asked).status_code == 200
+    assert httpx.post(f"{server.url}/v1/load_lora_adapter", json={}).status_code == 404
+
+
 class TestTheAddress:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
     def test_that_others_reach_needs_a_key(self, refused, tiny_saved, host, monkeypatch):

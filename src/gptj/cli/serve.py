@@ -37,6 +37,9 @@ class ServeCommand:
     the original's shards."""
     serve: tyro.conf.OmitArgPrefixes[ServeConfig] = ServeConfig()
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = EngineConfig()
+    adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=PATH ...")] = ()
+    """Low-rank adapters that answer beside the model, each asked for by its name: runs that trained
+    some, or folders of PEFT's."""
     draft: str | None = None
     """A smaller model of the same vocabulary, to guess with: see `speculate`."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -63,31 +66,55 @@ def run_serve(args: Sequence[str]) -> int:
         raise UserError(f"gptj serve needs {error.name}: pip install 'gptj-jax[serve]'") from error
     name = command.serve.name or _name(command.model)
     ray = None if command.ray is None else RayConfig.parse(command.ray)
+    named = _adapters(command, name)
     setup = set_up(command.serve)  # refused before a model is loaded
     with contextlib.closing(setup.listener):
         if ray is not None:
-            return serve(_replicas(command, ray), name, setup)
+            return serve(_replicas(command, named, ray), name, setup)
         with command.mesh.use():
-            engine = _engine(command)
+            engine = _engine(command, named)
             return serve(lambda metrics: Worker(engine, metrics), name, setup)
 
 
-def _replicas(command: ServeCommand, config: RayConfig) -> Callable[[Metrics], Answering]:
+def _adapters(command: ServeCommand, model: str) -> dict[str, str]:
+    """Where the adapters are that it begins with, by name.
+
+    Raises:
+      UserError: two have one name, or one the model's; or the server has no room for any.
+    """
+    found: dict[str, str] = {}
+    for word in command.adapters:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"adapters={word!r} must be NAME=PATH")
+        if name in found or name == model:
+            raise UserError(f"adapters={word!r} has the name of another one: use a name of its own")
+        found[name] = path
+    if command.serve.adapter_loading and command.ray is not None:
+        raise UserError("replicas load no adapters while they run: leave out adapter_loading")
+    if command.serve.adapter_loading and not (found or command.engine.max_adapters):
+        raise UserError("adapter_loading needs room for adapters: give --max-adapters")
+    return found
+
+
+def _replicas(
+    command: ServeCommand, adapters: dict[str, str], config: RayConfig
+) -> Callable[[Metrics], Answering]:
     try:
         from gptj.serve.replicas import Replicas
     except ImportError as error:
         raise UserError(f"--ray needs {error.name}: pip install 'gptj-jax[ray]'") from error
-    return lambda metrics: Replicas(functools.partial(_on_mesh, command), config, metrics)
+    return lambda metrics: Replicas(functools.partial(_on_mesh, command, adapters), config, metrics)
 
 
 @contextlib.contextmanager
-def _on_mesh(command: ServeCommand) -> Iterator[Engine]:
+def _on_mesh(command: ServeCommand, adapters: dict[str, str]) -> Iterator[Engine]:
     """The engine, while its mesh is set."""
     with command.mesh.use():
-        yield _engine(command)
+        yield _engine(command, adapters)
 
 
-def _engine(command: ServeCommand) -> Engine:
+def _engine(command: ServeCommand, adapters: dict[str, str]) -> Engine:
     model = load(
         command.model,
         dtype=command.dtype,
@@ -96,7 +123,14 @@ def _engine(command: ServeCommand) -> Engine:
     )
     draft = load(command.draft, dtype=command.dtype) if command.draft else None
     guesser = Draft(draft.params, draft.config) if draft else None
-    return Engine(model.params, model.config, model.tokenizer, command.engine, guesser)
+    room = command.engine.max_adapters or len(adapters)
+    options = dataclasses.replace(command.engine, max_adapters=room)
+    engine = Engine(
+        model.params, model.config, model.tokenizer, options, guesser, base=command.model
+    )
+    for name, path in adapters.items():
+        engine.load_adapter(name, path)
+    return engine
 
 
 def _name(model: str) -> str:

@@ -102,6 +102,29 @@ def adapter_at(place: str) -> Adapter | None:
     return adapter_of(_located(place))
 
 
+def adapter_for(place: str, config: ModelConfig) -> Adapter:
+    """The adapters at a path, which are to be of a model of that shape.
+
+    Raises:
+      UserError: there are none, or they are of another shape.
+    """
+    folder = _located(place)
+    adapter = adapter_of(folder)
+    if adapter is None:
+        raise UserError(
+            f"{place} holds no adapters: give a run of `gptj train --lora-rank`, or a folder of "
+            "PEFT's"
+        )
+    if peft.is_peft(folder):
+        peft.check(adapter, folder, config)
+    elif (layers := own.read_config(folder).layers) != config.layers:
+        raise UserError(
+            f"the adapters of {place} are of {layers} layers and the model has {config.layers}: "
+            "they are of another model"
+        )
+    return adapter
+
+
 def adapter_of(folder: Folder) -> Adapter | None:
     """The adapters in a folder of PEFT's, or of a run that trained some."""
     if peft.is_peft(folder):

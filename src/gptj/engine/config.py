@@ -34,6 +34,11 @@ class EngineConfig:
     it takes than a plain one, measured before the first request; 1.5 on several hosts."""
     kv_cache: KVCache = "model"
     """What keys and values are stored in: the model's dtype, or int8 by head and position."""
+    max_adapters: int = 0
+    """For how many low-rank adapters there is room beside the weights, to be loaded and unloaded
+    while the engine runs. Each request says which it wants; 0 is off."""
+    max_adapter_rank: int | None = None
+    """The largest rank of one. Default: 16."""
     prefix_bytes: int = 256 << 20
     """Memory for what prompts begin with, to be found by others; 0 keeps none. On a mesh that
     splits the slots it is not used."""
@@ -44,7 +49,9 @@ class EngineConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if self.positions is not None and self.positions < 2:
             raise UserError(f"positions={self.positions} must be at least 2")
-        for name in ("prefix_bytes", "speculate"):
+        if self.max_adapter_rank is not None and self.max_adapter_rank < 1:
+            raise UserError(f"max_adapter_rank={self.max_adapter_rank} must be at least 1")
+        for name in ("prefix_bytes", "speculate", "max_adapters"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0")
         if self.break_even is not None and not self.break_even >= 1:

@@ -13,13 +13,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32
 
 from gptj import kernels
+from gptj.adapters import Adapters, rooms_of, with_room, with_rooms
 from gptj.config import ModelConfig
 from gptj.engine import programs
 from gptj.engine.cache import Cache, new_cache
 from gptj.engine.request import SamplingParams
 from gptj.engine.slots import Slots, one_slot
 from gptj.engine.step import Draft, LogProbs, any_step_alike, same_bits
-from gptj.model import Params
+from gptj.matrices import LowRanks
+from gptj.model import Block, Params
 from gptj.sharding import batch_ways, spec
 
 Tree = TypeVar("Tree")
@@ -44,16 +46,24 @@ class Device:
         guesses: int = 0,
         draft: Draft | None = None,
         int8_cache: bool = False,
+        adapters: int = 0,
+        adapter_rank: int = 1,
     ) -> None:
         """An empty cache and idle slots beside the weights.
 
         Args:
           guesses: how many tokens a step guesses ahead, by `draft` or else by looking them up.
+          adapters: for how many there is room beside the weights, of at most `adapter_rank`.
 
         Raises:
           UserError: the mesh that is set does not divide the model or the slots.
         """
         self.params, self.config = apart(params), config
+        self.adapters = adapters
+        """For how many adapters there is room."""
+        if adapters:
+            self.params = _with_room(self.params, config, adapters, adapter_rank)
+        self._adapter_of = np.zeros(slots, np.int32)
         self.parts = batch_ways()
         self._chunk, self._burst = chunk, burst
         self._per_part = slots // self.parts
@@ -76,6 +86,22 @@ class Device:
         self.break_even: float | None = None
         """How many tokens a guessing step must draw to be worth it, once that is known."""
         self._break_even: Array | None = None
+
+    def own_params(self) -> Params[Array]:
+        """The weights without what lies beside them."""
+        own: Params[Array] = jax.tree.map(
+            lambda x: x.base if isinstance(x, LowRanks) else x,
+            self.params,
+            is_leaf=lambda x: isinstance(x, LowRanks),
+        )
+        return own
+
+    @property
+    def stored_as(self) -> str:
+        """In what the matrices of the layers are: a dtype, or how few bits."""
+        blocks = self.own_params().blocks
+        query: Any = (blocks[0] if isinstance(blocks, tuple) else blocks).query
+        return str(query.dtype) if isinstance(query, Array) else type(query).__name__.lower()
 
     @property
     def is_guessing(self) -> bool:
@@ -153,15 +179,17 @@ class Device:
         """
         tokens = np.zeros((self.parts, size + 1), np.int32)
         start = np.full(self.parts, self._spare, np.int32)
-        slots = np.zeros(self.parts, np.int32)
+        slots, adapter = np.zeros(self.parts, np.int32), np.zeros(self.parts, np.int32)
         for part, piece in enumerate(pieces):
             if piece:
                 slot, start[part], known = piece
                 tokens[part, : len(known)] = known
                 slots[part] = slot % self._per_part
+                adapter[part] = self._adapter_of[slot]
         found, self.cache = programs.prefill(
-            self.params, self.cache, tokens, start, slots, np.int32(scored), self.config
-        )
+            self.params, self.cache, tokens, start, slots, np.int32(scored), self.config,
+            adapter if self.adapters else None,
+        )  # fmt: skip
         if self._draft and self._guesses and guessing:
             self.cache = programs.prefill_draft(self._draft, self.cache, tokens, start, slots)
         return found
@@ -182,6 +210,25 @@ class Device:
     def put(self, slot: int, values: Slots) -> None:
         """Give a slot to a completion."""
         self.slots = programs.set_slot(self.slots, np.int32(slot), values)
+        self._adapter_of[slot] = values.adapter
+
+    def put_adapter(self, index: int, pairs: Adapters[np.ndarray], scale: float) -> None:
+        """Put an adapter into a part of the room; its matrices are as wide as the part."""
+
+        def put(block: Block[Any], own: Adapters[np.ndarray]) -> Block[Any]:
+            at, by = np.int32(index), np.float32(scale)
+            return with_rooms(block, programs.put_adapter(rooms_of(block), own, at, by))
+
+        def of_layer(n: int) -> Adapters[np.ndarray]:
+            own: Adapters[np.ndarray] = jax.tree.map(lambda x: x[n], pairs)
+            return own
+
+        blocks: Block[Any] | tuple[Block[Any], ...] = self.params.blocks
+        if isinstance(blocks, tuple):
+            blocks = tuple(put(block, of_layer(n)) for n, block in enumerate(blocks))
+        else:
+            blocks = put(blocks, pairs)
+        self.params = dataclasses.replace(self.params, blocks=blocks)
 
     def set_active(self, slot: int, active: bool) -> None:
         """Set a slot going, or stop it."""
@@ -218,6 +265,20 @@ def _new_slots(config: ModelConfig, count: int, history: int) -> Slots:
         return jnp.zeros(x.shape, x.dtype, out_sharding=spec(*axes)) + value
 
     return jax.jit(lambda: jax.tree.map(spread, idle))()
+
+
+def _with_room(
+    params: Params[Array], config: ModelConfig, adapters: int, rank: int
+) -> Params[Array]:
+    """The weights with room for adapters beside them."""
+    params = with_room(params, config, adapters, rank)
+
+    def placed(block: Block[Any]) -> Block[Any]:
+        return with_rooms(block, _beside(params, rooms_of(block)))
+
+    blocks = params.blocks
+    new = tuple(map(placed, blocks)) if isinstance(blocks, tuple) else placed(blocks)
+    return dataclasses.replace(params, blocks=new)
 
 
 def _beside(params: Params[Array], tree: Tree) -> Tree:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,32 +25,25 @@ import numpy as np
 from jaxtyping import Array
 
 from gptj.config import ModelConfig
+from gptj.convert.adapted import Adapter
 from gptj.engine import programs
+from gptj.engine.adapters import RANK, AdapterTable
 from gptj.engine.admission import check_draft, prompt_tokens
 from gptj.engine.config import EngineConfig
 from gptj.engine.device import Device
 from gptj.engine.guide import Guides
-from gptj.engine.job import Job, State
+from gptj.engine.job import Burst, Job, State, best, logprob_at
 from gptj.engine.prefix import PrefixCache
-from gptj.engine.request import Completion, Delta, Request, SamplingParams, TokenLogprob
+from gptj.engine.request import Completion, Delta, Request, SamplingParams
 from gptj.engine.scheduler import Scheduler
 from gptj.engine.slots import one_slot
-from gptj.engine.step import Draft, LogProbs
+from gptj.engine.step import Draft
 from gptj.engine.text import TextWriter
 from gptj.engine.trial import Trial
 from gptj.errors import UserError
 from gptj.model import Params
 from gptj.sharding import batch_ways
 from gptj.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass
-class _Burst:
-    """What a dispatch will have drawn, and for whom."""
-
-    tokens: Array
-    found: LogProbs
-    owners: list[Job | None]
 
 
 class Engine:
@@ -62,12 +56,14 @@ class Engine:
         tokenizer: Tokenizer | None,
         options: EngineConfig = EngineConfig(),
         draft: Draft | None = None,
+        base: str | os.PathLike[str] | None = None,
     ) -> None:
         """An engine on the mesh that is set, computing in the dtype of the weights.
 
         Args:
           tokenizer: none is needed for prompts of ids; then completions have no text.
           draft: a smaller model of the same vocabulary, to guess with.
+          base: where the model was loaded from, so that adapters of others can be told.
 
         Raises:
           UserError: the mesh does not divide the model, the draft does not fit, or the model has
@@ -93,14 +89,17 @@ class Engine:
             guesses=options.speculate,
             draft=draft,
             int8_cache=options.kv_cache == "int8",
+            adapters=options.max_adapters,
+            adapter_rank=options.max_adapter_rank or RANK,
         )
+        self.adapters = AdapterTable(self.device, config, options, base)
         self._trial = Trial(options.slots) if self.device.may_spare_draft else None
         self._guides = Guides(tokenizer, config.padded_vocab_size)
         parts = self.device.parts
         self._scheduler = Scheduler(options.slots, parts)
         self.prefix = PrefixCache(options.prefix_bytes if parts == 1 else 0, options.chunk)
         self._asked: dict[int, list[Job]] = {}
-        self._numbers, self._bursts = itertools.count(), deque[_Burst]()
+        self._numbers, self._bursts = itertools.count(), deque[Burst]()
         self._ended: list[Job] = []
 
     @property
@@ -122,6 +121,7 @@ class Engine:
             for _ in range(2):  # the second finds what the first has read
                 self.run([Request([0] * length, only_read, score_from=length)])
         self.run([Request([0], SamplingParams(max_tokens=1))])
+        self.adapters.warm_up()
         self.prefix.clear()
 
     @staticmethod
@@ -130,11 +130,34 @@ class Engine:
         programs_run: tuple[Any, ...] = programs.ALL
         return sum(program._cache_size() for program in programs_run)
 
+    def load_adapter(self, name: str, adapter: str | os.PathLike[str] | Adapter) -> None:
+        """Answer requests for this name with a low-rank adapter, from now on.
+
+        Nobody has to wait for more than its numbers to be read and copied: nothing is compiled.
+
+        Args:
+          adapter: a run that trained one, or a folder of PEFT's.
+
+        Raises:
+          UserError: it is not one of this model's, its rank is too large, the name is in use, or
+            there is no room left.
+        """
+        self.adapters.load(name, self.adapters.read(adapter))
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter. Those there are keep it until they are answered.
+
+        Raises:
+          UserError: there is none of this name.
+        """
+        self.adapters.unload(name)
+
     def submit(self, request: Request) -> int:
         """Queue a request; the number is the one its deltas carry.
 
         Raises:
-          UserError: the prompt leaves no room in the context, or names tokens that do not exist.
+          UserError: the prompt leaves no room in the context, or names tokens that do not exist; or
+            there is no such adapter.
         """
         return self._queue(self._tokens(request, "the prompt"), request)
 
@@ -148,17 +171,20 @@ class Engine:
         number, guesses = next(self._numbers), self._guesses(sampling)
         # What a draft that is spared has not read is of no use to one that is not.
         is_spared = self._trial is not None and self.device.is_guessing and not guesses
-        names = self.prefix.names(prompt[:-1], b"spared" if is_spared else b"")
+        adapter = self.adapters.of(request)
+        kind = f"{'spared' if is_spared else ''}{f' adapter {adapter.number}' if adapter else ''}"
+        names = self.prefix.names(prompt[:-1], kind.encode())
         jobs: list[Job] = []
         for choice in range(sampling.drawn):
             ends, writer = sampling.ends(self._eos), TextWriter(self.tokenizer, sampling.stop)
             leader = jobs[0] if jobs and names else None
             job = Job(
                 number, choice, prompt, sampling, request.score_from, room, names, ends, writer,
-                self._guides.start(sampling), leader, guesses,
+                self._guides.start(sampling), leader, guesses, adapter,
             )  # fmt: skip
             jobs.append(job)
         self._asked[number] = jobs
+        self.adapters.begin(adapter)
         self._scheduler.waiting.extend(jobs)
         return number
 
@@ -211,7 +237,8 @@ class Engine:
 
     def _tokens(self, request: Request, what: str) -> list[int]:
         tokens = prompt_tokens(request, what, self.config, self.tokenizer, self.positions)
-        self._guides.start(request.sampling)  # refused before anything is queued
+        self.adapters.of(request)  # refused before anything is queued
+        self._guides.start(request.sampling)
         return tokens
 
     @property
@@ -229,6 +256,7 @@ class Engine:
             values = one_slot(
                 self.config, job.prompt, job.sampling,
                 eos=self._eos, choice=job.choice, room=job.room, active=False,
+                adapter=job.adapter.index if job.adapter else 0,
                 guessing=job.guesses, history=self.device.history,
                 allowed=job.guide.allowed() if job.guide else None,
             )  # fmt: skip
@@ -258,7 +286,8 @@ class Engine:
             if job:
                 self._keep(job)
                 if job.is_scored:
-                    job.prompt_logprobs += self._scores(job, found, part, size)
+                    mine = jax.tree.map(lambda x, part=part: np.asarray(x[part]), found)
+                    job.push_scores(mine, size)
                 job.read += size
                 if job.is_read:
                     self._has_read(job)
@@ -271,17 +300,6 @@ class Engine:
         """
         sizes = self.options.sizes if self.device.parts == 1 else self.options.sizes[:1]
         return min((size for size in sizes if size >= left), default=self.options.chunk)
-
-    def _scores(self, job: Job, found: LogProbs, part: int, size: int) -> list[TokenLogprob]:
-        """Those of the chunk just read."""
-        mine = jax.tree.map(lambda x: np.asarray(x[part]), found)
-        targets = range(job.read + 1, min(job.read + size, job.to_read) + 1)
-        top = job.sampling.prompt_logprobs or 0
-        return [
-            _logprob(mine, at - job.read - 1, job.prompt[at], top)
-            for at in targets
-            if at >= job.score_from
-        ]
 
     def _keep(self, job: Job) -> None:
         """Keep the chunk just read for others whose prompts begin so."""
@@ -311,7 +329,7 @@ class Engine:
             steps = min(steps, *(max(1, job.room - len(job.tokens)) for job in drawing), steps)
         tokens, found = self.device.draw(steps)
         owners = [j if j and j.state is State.DRAWING else None for j in self._scheduler.slots]
-        self._bursts.append(_Burst(tokens, found, owners))
+        self._bursts.append(Burst(tokens, found, owners))
 
     def _collect(self) -> list[Delta]:
         """What came of the burst before the last one, which runs meanwhile.
@@ -330,7 +348,7 @@ class Engine:
     def _guided(self) -> bool:
         return any(job.guide for job in self._scheduler.drawing)
 
-    def _take(self, burst: _Burst) -> list[Job]:
+    def _take(self, burst: Burst) -> list[Job]:
         """Give the tokens of a burst to their jobs; returns those that got any."""
         tokens, touched = np.asarray(burst.tokens), []
         by_step = np.any(tokens.reshape(self.options.burst, -1, tokens.shape[1]) >= 0, axis=1)
@@ -345,7 +363,7 @@ class Engine:
                 own = None
                 if found and job.wants_logprobs:
                     mine = jax.tree.map(lambda x, slot=slot: x[:, slot], found)
-                    own = _logprob(mine, n, token, job.sampling.logprobs or 0)
+                    own = logprob_at(mine, n, token, job.sampling.logprobs or 0)
                 job.push(token, own)
             touched.append(job)
             job.steps += int(by_step[:, slot].sum())
@@ -372,19 +390,8 @@ class Engine:
             asked = self._asked[number]
             if all(job.is_done for job in asked):
                 del self._asked[number]
+                self.adapters.end(asked[0].adapter)
                 sampling = asked[0].sampling
                 if sampling.drawn > sampling.n:
-                    deltas += _best(asked, sampling.n)
+                    deltas += best(asked, sampling.n)
         return deltas
-
-
-def _best(jobs: Sequence[Job], n: int) -> list[Delta]:
-    """The likeliest `n` of a request's completions, each in one piece."""
-    ranked = sorted(jobs, key=Job.mean_logprob, reverse=True)[:n]
-    found = [job.news() for job in ranked]
-    return [dataclasses.replace(delta, choice=n) for n, delta in enumerate(found) if delta]
-
-
-def _logprob(found: LogProbs, at: int, token: int, top: int) -> TokenLogprob:
-    ids, values = found.top_tokens[at][:top].tolist(), found.top[at][:top].tolist()
-    return TokenLogprob(token, float(found.own[at]), tuple(zip(ids, values, strict=True)))

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gptj.adapters import choose
 from gptj.attention import KeysValues, cached_attention
 from gptj.config import ModelConfig
 from gptj.engine import cache as caching
 from gptj.engine.cache import Cache, LayerCache, Rows
 from gptj.model import Block, Params, block, embed, final_norm
-from gptj.sharding import reshard
+from gptj.sharding import reshape, reshard
 
 Tokens = Int[Array, "batch length"]
 Hidden = Float[Array, "batch length embed"]
@@ -25,6 +26,7 @@ def forward(
     config: ModelConfig,
     *,
     slot: Int[Array, " ways"] | None = None,
+    adapter: Int[Array, " batch"] | None = None,
     ring: Bool[Array, " batch"] | None = None,
     active: Bool[Array, " batch"] | None = None,
 ) -> tuple[Hidden, Cache]:
@@ -36,6 +38,8 @@ def forward(
     Args:
       tokens: one row a slot, or with `slot` one row for each part the mesh splits the slots into.
       slot: whose row of the cache that is.
+      adapter: which of the adapters beside the weights each row has, from 1; 0 is none. Where there
+        is no room for any it is not looked at.
       ring: rows of one token that, past the context's end, go on over its first `context - 1`
         places, as the original did. A key keeps the rotation of its position, and only the
         distance between two counts.
@@ -74,16 +78,22 @@ def forward(
             whole = (now.keys, now.values) if slot is None else None
             return cached_attention(query, last_seen, read, whole)
 
+        if rows is not None:
+            stored = choose(stored, rows)
         return block(x, stored, config, positions, attend), now
 
+    rows = None
+    if adapter is not None:
+        each = jnp.broadcast_to(reshard(adapter, "batch")[:, None], tokens.shape)
+        rows = reshape(each, (-1,), "batch")
     x, new = embed(params, tokens, params.embedding.dtype), []
-    for stored, seen in zip(_layers(params), cache, strict=True):
+    for stored, seen in zip(layers_of(params), cache, strict=True):
         x, now = layer(x, stored, seen)
         new.append(now)
     return final_norm(params, x, config), tuple(new)
 
 
-def _layers(params: Params[Array]) -> tuple[Block[Array], ...]:
+def layers_of(params: Params[Array]) -> tuple[Block[Array], ...]:
     """Each layer's weights."""
     if isinstance(params.blocks, tuple):
         return params.blocks

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Array
 
+from gptj.engine.adapters import Loaded
 from gptj.engine.guide import Guide
 from gptj.engine.request import Completion, Delta, FinishReason, SamplingParams, TokenLogprob
+from gptj.engine.step import LogProbs
 from gptj.engine.text import TextWriter
 
 
@@ -43,6 +47,7 @@ class Job:
     """Another of the same prompt, to be read first."""
     guesses: bool = False
     """Whether several of its tokens may be drawn in one step."""
+    adapter: Loaded | None = None
     state: State = State.WAITING
     slot: int = -1
     read: int = 0
@@ -79,6 +84,14 @@ class Job:
     def wants_logprobs(self) -> bool:
         """Whether those of the drawn tokens are, if only to choose the best."""
         return self.sampling.logprobs is not None or self.sampling.drawn > self.sampling.n
+
+    def push_scores(self, found: LogProbs, size: int) -> None:
+        """Take the log-probabilities of the chunk of the prompt that was just read."""
+        top = self.sampling.prompt_logprobs or 0
+        for at in range(self.read + 1, min(self.read + size, self.to_read) + 1):
+            if at >= self.score_from:
+                place = at - self.read - 1
+                self.prompt_logprobs.append(logprob_at(found, place, self.prompt[at], top))
 
     def push(self, token: int, logprob: TokenLogprob | None) -> None:
         """Take a token drawn, and decide whether it was the last."""
@@ -129,3 +142,25 @@ class Job:
     def mean_logprob(self) -> float:
         """In nats a token; an empty completion, which is sure of its end, has 0."""
         return float(np.mean([each.logprob for each in self.logprobs])) if self.logprobs else 0.0
+
+
+@dataclasses.dataclass
+class Burst:
+    """What a dispatch will have drawn, and for whom."""
+
+    tokens: Array
+    found: LogProbs
+    owners: list[Job | None]
+
+
+def best(jobs: Sequence[Job], n: int) -> list[Delta]:
+    """The likeliest `n` of a request's completions, each in one piece."""
+    ranked = sorted(jobs, key=Job.mean_logprob, reverse=True)[:n]
+    found = [job.news() for job in ranked]
+    return [dataclasses.replace(delta, choice=n) for n, delta in enumerate(found) if delta]
+
+
+def logprob_at(found: LogProbs, at: int, token: int, top: int) -> TokenLogprob:
+    """A token's, and the likeliest `top`, of what a program found at a place."""
+    ids, values = found.top_tokens[at][:top].tolist(), found.top[at][:top].tolist()
+    return TokenLogprob(token, float(found.own[at]), tuple(zip(ids, values, strict=True)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gptj import kernels
+from gptj import adapters, kernels
 from gptj.config import ModelConfig
 from gptj.engine.cache import Cache
 from gptj.engine.forward import forward
@@ -41,18 +41,19 @@ def prefill(
     slot: Int[Array, " ways"],
     scored: Int[Array, ""],
     config: ModelConfig,
+    adapter: Int[Array, " ways"] | None = None,
 ) -> tuple[LogProbs, Cache]:
     """Read a chunk of one slot's prompt in each part that the mesh splits the slots into.
 
     With `scored` at 1, also the log-probabilities of each chunk's tokens but the first, and at 2
     those of the likeliest in their places; zeros for what is not asked for. They come back whole on
-    every device. Nothing is ever held for more than a chunk's logits.
+    every device. Nothing is ever held for more than a chunk's logits. `adapter` is the slots' own.
     """
     tokens, slot = reshard(tokens, "batch", None), reshard(slot, "batch")
     read, targets = tokens[:, :-1], tokens[:, 1:]
     own, theirs = cache[: config.layers], cache[config.layers :]
     with kernels.wanted():
-        hidden, own = forward(params, own, read, start, config, slot=slot)
+        hidden, own = forward(params, own, read, start, config, slot=slot, adapter=adapter)
 
     def score() -> LogProbs:
         with kernels.wanted():
@@ -173,5 +174,10 @@ def copy_in(cache: Cache, chunk: Cache, slot: Int[Array, ""], start: Int[Array, 
     return jax.tree.map(put, cache, chunk)
 
 
-ALL = (prefill, prefill_draft, decode, set_slot, set_active, set_allowed, copy_out, copy_in)
+put_adapter = jax.jit(adapters.put, donate_argnames="rooms")
+
+ALL = (
+    *(prefill, prefill_draft, decode, set_slot, set_active, set_allowed, copy_out, copy_in),
+    put_adapter,
+)
 """Every program that answering a request may run."""

@@ -222,6 +222,9 @@ class Request:
     score_from: int = 1
     """With `prompt_logprobs`, the index of the first token whose log-probability is wanted: what
     comes before it may be found in the prefix cache."""
+    adapter: str | None = None
+    """The name of the adapter to answer with, as `Engine.load_adapter` gave it. Default: none, the
+    weights as they are."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Slots:
     seed: UInt32[Array, " slots"]
     choice: Int[Array, " slots"]
     """Which of its request's completions it is."""
+    adapter: Int[Array, " slots"]
+    """Which of the adapters beside the weights it has, from 1; 0 is none."""
     temperature: Float[Array, " slots"]
     top_k: Int[Array, " slots"]
     top_p: Float[Array, " slots"]
@@ -94,6 +96,7 @@ def one_slot(
     *,
     eos: int | None,
     choice: int = 0,
+    adapter: int = 0,
     room: int | None = None,
     active: bool = True,
     guessing: bool = False,
@@ -104,6 +107,7 @@ def one_slot(
 
     Args:
       prompt: at least one token.
+      adapter: which of those beside the weights, from 1; 0 is none.
       room: the most tokens it may draw, when fewer than `max_tokens`.
       guessing: whether its next tokens are guessed ahead.
       history: for how many tokens there is room where guesses are looked up.
@@ -132,6 +136,7 @@ def one_slot(
         "slide": np.bool_(sampling.overflow == "slide"),
         "seed": np.uint32(sampling.seed),
         "choice": i32(choice),
+        "adapter": i32(adapter),
         "top_k": i32(sampling.top_k),
         "guessing": np.bool_(guessing),
         "pace": np.float32(0),

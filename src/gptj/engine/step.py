@@ -75,6 +75,7 @@ def plain_step(
     slots, own = state.slots, state.cache[: config.layers]
     hidden, own = forward(
         params, own, slots.token[:, None], slots.position, config,
+        adapter=slots.adapter,
         ring=slots.slide & slots.active,
         active=slots.active,
     )  # fmt: skip
@@ -180,8 +181,10 @@ def _verify(
     before, last = state.slots, guessed.shape[1]
     read = jnp.concatenate([before.token[:, None], jnp.maximum(guessed, 0)], axis=1)
     hidden, own = forward(
-        params, state.cache[: config.layers], read, before.position, config, active=before.active
-    )
+        params, state.cache[: config.layers], read, before.position, config,
+        adapter=before.adapter,
+        active=before.active,
+    )  # fmt: skip
     rows = reshard(logits(params, hidden, config), "batch", None, None)
     right = jnp.pad(guessed, [(0, 0), (0, 1)], constant_values=-1)
 

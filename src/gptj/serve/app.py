@@ -47,6 +47,8 @@ def build_app(service: Service, keys: Keys, metrics: Metrics) -> FastAPI:
     app.state.kobold, app.state.original = Kobold(service), Original(service)
     for router in (routes.openai, routes.tokens, routes.own, routes.story, routes.operating):
         app.include_router(router)
+    if service.config.adapter_loading:
+        app.include_router(routes.adapters)
     app.openapi = lambda: _document(app, bool(keys))  # type: ignore[method-assign]
     _refuse_in_our_words(app)
     watch(service, metrics)

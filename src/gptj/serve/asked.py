@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from gptj.engine.request import Completion, Delta, Request
-from gptj.serve.facts import Facts
+from gptj.serve.facts import Facts, Voice
 
 
 class Asked:
@@ -114,6 +114,22 @@ class Answering(Protocol):
 
     def hand_in(self, asked: Asked) -> None:
         """Take requests on."""
+
+    async def load_adapter(self, name: str, place: str) -> Voice:
+        """Read an adapter, and answer requests for its name with it from now on.
+
+        Raises:
+          UserError: it cannot be had.
+          Refused: nothing can be loaded here.
+        """
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter.
+
+        Raises:
+          UserError: there is none of this name.
+          Refused: nothing can be unloaded here.
+        """
 
     def forget(self, asked: Asked) -> None:
         """Take out what is left of them; nobody waits for it. What is over stays so."""

@@ -58,6 +58,7 @@ class ChatJob:
         """
         check(asked)
         self._service, self._http, self._asked = service, http, asked
+        self._voice = service.voice(asked.model)
         self._n, self._created = asked.n or 1, int(time.time())
         self._drawn, self._seed = 0, 0
         self._prompt: list[int] = []
@@ -76,8 +77,9 @@ class ChatJob:
         prompt = self._service.transcript.render(messages)
         (self._prompt,) = await self._service.read([prompt], sampling, CHAT_NAMES)
         self._http.state.note.update(
-            stream=bool(self._asked.stream), prompts=1, seed=self._seed, user=self._asked.user
-        )
+            model=self._voice.name, stream=bool(self._asked.stream), prompts=1, seed=self._seed,
+            user=self._asked.user,
+        )  # fmt: skip
 
     def _sampling(self, to_the_end: int) -> SamplingParams:
         """How to draw: at most `to_the_end` tokens where the request does not say."""
@@ -90,7 +92,8 @@ class ChatJob:
         )
 
     def _request(self) -> Request:
-        return Request(self._prompt, self._sampling(self._service.positions - len(self._prompt)))
+        sampling = self._sampling(self._service.positions - len(self._prompt))
+        return Request(self._prompt, sampling, adapter=self._voice.adapter)
 
     async def whole(self) -> ChatResponse:
         """All the answers.
@@ -146,8 +149,8 @@ class ChatJob:
         return {
             "id": f"chatcmpl-{self._http.state.id}",
             "created": self._created,
-            "model": self._service.name,
-            "system_fingerprint": self._service.fingerprint,
+            "model": self._voice.name,
+            "system_fingerprint": self._voice.fingerprint,
             "seed": self._seed,
         }
 

@@ -75,10 +75,11 @@ class Job:
         """A job that is to be prepared.
 
         Raises:
-          Refused: 400, the parameters do not go together.
+          Refused: 400, the parameters do not go together; 404, another model.
         """
         check(asked)
         self._service, self._http, self._asked = service, http, asked
+        self._voice = service.voice(asked.model)
         self._n, self._most = asked.n or 1, 16 if asked.max_tokens is None else asked.max_tokens
         self._scored = bool(asked.echo) and asked.logprobs is not None
         apart = bool(asked.stream) or (asked.best_of or self._n) > 1
@@ -104,8 +105,9 @@ class Job:
             for tokens, seed in zip(read, seeds, strict=True)
         ]
         self._http.state.note.update(
-            stream=bool(self._asked.stream), prompts=len(read), seed=seeds[0], user=self._asked.user
-        )
+            model=self._voice.name, stream=bool(self._asked.stream), prompts=len(read),
+            seed=seeds[0], user=self._asked.user,
+        )  # fmt: skip
 
     def _drawing(self, seed: int) -> SamplingParams:
         asked = self._asked
@@ -126,10 +128,13 @@ class Job:
         requests = []
         for each in self._prompts if self._reads_apart else ():
             score_from = 1 if self._scored else len(each.tokens)
-            requests.append(Request(each.tokens, self._reading(), score_from))
+            requests.append(self._request(each, self._reading(), score_from))
         for each in self._prompts if self._most else ():
-            requests.append(Request(each.tokens, self._drawing(each.seed)))
+            requests.append(self._request(each, self._drawing(each.seed)))
         return requests
+
+    def _request(self, prompt: _Prompt, sampling: SamplingParams, score_from: int = 1) -> Request:
+        return Request(prompt.tokens, sampling, score_from, self._voice.adapter)
 
     async def whole(self) -> CompletionResponse:
         """All the answers.
@@ -188,8 +193,8 @@ class Job:
             id=f"cmpl-{self._http.state.id}",
             object="text_completion",
             created=self._created,
-            model=self._service.name,
-            system_fingerprint=self._service.fingerprint,
+            model=self._voice.name,
+            system_fingerprint=self._voice.fingerprint,
             seed=self._prompts[0].seed,
             choices=choices,
             **more,

@@ -24,6 +24,9 @@ class ServeConfig:
     """Listen where others can reach it although there are no keys."""
     name: str | None = None
     """What clients call the model. Default: the last part of its path."""
+    adapter_loading: bool = False
+    """Let clients load and unload adapters (/v1/load_lora_adapter): the server then reads any
+    folder of this machine that they name as one."""
     keys: Path | None = None
     """A file of API keys, one a line: `NAME KEY`, and if wanted `concurrency=4` and
     `tokens_per_minute=60000` for this key alone. The environment variable GPTJ_API_KEYS holds such

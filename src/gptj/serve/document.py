@@ -65,6 +65,7 @@ MEANINGS = {
     401: "An API key is needed.",
     404: "There is no such thing here.",
     408: "The body took too long to come.",
+    409: "There is one of this name already, or no room.",
     413: "The body is too long.",
     429: "The queue is full or the key's budget used up; Retry-After says for how many seconds.",
     500: "The engine has stopped.",
@@ -83,6 +84,9 @@ ALWAYS = (401, 408, 413)
 
 ASKING = (400, 404, 429, 500, 503)
 """What one that draws may answer as well."""
+
+LOADING = (400, 404, 409, 500, 503)
+"""And one that loads."""
 
 
 def refusals(kind: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -99,6 +99,11 @@ MODEL = {
 }
 MODELS = {"object": "list", "data": [MODEL]}
 
+LOAD_REQUEST = {"lora_name": "tuned", "lora_path": "/srv/runs/tuned"}
+ADAPTER = {**MODEL, "id": "tuned", "root": "/srv/runs/tuned", "parent": "gpt-j-6b"}
+UNLOAD_REQUEST = {"lora_name": "tuned"}
+UNLOADED = {"id": "tuned", "object": "model", "deleted": True}
+
 TOKENIZE_REQUEST = {"prompt": "It was the best"}
 TOKENIZED = {"count": 4, "max_model_len": 2048, "tokens": [1026, 373, 262, 1266]}
 DETOKENIZE_REQUEST = {"tokens": [39, 72, 0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from importlib.metadata import version
 
 import jax
@@ -12,10 +13,33 @@ import numpy as np
 
 from gptj.caches import processor
 from gptj.config import ModelConfig
+from gptj.engine.adapters import Loaded
 from gptj.engine.config import EngineConfig
 from gptj.engine.engine import Engine
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """What answers under a name: the model, or the model with an adapter."""
+
+    name: str
+    fingerprint: str
+    """Equal ones give equal bits for equal requests and seeds."""
+    adapter: str | None = None
+    """The engine's name of it, which is the same."""
+    place: str | None = None
+    """Where the adapter lies."""
+    since: int = 0
+    """When it was loaded, in seconds since 1970."""
+
+
+def voice(adapter: Loaded, engine: str) -> Voice:
+    """Of an adapter in an engine of that fingerprint."""
+    both = hashlib.sha256(f"{engine} {adapter.digest}".encode()).hexdigest()
+    name = adapter.name
+    return Voice(name, f"gptj-{both[:16]}", name, adapter.place, int(time.time()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +51,9 @@ class Facts:
     positions: int
     tokenizer: Tokenizer
     fingerprint: str
-    """Equal ones give equal bits for equal requests and seeds."""
+    """See `Voice`."""
+    adapters: tuple[Voice, ...] = ()
+    """Those that are there from the start."""
 
 
 def facts(engine: Engine) -> Facts:
@@ -38,9 +64,9 @@ def facts(engine: Engine) -> Facts:
     """
     if engine.tokenizer is None:
         raise UserError("a model without a tokenizer cannot be served: give --tokenizer")
-    return Facts(
-        engine.config, engine.options, engine.positions, engine.tokenizer, fingerprint(engine)
-    )
+    own = fingerprint(engine)
+    adapters = tuple(voice(each, own) for each in engine.adapters)
+    return Facts(engine.config, engine.options, engine.positions, engine.tokenizer, own, adapters)
 
 
 def fingerprint(engine: Engine) -> str:
@@ -59,7 +85,7 @@ def fingerprint(engine: Engine) -> str:
         "versions": [version("gptj-jax"), jax.__version__],
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
-    for leaf in jax.tree.leaves(engine.device.params):
+    for leaf in jax.tree.leaves(engine.device.own_params()):
         part = leaf.addressable_shards[0].data
         digest.update(np.asarray(part[(0,) * (part.ndim - 1)] if part.ndim else part).tobytes())
     return f"gptj-{digest.hexdigest()[:16]}"

@@ -92,7 +92,7 @@ class Sampling(Strict):
     """How the next token is drawn, and where an answer ends; what both kinds of request share."""
 
     model: str | None = None
-    """The name of the model, as /v1/models says it. Default: the one that is here."""
+    """The name of the model or of an adapter, as /v1/models says it. Default: the model."""
     n: Count | None = 1
     """Answers to each prompt."""
     temperature: Temperature | None = 1.0

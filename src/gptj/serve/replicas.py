@@ -30,7 +30,7 @@ from gptj.errors import UserError
 from gptj.serve.asked import Asked
 from gptj.serve.config import RayConfig
 from gptj.serve.course import Course, lost
-from gptj.serve.facts import Facts
+from gptj.serve.facts import Facts, Voice
 from gptj.serve.logs import say
 from gptj.serve.metrics import Metrics
 from gptj.serve.refusal import Refused
@@ -175,6 +175,14 @@ class Replicas:
         task = asyncio.create_task(self._run(course))
         self._courses[asked] = course, task
         task.add_done_callback(lambda _: self._courses.pop(asked, None))
+
+    async def load_adapter(self, name: str, place: str) -> Voice:
+        """Replicas have those that they begin with: one that is replaced would lack the others."""
+        raise Refused(400, "replicas load no adapters while they run: name them with --adapters")
+
+    async def unload_adapter(self, name: str) -> None:
+        """Nor do they unload them."""
+        raise Refused(400, "replicas unload no adapters while they run")
 
     def forget(self, asked: Asked) -> None:
         """Nobody waits for them."""

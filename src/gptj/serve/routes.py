@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gptj.serve import examples, kobold_models, original
+from gptj.serve.adapters import LoadRequest, Unloaded, UnloadRequest, load, unload
 from gptj.serve.chat import ChatJob
 from gptj.serve.completions import Job
 from gptj.serve.document import (
     ASKING,
+    LOADING,
     KoboldError,
     OpenAIError,
     OriginalError,
@@ -43,6 +45,7 @@ from gptj.serve.tokens import (
 )
 
 openai = APIRouter(tags=["OpenAI"])
+adapters = APIRouter(tags=["Adapters"])
 tokens = APIRouter(tags=["Tokens"])
 own = APIRouter(tags=["The original's"])
 story = APIRouter(tags=["KoboldAI"])
@@ -68,7 +71,6 @@ def _kobold_fault(refused: Refused) -> str:
 
 
 async def _answer(job: Job | ChatJob, asked: Sampling, http: Request) -> Response:
-    service_of(http).check_model(asked.model)
     service_of(http).check_open()
     await job.prepare()
     if asked.stream:
@@ -109,11 +111,14 @@ async def create_chat_completion(
 @openai.get(
     "/v1/models",
     response_class=Json,
-    responses=answer(Models, "The one model.", examples.MODELS) | refusals(OpenAIError),
+    responses=answer(Models, "The model, and its adapters.", examples.MODELS)
+    | refusals(OpenAIError),
 )
 async def list_models(http: Request) -> Response:
-    """List the models: there is one."""
-    return Json(Models(object="list", data=[model_card(service_of(http))]))
+    """List the model, and the adapters that answer beside it."""
+    service = service_of(http)
+    cards = [model_card(service, service.voice(name)) for name in (None, *service.adapters)]
+    return Json(Models(object="list", data=cards))
 
 
 @openai.get(
@@ -123,8 +128,32 @@ async def list_models(http: Request) -> Response:
 )
 async def retrieve_model(model: str, http: Request) -> Response:
     """Say what a model is."""
-    service_of(http).check_model(model)
-    return Json(model_card(service_of(http)))
+    return Json(model_card(service_of(http), service_of(http).voice(model)))
+
+
+@adapters.post(
+    "/v1/load_lora_adapter",
+    response_class=Json,
+    responses=answer(Model, "It answers.", examples.ADAPTER) | refusals(OpenAIError, *LOADING),
+)
+async def load_adapter(
+    asked: Annotated[LoadRequest, _shown(examples.LOAD_REQUEST)], http: Request
+) -> Response:
+    """Load an adapter from this machine's disk; requests that name it as `model` get it."""
+    return Json(model_card(service_of(http), await load(service_of(http), asked)))
+
+
+@adapters.post(
+    "/v1/unload_lora_adapter",
+    response_class=Json,
+    responses=answer(Unloaded, "It takes no more requests.", examples.UNLOADED)
+    | refusals(OpenAIError, *LOADING),
+)
+async def unload_adapter(
+    asked: Annotated[UnloadRequest, _shown(examples.UNLOAD_REQUEST)], http: Request
+) -> Response:
+    """Unload an adapter; the requests under way keep it."""
+    return Json(await unload(service_of(http), asked))
 
 
 @tokens.post(

@@ -72,6 +72,11 @@ def _listener(config: ServeConfig, with_keys: bool) -> socket.socket:
             f"host={config.host!r} can be reached by others and there are no API keys: give --keys "
             f"or {KEYS_VARIABLE}, or --insecure to let anyone in"
         )
+    if public and not with_keys and config.adapter_loading:
+        raise UserError(
+            f"host={config.host!r} can be reached by others, and adapter_loading would let anyone "
+            "have folders read: give --keys"
+        )
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

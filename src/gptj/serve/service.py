@@ -14,11 +14,13 @@ from typing import TypeVar
 import anyio
 from starlette.requests import Request as HttpRequest
 
+from gptj.engine.adapters import UnknownAdapter
 from gptj.engine.admission import prompt_tokens
 from gptj.engine.request import SEEDS, Request, SamplingParams
 from gptj.errors import UserError
 from gptj.serve.asked import Answering, Asked
 from gptj.serve.config import ServeConfig
+from gptj.serve.facts import Voice
 from gptj.serve.keys import Key
 from gptj.serve.line import Line
 from gptj.serve.metrics import Metrics
@@ -53,6 +55,10 @@ class Service:
         self.transcript = transcript
         self.model, self.tokenizer = worker.facts.config, worker.facts.tokenizer
         self.positions, self.fingerprint = worker.facts.positions, worker.facts.fingerprint
+        self.adapters = {each.name: each for each in worker.facts.adapters}
+        """By name; what they are loaded and unloaded by is `gptj.serve.adapters`."""
+        if name in self.adapters:
+            raise UserError(f"the model and an adapter are both called {name!r}: give --name")
         self.draining = False
         room = worker.facts.options.slots * self.positions
         self.line = Line(config.queue_tokens or 4 * room)
@@ -87,15 +93,19 @@ class Service:
         self.check_ready()
         self.line.check()
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse the name of another model.
+    def voice(self, name: str | None) -> Voice:
+        """What answers under a name; the model itself under none.
 
         Raises:
-          Refused: 404.
+          Refused: 404, nothing does.
         """
-        if name is not None and name != self.name:
-            said = f"model={name!r} is not here: this server has {self.name!r}"
-            raise Refused(404, said, param="model", code="model_not_found")
+        if name is None or name == self.name:
+            return Voice(self.name, self.fingerprint, since=self.since)
+        if name in self.adapters:
+            return self.adapters[name]
+        known = ", ".join(map(repr, (self.name, *self.adapters)))
+        said = f"model={name!r} is not here: this server has {known}"
+        raise Refused(404, said, param="model", code="model_not_found")
 
     def check_count(self, completions: int, names: Mapping[str, str]) -> None:
         """Refuse more completions than one request may ask for; `names` as for `in_words`.
@@ -188,7 +198,7 @@ class Service:
 
         Raises:
           Refused: 503 if the server is not ready, 429 if the queue is full or the key's budget
-            spent, 400 if they may never be let in.
+            spent, 400 if they may never be let in, 404 if their adapter is gone.
           UserError: the engine refuses them.
         """
         self.check_open()
@@ -198,7 +208,11 @@ class Service:
             asked = Asked(requests, place.leave)
             self.worker.hand_in(asked)
             try:
-                await asked.accepted
+                try:
+                    await asked.accepted
+                except UnknownAdapter as error:  # unloaded since its name was looked at
+                    said = f"model: {error}"
+                    raise Refused(404, said, param="model", code="model_not_found") from error
                 yield asked
             finally:
                 self.worker.forget(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from gptj.serve.facts import Voice
 from gptj.serve.fields import Ids, Said, Strict
 from gptj.serve.openai_requests import NAMES
 from gptj.serve.refusal import Refused, in_words
@@ -59,6 +60,10 @@ class Model(Said):
     """This program."""
     max_model_len: int
     """Tokens that its context has room for."""
+    root: str | None = None
+    """Of an adapter, where it lies."""
+    parent: str | None = None
+    """Of an adapter, the name of the model that it is beside."""
 
 
 class Models(Said):
@@ -67,7 +72,7 @@ class Models(Said):
     object: Literal["list"] = "list"
     """What this is."""
     data: list[Model]
-    """The one."""
+    """The model, and the adapters beside it."""
 
 
 class State(Said):
@@ -77,14 +82,16 @@ class State(Said):
     """In a word."""
 
 
-def model_card(service: Service) -> Model:
-    """What the model is."""
+def model_card(service: Service, voice: Voice) -> Model:
+    """What answers under a name."""
+    more = {"root": voice.place, "parent": service.name} if voice.adapter else {}
     return Model(
-        id=service.name,
+        id=voice.name,
         object="model",
-        created=service.since,
+        created=voice.since,
         owned_by="gptj",
         max_model_len=service.positions,
+        **more,
     )
 
 
@@ -94,7 +101,7 @@ async def tokenize(service: Service, asked: TokenizeRequest) -> Tokenized:
     Raises:
       Refused: 404, another model; 400, the text holds half of a surrogate pair.
     """
-    service.check_model(asked.model)
+    service.voice(asked.model)
     with in_words(NAMES):
         service.check_characters("the prompt", asked.prompt)
         ids = await service.aside(len(asked.prompt), lambda: service.tokenizer.encode(asked.prompt))
@@ -107,7 +114,7 @@ async def detokenize(service: Service, asked: DetokenizeRequest) -> Detokenized:
     Raises:
       Refused: 404, another model; 400, there is no such token.
     """
-    service.check_model(asked.model)
+    service.voice(asked.model)
     most = service.model.vocab_size
     if wrong := next((token for token in asked.tokens if token >= most), None):
         said = f"tokens has {wrong} and the model knows 0 to {most - 1}"

@@ -13,15 +13,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import jax
 
 from gptj.engine.engine import Engine
 from gptj.serve.asked import Asked
-from gptj.serve.facts import Facts, facts
+from gptj.serve.facts import Facts, Voice, facts, voice
 from gptj.serve.metrics import Metrics
 from gptj.serve.refusal import Refused
+
+T = TypeVar("T")
 
 News = tuple[Callable[..., None], *tuple[Any, ...]]
 """A function that the event loop is to call, and with what."""
@@ -98,6 +101,31 @@ class Worker:
         self._post.put(lambda: self._hand_in(asked))
         if self.failure:  # nobody may open the post any more
             asked.refuse(_stopped())
+
+    async def load_adapter(self, name: str, place: str) -> Voice:
+        """Read an adapter in another thread, and have the engine load it between two steps."""
+        found = await anyio.to_thread.run_sync(self.engine.adapters.read, place)
+        engine = self.engine.adapters
+        return await self._have(lambda: voice(engine.load(name, found), self.facts.fingerprint))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have the engine unload it between two steps."""
+        await self._have(lambda: self.engine.unload_adapter(name))
+
+    async def _have(self, work: Callable[[], T]) -> T:
+        """What the engine's thread makes of it."""
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                self._tell([(_settle, done.set_result, done, work())])
+            except Exception as error:
+                self._tell([(_settle, done.set_exception, done, error)])
+
+        self._post.put(run)
+        if self.failure:  # nobody may open the post any more
+            raise _stopped()
+        return await done
 
     def forget(self, asked: Asked) -> None:
         """Take out what is left of them; nobody waits for it. What is over stays so."""
@@ -197,6 +225,11 @@ class Worker:
 
 def _stopped() -> Refused:
     return Refused(500, "the engine has stopped: see the server's log")
+
+
+def _settle(settle: Callable[[Any], None], done: asyncio.Future[Any], what: object) -> None:
+    if not done.done():  # nobody may wait for it any more
+        settle(what)
 
 
 def _call(news: list[News]) -> None:
