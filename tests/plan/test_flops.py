@@ -6,6 +6,7 @@ import pytest
 
 from gptj.adapters import LoRAConfig
 from gptj.config import preset
+from gptj.errors import UserError
 from gptj.flops import flops_per_token, forward_flops_per_token, hardware_flops_per_token
 from gptj.plan.compiled import Exchange
 from gptj.plan.estimate import estimated
@@ -108,6 +109,11 @@ def test_float32_has_its_own_peak(job, on, slower):
     both = [dataclasses.replace(job, compute=each) for each in (job.compute, wide)]
     narrow, found = (times(each, estimated(each, {"tensor": 1e9})).compute for each in both)
     assert found / narrow == pytest.approx(slower)
+
+
+def test_pairs_are_not_planned_as_if_they_were_rows(job):
+    with pytest.raises(UserError, match="on preferences cannot be planned yet"):
+        dataclasses.replace(job, compute=dataclasses.replace(job.compute, dpo_beta=0.1))
 
 
 def test_weights_beside_adapters_cost_no_product_for_a_gradient(job):

@@ -51,6 +51,8 @@ class Job:
         check_mesh(self.model, self.mesh, self.place)
         check_adapters(self.model, self.optimizer, self.compute.lora)
         check_split(self.model, self.mesh, self.compute.lora)
+        if self.compute.dpo_beta is not None:
+            raise UserError("a run on preferences cannot be planned yet: leave dpo_beta out")
         if self.seq > self.model.context:
             raise UserError(
                 f"seq={self.seq} is longer than the model's context of {self.model.context} "
