@@ -136,7 +136,7 @@ def main_proof(form: Form, name: str) -> dict[str, float]:
     begin = time.perf_counter()
     config = recipe(Path(f"data/{name}"), Path(f"runs/{name}"))
     if form is words:
-        config = dataclasses.replace(config, seq=40)
+        config = dataclasses.replace(config, seq=47, batch=64)  # four times the tokens a problem
     count = config.steps * config.batch
     print(f"Writing {count:,} problems", flush=True)
     prepare(drawn("+-", 0, held_out=False), count, form, config.data, "bytes")
@@ -157,7 +157,7 @@ SAMPLINGS: dict[str, dict[str, float]] = {
 
 
 def second_skill(first: Path) -> dict[str, float]:
-    """Learn products by adapters beside the model, a third of the problems the old ones."""
+    """Learn products by adapters beside the model, half of the problems the old ones."""
     begin = time.perf_counter()
     data, out = Path("data/arithmetic-times"), Path("runs/arithmetic-times")
     config = dataclasses.replace(

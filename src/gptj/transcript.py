@@ -68,7 +68,7 @@ def read_template(path: Path) -> Render:
             return template.render(messages=messages, add_generation_prompt=answer)
         except UserError:
             raise
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program, and can fail as any
             raise UserError(f"the chat template refuses them: {error}") from error
 
     return render

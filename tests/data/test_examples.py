@@ -15,6 +15,8 @@ from gptj.data.mixture import MixConfig, Mixture, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore, ids_of
 from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
+from gptj.transcript import plain
 
 QA = [{"q": f"{n} + {n}", "a": str(2 * n), "meta": {"kind": "sum"}} for n in range(40)]
 ASKED = ExampleConfig("completions", prompt="Q: {q}\nA:", completion=" {a}")
@@ -61,8 +63,22 @@ class TestWhatIsLearnt:
         (part,) = prepared(tmp_path, [{"messages": talk}, {"messages": more}], CHAT).parts
         assert told(part.store) == [
             "User:\na\n\nAssistant:\n⟦b⟧",
-            "User:\na\n\nAssistant:\n⟦b\n\n⟧User:\nc\n\nAssistant:\n⟦d⟧",
+            "User:\na\n\nAssistant:\n⟦b\n\nUser:⟧\nc\n\nAssistant:\n⟦d⟧",
         ]
+
+    def test_what_comes_before_is_what_the_model_is_given(self, tmp_path):
+        """Also by a tokenizer whose tokens at a message's end depend on what follows it."""
+        turns = (said("user", "a."), said("assistant", "b."), said("user", "c"))
+        talk = [*turns, said("assistant", "d")]
+        tokenizer = Tokenizer.train([plain(talk, False) * 20], 300)
+        tokenizer.save(tmp_path / "tokenizer.json")
+        place = str(tmp_path / "tokenizer.json")
+        (part,) = prepared(tmp_path, [{"messages": talk}], CHAT, tokenizer=place).parts
+        before = tokenizer.encode(plain(talk[:3], True))
+        assert ids_of(part.store.tokens[:])[: len(before)].tolist() == before
+        end, name = map(tokenizer.encode, ("b.\n\n", "User:"))
+        assert [*end, *name] != tokenizer.encode("b.\n\nUser:")
+        assert (part.store.tokens[len(before) :] >= 0).all()
 
     def test_by_a_template(self, tmp_path):
         template = tmp_path / "chat.jinja"
@@ -171,6 +187,8 @@ def test_texts_and_examples_do_not_mix(tmp_path):
         ({"talk": []}, CHAT, "no list of messages in a field 'messages' .*: name .* --messages"),
         ({"messages": [said("robot", "a")]}, CHAT, "message 1 of role 'robot': use one of system"),
         ({"messages": [said("assistant", "")]}, CHAT, "empty message 1 of the assistant's"),
+        ({"messages": [said(["user"], "a")]}, CHAT, r"message 1 of role \['user'\]: use one of"),
+        ({"messages": [said("user", "a"), said("assistant", "\n")]}, CHAT, "2 is an empty answer"),
         ({"messages": [said("user", 3)]}, CHAT, "message 1 whose content is no text"),
         (
             {"prompt": "a", "chosen": "b", "rejected": "b"},
@@ -209,6 +227,14 @@ def test_options_that_nobody_would_read_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(UserError, match=r"a\.txt holds no records: give examples as JSON lines"):
         prepared(tmp_path, tmp_path / "a.txt", ASKED)
+
+
+def test_a_template_that_fails_says_so(tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ 1 // 0 }}")
+    records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+    with pytest.raises(UserError, match=r"in\.jsonl:1: the chat template refuses them: .*zero"):
+        prepared(tmp_path, records, ExampleConfig("chats", chat_template=template))
 
 
 def test_a_template_that_rewrites_the_past_is_refused(tmp_path):

@@ -21,12 +21,13 @@ QUICK = {
 }
 
 
-def prepared(folder: Path, records, kind: str) -> Path:
+def prepared(folder: Path, records, kind: str, held_out: float = 0.2) -> Path:
+    folder.mkdir(exist_ok=True)
     lines = folder / f"{kind}.jsonl"
     lines.write_text("".join(json.dumps(each) + "\n" for each in records))
     examples = ExampleConfig(kind)
     config = gptj.PrepareConfig(
-        (str(lines),), folder / kind, tokenizer="bytes", held_out=0.2, examples=examples
+        (str(lines),), folder / kind, tokenizer="bytes", held_out=held_out, examples=examples
     )
     gptj.prepare(config)
     return config.out
@@ -93,6 +94,19 @@ def test_preferences_are_learnt_beside_the_model_as_it_was(run, tmp_path):
 
     with pytest.raises(UserError, match="adapters are trained on beside the model as it was"):
         gptj.train(gptj.TrainConfig(data, tmp_path / "other", model=MODEL, **QUICK))
+
+
+def test_held_out_examples_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
+    pairs = ([{"prompt": "a", "completion": "b" * size}] for size in (20, 200))
+    short, long = (
+        prepared(tmp_path / str(number), records, "completions", held_out=0)
+        for number, records in enumerate(pairs)
+    )
+    (long / "train").rename(short / "heldout")
+    config = gptj.TrainConfig(short, tmp_path / "run", model=MODEL, **QUICK)
+    with pytest.raises(UserError, match=r"seq=31 is shorter than every example of .*heldout"):
+        gptj.train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_beta_without_preferences_is_refused(asked, tmp_path):

@@ -27,6 +27,7 @@ def test_what_is_suggested_learns(found):
     assert found.suggested == pytest.approx(found.lowest / 10, rel=0.05)
     assert 1e-4 < found.suggested < 0.1
     assert min(found.smooth) < found.losses[0] - 0.3
+    assert found.turned
 
 
 def test_it_goes_to_the_end_where_nothing_rises(tiny_data, tiny_model):
@@ -37,6 +38,7 @@ def test_it_goes_to_the_end_where_nothing_rises(tiny_data, tiny_model):
     assert len(found.rates) == 10
     assert found.rates[-1] == pytest.approx(1e-8)
     assert max(found.losses) - min(found.losses) < 0.5
+    assert not LrFound(found.rates, found.losses, tuple(range(10, 0, -1))).turned
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_it_goes_to_the_end_where_nothing_rises(tiny_data, tiny_model):
         ({"lowest": 1.0}, r"lowest=1\.0 must be above 0 and below highest=1\.0"),
         ({"steps": 5}, "steps=5 must be at least 10"),
         ({"optimizer": OptimizerConfig(lr=1e-3)}, "lr is what is to be found: leave it out"),
-        ({"compute": StepConfig(z_loss=0.1), "model": "nope"}, "nope"),
+        ({"compute": StepConfig(spike_sigma=3.0)}, "spike_sigma skips what is looked for"),
     ],
 )
 def test_what_makes_no_test_is_refused(tiny_data, options, message):

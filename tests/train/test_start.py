@@ -19,6 +19,7 @@ from gptj.data.batches import TrainBatches
 from gptj.data.mixture import Mixture
 from gptj.train.config import TrainConfig
 from gptj.train.loop import train
+from gptj.train.lr_find import LrFindConfig, lr_find
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.start import state_of
 from gptj.train.step import StepConfig, mean_gradient
@@ -90,6 +91,13 @@ def test_what_is_to_be_fresh_leaves_them_behind(full, params, kind):
     assert int(state.step) == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_a_learning_rate_is_looked_for_from_the_first_step_on(full, tiny_data):
+    options = {"lowest": 1e-5, "highest": 1e-4, "steps": 10, "seq": 16, "batch": 2}
+    found = lr_find(LrFindConfig(tiny_data, from_=str(full), **options))
+    assert found.rates[0] == pytest.approx(1e-5)
+    assert found.rates[-1] == pytest.approx(1e-4)
 
 
 def test_fresh_without_a_model_to_start_from_is_refused(tiny_data, tmp_path):

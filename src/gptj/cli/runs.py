@@ -17,7 +17,7 @@ from gptj.cli.evaluate import harness
 from gptj.cli.flags import MeshShape, parse
 from gptj.errors import UserError
 from gptj.hosts import HostsConfig, joined
-from gptj.plot import PlotConfig, plot, plot_rates
+from gptj.plot import PlotConfig, check_picture, plot, plot_rates
 from gptj.report import ReportConfig, report
 from gptj.train.config import TrainConfig
 from gptj.train.evaluators import Evaluator, of_sources
@@ -109,9 +109,15 @@ def run_lr_find(args: Sequence[str]) -> None:
     """Run `gptj lr-find`."""
     example = "gptj lr-find --from models/base --data data/mine --lora-rank 16 --out lr.png"
     command = parse(LrFindCommand, "lr-find", args, example)
+    if command.find.out:
+        check_picture(command.find.out, "out")
     with command.mesh.use():
         found = lr_find(command.find, lambda rate, loss: print(f"lr {rate:.2e}  loss {loss:.4f}"))
-    print(f"\nlowest at lr {found.lowest:.1e}; begin with --lr {found.suggested:.1e}")
+    if found.turned:
+        print(f"\nlowest at lr {found.lowest:.1e}; begin with --lr {found.suggested:.1e}")
+    else:
+        end = "--highest" if found.lowest == found.rates[-1] else "--lowest"
+        print(f"\nlowest at lr {found.lowest:.1e}, an end of the range: choose another {end}")
     if command.find.out:
         plot_rates(found.rates, found.losses, found.smooth, found.suggested, command.find.out)
         print(f"wrote {command.find.out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class TextRows:
         return self.store.tokens.windows(rows * self.seq, self.seq + 1)
 
 
+@functools.lru_cache(maxsize=8)  # examples are packed once, and not at every evaluation
 def rows_of_store(store: TokenStore, seq: int) -> TextRows | PackedRows | PairRows:
     """What a store's rows of `seq` targets are: of texts any stretch, of examples whole ones.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptj.data.find import TOKENS, Inputs
 from gptj.data.read import Document, Key
+from gptj.data.store import ids_of
 from gptj.errors import UserError
 from gptj.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -178,7 +179,7 @@ class FewTokens:
 
     def _is_poor(self, document: Document) -> bool:
         if document.ids is not None:
-            return len(set(document.ids.tolist())) < self._least
+            return len(set(ids_of(document.ids).tolist())) < self._least
         found: set[int] = set()
         for piece in self._tokenizer.pieces(document.text):
             found.update(np.unique(self._tokenizer.encode_pieces([piece])[0]).tolist())

@@ -1,13 +1,13 @@
 """Records that show what to answer: a prompt, which is only read, and what is learnt after it.
 
-The tokens of an example that are only read are kept as their complement, a negative number. They
-are made piece by piece, so that the prompt's are those that the model is given when it is used.
+The tokens of an example that are only read are kept as their complement, a negative number. What
+comes before an answer is made into tokens by itself, as it is when the model is used.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +97,11 @@ class ExampleReader:
           UserError: a field is missing or no text, or there is nothing to read or to learn.
         """
         if self._kind == "chats":
-            return np.concatenate(list(self._chat(where, record)))
+            messages = self._messages(where, record)
+            try:
+                return self._chat(messages)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
         prompt, *texts = (
             (name, template.filled(where, record)) for name, template in self._templates.items()
         )
@@ -110,26 +114,54 @@ class ExampleReader:
         pieces = [piece for _, text in texts for piece in (end, read, self._learnt(text))]
         return np.concatenate(pieces[1:])
 
-    def _chat(self, where: str, record: Mapping[str, Any]) -> Iterator[NDArray[np.int64]]:
-        """Each answer, and what comes before it."""
-        messages = self._messages(where, record)
+    def _chat(self, messages: Messages) -> NDArray[np.int64]:
+        """All that comes before the last answer as it is given to the model then, and that answer.
+
+        Of the answers before it what ends them is learnt too: in the plain transcript the name of
+        who speaks next.
+        """
+        *earlier, last = [i for i, each in enumerate(messages) if each["role"] == _ASSISTANT]
+        spans: list[tuple[int, int]] = []
         told = ""
-        answers = [i for i, each in enumerate(messages) if each["role"] == _ASSISTANT]
-        try:
-            for number in answers:
-                before = self._render(messages[:number], True)
-                after = self._render(messages[: number + 1], False)
-                if not (after.startswith(before) and before.startswith(told)):
-                    raise UserError(
-                        "the chat template writes earlier messages otherwise once there are later "
-                        "ones, so that what is the answer cannot be told: use another"
-                    )
-                answer = after[len(before) :]
-                yield self._read(before[len(told) :])
-                yield self._learnt(answer.rstrip("\n") if number == answers[-1] else answer)
-                told = after
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        for number in (*earlier, last):
+            before = self._render(messages[:number], True)
+            after = self._render(messages[: number + 1], False)
+            if not (after.startswith(before) and before.startswith(told)):
+                raise UserError(
+                    "the chat template writes earlier messages otherwise once there are later "
+                    "ones, so that what is the answer cannot be told: use another"
+                )
+            if not before or not after[len(before) :].strip():
+                raise UserError(
+                    f"message {number + 1} is an empty answer, or one that nothing comes before: "
+                    "leave the chat out, or use another template"
+                )
+            end = len(after)
+            if number != last and self._render is plain:
+                end += len(f"{SPEAKERS[messages[number + 1]['role']]}:")
+            spans.append((len(before), end))
+            told = after
+        begin, end = spans.pop()
+        answer = self._learnt(told[begin:end].rstrip("\n"))
+        return np.concatenate([self._marked(told[:begin], spans), answer])
+
+    def _marked(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        """The tokens of a text, of which those that begin in one of `spans` are learnt."""
+        ids = self._learnt(text)
+        if not spans:
+            return ~ids
+        sizes = np.array([len(self._tokenizer.spelling[index]) for index in ids.tolist()])
+        if sizes.sum() != len(text.encode()):
+            raise UserError(
+                "this tokenizer writes texts otherwise than they were, so that the answers before "
+                "the last cannot be found: give chats of one answer"
+            )
+        begins = np.cumsum(sizes) - sizes
+        is_learnt = np.zeros(len(ids), bool)
+        for span in spans:
+            first, past = (len(text[:place].encode()) for place in span)
+            is_learnt |= (begins >= first) & (begins < past)
+        return np.where(is_learnt, ids, ~ids)
 
     def _messages(self, where: str, record: Mapping[str, Any]) -> Messages:
         found, name = looked_up(record, self._config.messages), self._config.messages
@@ -140,7 +172,7 @@ class ExampleReader:
             )
         for number, each in enumerate(found, start=1):
             role, content = each.get("role"), each.get("content")
-            if role not in SPEAKERS:
+            if not isinstance(role, str) or role not in SPEAKERS:
                 known = ", ".join(SPEAKERS)
                 raise UserError(
                     f"{where} has a message {number} of role {role!r}: use one of {known}"

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
 
+READ = 1 << 24
+"""Tokens that are looked through at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
@@ -84,8 +87,11 @@ def pair(store: TokenStore, seq: int) -> PairRows:
     Raises:
       UserError: every pair is longer than that.
     """
-    begin = np.append(store.starts[:], len(store))
-    ends = np.flatnonzero(store.tokens[:] == store.tokenizer.eos_id) + 1
+    begin, eos = np.append(store.starts[:], len(store)), store.tokenizer.eos_id
+    blocks = range(0, len(store), READ)
+    ends = np.concatenate(
+        [np.flatnonzero(store.tokens[at : at + READ] == eos) + at + 1 for at in blocks]
+    )
     bounds = np.stack([begin[:-1], ends[::2], begin[1:]], axis=1)
     longest = np.diff(bounds).max(axis=1)
     kept = bounds[longest <= seq + 1]

@@ -265,6 +265,8 @@ def _key(config: PrepareConfig, writing: Writing, before: Prepared | None) -> st
     options = dataclasses.asdict(config)
     for name in ("inputs", "out", "tokenizer", "ray", "force"):
         del options[name]
+    template = config.examples.chat_template
+    options["examples"]["chat_template"] = template and template.read_text(encoding="utf-8")
     files = [
         (source.name, source.file.size, _changed(source.file.path))
         for portion in writing.portions
@@ -345,7 +347,8 @@ def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Spl
                     f"{config.split_by} is {document.group!r} in {document.source}, which cannot "
                     "be the name of a folder of OUT: change it there"
                 )
-            plans[document.group] = SplitPlan(config.held_out, config.seed)
+            is_whole = config.examples.examples is not None
+            plans[document.group] = SplitPlan(config.held_out, config.seed, is_whole)
             other = folders.setdefault(folder_of(document.group), document.group)
             if other != document.group:
                 raise UserError(

@@ -45,11 +45,6 @@ class Document:
     number: int = 0
     """Its place among those of its source, as they are mended and before any is left out."""
 
-    @property
-    def is_example(self) -> bool:
-        """Whether it shows what to answer: it begins with tokens that are only read."""
-        return self.ids is not None and len(self.ids) > 0 and int(self.ids[0]) < 0
-
     @cached_property
     def content(self) -> bytes:
         """What it says, as bytes."""

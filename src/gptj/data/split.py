@@ -104,13 +104,13 @@ def plan_split(documents: Iterable[Document], fraction: float, seed: int) -> Spl
 class SplitPlan:
     """What has been seen of the documents of which some are to be held out."""
 
-    def __init__(self, fraction: float, seed: int) -> None:
-        self._fraction, self._seed = fraction, seed
+    def __init__(self, fraction: float, seed: int, is_whole: bool = False) -> None:
+        """`is_whole`: no document is ever cut, however few there are."""
+        self._fraction, self._seed, self._is_whole = fraction, seed, is_whole
         self._texts: Counter[str] | None = Counter()  # bytes of each distinct document, by digest
         self._sizes: Counter[str] = Counter()  # bytes of each file, by its name
         self._files: defaultdict[str, str] = defaultdict(str)  # digest of each file, by its name
         self._long: dict[Key, tuple[str, int]] = {}
-        self._shows_examples = False
         self._begin()
 
     def _begin(self) -> None:
@@ -125,7 +125,6 @@ class SplitPlan:
         self._bytes += len(document.content)
         self._characters += len(document.text)
         self._parts += 1
-        self._shows_examples |= document.is_example
         if document.continues:
             return
         digest, name = self._hash.hexdigest()[: 2 * _DIGEST_BYTES], document.source
@@ -153,7 +152,7 @@ class SplitPlan:
             return Split("file", fraction, seed, names, self._long)
         if self._texts is None:
             return Split("document", fraction, seed, None, self._long)
-        if len(self._texts) >= ENOUGH or self._shows_examples:  # which are never cut
+        if len(self._texts) >= ENOUGH or self._is_whole:
             return Split("document", fraction, seed, _choose(self._texts, fraction), self._long)
         return Split("tail", fraction, seed, long=self._long)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -58,7 +58,7 @@ async def load(service: Service, asked: LoadRequest) -> Voice:
     with _statuses():
         if name == service.name:
             raise AdapterConflict(f"lora_name={name!r} is the model's own name: use another")
-        if not Path(place).is_dir():
+        if not os.path.isdir(place):
             raise UserError(f"lora_path={place!r} is no folder of the server's machine")
         found = await service.worker.load_adapter(name, place)
     service.adapters[name] = found
@@ -87,5 +87,5 @@ def _statuses() -> Iterator[None]:
         raise Refused(404, str(error), param="lora_name", code="model_not_found") from error
     except AdapterConflict as error:
         raise Refused(409, str(error), param="lora_name") from error
-    except UserError as error:
+    except (UserError, OSError) as error:
         raise Refused(400, str(error), param="lora_path") from error

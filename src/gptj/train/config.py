@@ -102,6 +102,8 @@ class TrainConfig:
                 raise UserError(f"{name}={value} must be at least 1")
         if self.fresh_opt and self.from_ is None:
             raise UserError("fresh_opt is of a model to start from: name it with --from MODEL")
+        if self.fresh_opt and self.compute.lora.rank is not None:
+            raise UserError("fresh_opt is of all weights, adapters always begin so: leave it out")
         self._check_best()
         self.traced()
         if not 0 <= self.seed < 2**32:

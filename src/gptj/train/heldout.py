@@ -31,7 +31,7 @@ class HeldOut:
     """Bits to code one byte of UTF-8 text, end-of-text tokens included; comparable between
     tokenizers, and with a compressor. `None` when only a part of the text was read."""
     tokens: int
-    """Tokens predicted."""
+    """Tokens predicted; of pairs of answers the pairs."""
     accuracy: float | None = None
     """Of pairs of answers, how many became likelier the right way round."""
 

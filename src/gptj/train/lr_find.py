@@ -74,6 +74,8 @@ class LrFindConfig:
         for name in ("lr", "end_lr", "warmup_steps", "anneal_steps"):
             if getattr(optimizer, name) != getattr(default, name):
                 raise UserError(f"{name} is what is to be found: leave it out")
+        if self.compute.spike_sigma is not None:
+            raise UserError("spike_sigma skips what is looked for: leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,11 @@ class LrFound:
     def lowest(self) -> float:
         """The rate at which the mean was lowest."""
         return self.rates[min(range(len(self.smooth)), key=self.smooth.__getitem__)]
+
+    @property
+    def turned(self) -> bool:
+        """Whether the mean fell, and rose again."""
+        return self.rates[0] < self.lowest < self.rates[-1]
 
     @property
     def suggested(self) -> float:
@@ -119,7 +126,9 @@ def lr_find(
     given = {name: getattr(config, name) for name in names}
     compute = dataclasses.replace(config.compute, spike_sigma=0.0)  # a spike is what is looked for
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainConfig(out=Path(folder) / "run", optimizer=optimizer, compute=compute, **given)
+        fresh = config.from_ is not None and compute.lora.rank is None
+        out = Path(folder) / "run"
+        run = TrainConfig(out=out, optimizer=optimizer, compute=compute, fresh_opt=fresh, **given)
         return _sweep(Setup(run), show)
 
 

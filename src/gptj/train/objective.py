@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -53,7 +54,9 @@ class StepConfig:
     0 with gptj-2021."""
 
     def __post_init__(self) -> None:
-        for name in ("z_loss", "spike_sigma", "dpo_beta"):
+        if self.dpo_beta is not None and not 0 < self.dpo_beta < math.inf:
+            raise UserError(f"dpo_beta={self.dpo_beta} must be above 0, and finite")
+        for name in ("z_loss", "spike_sigma"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise UserError(f"{name}={value} must not be below 0")
 

@@ -15,7 +15,7 @@ from gptj.config import ModelConfig, resolve
 from gptj.convert.adapted import mark_of
 from gptj.convert.open import open_source
 from gptj.convert.source import Source
-from gptj.data.batches import TrainBatches
+from gptj.data.batches import EvalBatches, TrainBatches
 from gptj.data.mixture import Mixture
 from gptj.errors import UserError
 from gptj.model import Params, count_parameters
@@ -48,6 +48,8 @@ class Setup:
         self.batches = TrainBatches(self.data, self.seq, config.batch, config.seed)
         self.optimizer = config.optimizer.for_run(config.steps)
         self.compute = self._compute()
+        if self.data.held_out is not None:  # refused now, and not at the first evaluation
+            EvalBatches(self.data.held_out, self.seq, config.batch // config.accumulate)
         self.base: Params[Array] | None = None
         hosts.same_everywhere(self._command())
         runs.begin(
@@ -74,6 +76,8 @@ class Setup:
                 f"dpo_beta={config.dpo_beta} is for data of preferences, and {self.config.data} "
                 f"holds {kind or 'texts'}: leave it out"
             )
+        if kind == "preferences" and config.z_loss != StepConfig.z_loss:
+            raise UserError(f"z_loss={config.z_loss} is no part of preferences: leave it out")
         beta = config.dpo_beta
         return dataclasses.replace(
             config,
@@ -192,7 +196,7 @@ class Setup:
 
     def introduction(self, start: int) -> str:
         """What is about to happen, in a sentence."""
-        tokens = self.config.batch * self.seq
+        tokens = self.config.batch * self.seq * (2 if self.compute.pairs else 1)
         mesh = dict(jax.sharding.get_abstract_mesh().shape) or "one device"
         parts = zip(self.data.parts, self.batches.epochs(self.config.steps), strict=True)
         often = ", ".join(f"{part.name} {epochs:.2g}" for part, epochs in parts if part.name)
