@@ -15,7 +15,7 @@ from gptj import model
 from gptj.attention import causal_attention, document_ends
 from gptj.config import ModelConfig
 from gptj.sharding import make_mesh, place
-from gptj.train.step import StepConfig, attend_in
+from gptj.train.objective import StepConfig, attend_in
 
 CONFIG = ModelConfig(2, 64, 4, 16, 128, 100, 128, 64)
 EOS, LENGTH = 7, 48
