@@ -6,8 +6,8 @@
 
 Expect of the first 99 % or more exact answers on 2,000 sums and 2,000 differences that are no part
 of the training data; half of the products, and above 99 % of the others still, with the adapters.
-The third trains for `gptj eval --tasks arithmetic_2da ...`; SETS are the files of those tasks, whose
-problems are left out. Leaves runs/arithmetic/: the models, their curves and summary.json.
+The third trains for `gptj eval --tasks arithmetic_2da ...`; SETS are the files of those tasks, the
+problems in which are left out. Leaves runs/arithmetic/: the models, curves and summary.json.
 """
 
 from __future__ import annotations
