@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gptj import kernels
+from gptj.errors import UserError
+from gptj.kernels import gpu
 from gptj.matrices import sum_last
 from gptj.quantised import Int8Rows
 from gptj.sharding import spec
@@ -21,6 +25,9 @@ KeysValues = tuple[
     Float[Array, "batch heads keys d_head"],
     Float[Array, "batch heads keys d_head"],
 ]
+
+Backend = Literal["cudnn", "xla"]
+"""What computes causal attention: cuDNN's fused program, or what XLA makes of ours."""
 
 Kept = Float[Array, "batch heads positions d_head"] | Int8Rows
 """Keys or values as a cache has them."""
@@ -50,16 +57,24 @@ def causal_attention(
     key: Float[Array, "batch length heads d_head"],
     value: Float[Array, "batch length heads d_head"],
     ends: Int[Array, "batch length"] | None = None,
+    backend: Backend | None = None,
 ) -> Float[Array, "batch length heads d_head"]:
     """Each position attends to itself and those before it; scores are scaled by 1/sqrt(d_head).
 
-    Queries go in at most eight blocks, each against only the keys it can see, which saves nearly
-    half the products of the full square; the backward pass recomputes each block's scores, so
-    nothing quadratic in the length is ever stored.
+    By XLA, queries go in at most eight blocks, each against only the keys it can see, which saves
+    nearly half the products of the full square; the backward pass recomputes each block's scores,
+    so nothing quadratic in the length is ever stored.
 
     Args:
       ends: one past the last position that sees each key; without, those to the row's end do.
+      backend: what computes it. Default: what `default_backend` says.
+
+    Raises:
+      UserError: the backend cannot.
     """
+    if (backend or default_backend(query.dtype, query.shape[3])) == "cudnn":
+        check_backend(backend, query.dtype, query.shape[3])
+        return fused_attention(query, key, value, ends)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     length = query.shape[2]
     size = max(128, -(-length // 8))
@@ -74,6 +89,66 @@ def causal_attention(
 
     blocks = [rows(query, key, value, begin) for begin in range(0, length, size)]
     return jnp.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)
+
+
+def default_backend(dtype: DTypeLike, d_head: int) -> Backend:
+    """CuDNN where what is traced will run on a GPU on which it can, and XLA everywhere else."""
+    return "xla" if _missing_for_cudnn(dtype, d_head) else "cudnn"
+
+
+def check_backend(backend: Backend | None, dtype: DTypeLike, d_head: int) -> None:
+    """Refuse a backend that cannot.
+
+    Raises:
+      UserError: saying what it misses.
+    """
+    if backend == "cudnn" and (missing := _missing_for_cudnn(dtype, d_head)):
+        raise UserError(f"attention={backend} needs {missing}: leave it out, or choose xla")
+
+
+def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
+    """What cuDNN would need, if it cannot."""
+    device = jax.local_devices()[0]
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if target is None else target.device_kind
+    if device.platform != "gpu" or kind != device.device_kind:
+        return f"an NVIDIA GPU, and this is for {kind}"
+    if jnp.dtype(dtype).itemsize != 2:
+        return f"numbers of 16 bits, and these are {jnp.dtype(dtype)}"
+    capability = getattr(device, "compute_capability", "0")
+    largest = 256 if float(capability) >= 9 else 128
+    if float(capability) < 8 or d_head > largest or d_head % 8:
+        return f"heads of {d_head} dims to be a multiple of 8 up to {largest} on this {kind}"
+    return None
+
+
+def fused_attention(
+    query: Float[Array, "batch length heads d_head"],
+    key: Float[Array, "batch length heads d_head"],
+    value: Float[Array, "batch length heads d_head"],
+    ends: Int[Array, "batch length"] | None = None,
+    implementation: Backend = "cudnn",
+) -> Float[Array, "batch length heads d_head"]:
+    """Causal attention by `jax.nn.dot_product_attention`, each device's rows and heads for itself.
+
+    Where documents end goes in as a mask, of the length's square a row.
+    """
+
+    def attend(query: Array, key: Array, value: Array, *mask: Array) -> Array:
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask[0] if mask else None, is_causal=True,
+            implementation=implementation,
+        )  # fmt: skip
+
+    visible: tuple[Array, ...] = ()
+    if ends is not None:
+        visible = (jnp.arange(query.shape[1])[:, None] < ends[:, None, None, :],)
+    split = spec("batch", None, "heads", None)
+    if split is None:
+        return attend(query, key, value, *visible)
+    splits = (split,) * 3 + (spec("batch", None, None, None),) * len(visible)
+    each = jax.shard_map(attend, in_specs=splits, out_specs=split)
+    return each(query, key, value, *visible)
 
 
 def document_ends(
@@ -114,7 +189,9 @@ def cached_attention(
     """
     batch, length, heads, d_head = query.shape
     if whole and length <= kernels.MOST_QUERIES and not d_head % kernels.LANES and kernels.in_use():
-        return _natively(query, last_seen, *whole)
+        return _natively(query, last_seen, kernels.attention, *whole)
+    if whole and gpu.fits(d_head) and gpu.in_use(query.dtype):
+        return _natively(query, last_seen, gpu.attention, *whole)
     query = query.transpose(0, 2, 1, 3) * d_head**-0.5
     split = ("batch", "heads", None, None)
     dot = functools.partial(
@@ -146,16 +223,17 @@ def cached_attention(
 def _natively(
     query: Float[Array, "batch length heads d_head"],
     last_seen: Int[Array, "batch length"],
+    program: Callable[..., Array],
     keys: Kept,
     values: Kept,
 ) -> Float[Array, "batch length heads d_head"]:
     """The same by a native program, which reads of each row of the cache what that row sees."""
     if isinstance(keys, Int8Rows) and isinstance(values, Int8Rows):
         scales = keys.scale, values.scale
-        mixed = kernels.attention(query, keys.values, values.values, last_seen, scales)
+        mixed = program(query, keys.values, values.values, last_seen, scales)
     else:
         assert not isinstance(keys, Int8Rows) and not isinstance(values, Int8Rows)
-        mixed = kernels.attention(query, keys, values, last_seen)
+        mixed = program(query, keys, values, last_seen)
     return mixed.astype(query.dtype)
 
 

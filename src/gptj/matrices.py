@@ -2,7 +2,8 @@
 
 Sums over many elements are written here as matrix products with ones: XLA on a CPU adds a plain
 float sum one scalar at a time, in order, and runs the product on vector units, 8 to 35 times
-faster at this model's shapes. They ask for full precision, so that they are sums everywhere.
+faster at this model's shapes. They ask for full precision, so that they are sums everywhere. A
+GPU's are plain sums, which it fuses with what is around them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import TypeVar, final
 
 import jax
@@ -20,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from gptj import kernels
+from gptj.kernels import gpu
 from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised, split_as
 from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec
 
@@ -106,10 +109,12 @@ def einsum(
     in few bits has all dims of `x` but the first as its first, whatever the letters.
     """
     if isinstance(weight, LowRank | LowRanks):
-        wide = functools.partial(einsum, unreduced=unreduced, dtype=jnp.float32)
+        wide = functools.partial(einsum, unreduced=unreduced, dtype=_comes_out_as(x.dtype))
         product = wide(subscripts, x, weight.base, *axes) + _low_rank(x, weight, axes, unreduced)
     elif kernels.worth(x):
         product = _few_rows(x, weight)
+    elif _is_one_row(x, weight):
+        (product,) = _one_row(x, weight)
     elif isinstance(weight, FewBits):
         product = _few_bits(x, weight, axes, unreduced)
     else:
@@ -117,10 +122,59 @@ def einsum(
             subscripts,
             x,
             weight,
-            preferred_element_type=jnp.float32,
+            preferred_element_type=_comes_out_as(dtype or x.dtype),
             out_sharding=spec(*axes, unreduced=unreduced),
         )
     return product.astype(dtype or x.dtype)
+
+
+def einsums(
+    subscripts: str, x: Float[Array, "rows ..."], weights: Sequence[Weight], *axes: str | None
+) -> list[Float[Array, "..."]]:
+    """The same of several weights alike; a GPU reads them together where there is one row."""
+    if _is_one_row(x, *weights):
+        return [product.astype(x.dtype) for product in _one_row(x, *weights)]
+    return [einsum(subscripts, x, weight, *axes) for weight in weights]
+
+
+def _comes_out_as(dtype: DTypeLike) -> DTypeLike:
+    """What a product is asked for that is wanted in `dtype`.
+
+    A GPU rounds the float32 sums itself. Its backward pass then multiplies numbers of 16 bits,
+    which those that it gets are: asked for float32, it would widen them, and the weights too.
+    """
+    return dtype if kernels.target() == "gpu" else jnp.float32
+
+
+def _is_one_row(x: Float[Array, "rows ..."], *weights: Weight) -> bool:
+    """Whether the products are a GPU's native program's."""
+    if not (kernels.is_wanted() and gpu.in_use(x.dtype)):
+        return False
+    flat = [w for w in (_flat(x, weight) for weight in weights) if w is not None]
+    return len(flat) == len(weights) and gpu.can_multiply(x.reshape(x.shape[0], -1), *flat)
+
+
+def _one_row(x: Float[Array, "1 ..."], *weights: Weight) -> list[Float32[Array, "1 ..."]]:
+    """Products by it: all dims of `x` but the first are the first of the weights."""
+    flat = [_flat(x, weight) for weight in weights]
+    made = gpu.products(x.reshape(1, -1), [w for w in flat if w is not None])
+    found = []
+    for product, weight in zip(made, weights, strict=True):
+        if isinstance(weight, Int8):
+            found.append((product * weight.scale).reshape(1, *weight.outer_shape))
+        else:
+            assert isinstance(weight, Array)
+            found.append(product.reshape(1, *weight.shape[x.ndim - 1 :]))
+    return found
+
+
+def _flat(x: Float[Array, "rows ..."], weight: Weight) -> Array | None:
+    """The numbers of a weight as inner and outer dim, if it is one that `gpu.products` takes."""
+    if isinstance(weight, Int8):
+        return weight.values
+    if isinstance(weight, FewBits | LowRank | LowRanks) or weight.dtype != x.dtype:
+        return None
+    return weight.reshape(math.prod(x.shape[1:]), -1)
 
 
 def _low_rank(
@@ -176,7 +230,7 @@ def _product(
     if kernels.worth(x):
         return kernels.product(x, matrix)
     return jnp.einsum(
-        "ri,io->ro", x, matrix, preferred_element_type=jnp.float32, out_sharding=layout
+        "ri,io->ro", x, matrix, preferred_element_type=_comes_out_as(x.dtype), out_sharding=layout
     )
 
 
@@ -216,11 +270,11 @@ def _few_bits(
         jnp.einsum,
         "ri,io->ro",
         x if x.ndim == 2 else jnp.reshape(x, flat, out_sharding=split_as(x, 0, 1)),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=_comes_out_as(x.dtype),
         out_sharding=spec(*axes[:2], unreduced=unreduced),
     )
     if isinstance(weight, Int8):  # its numbers are exact in any type, and scaled once summed
-        product = dot(weight.values.astype(x.dtype))
+        product = dot(weight.values.astype(x.dtype)).astype(jnp.float32)
         product *= reshard(weight.scale, axes[1], reduced=unreduced)
     else:
         product = dot(dequantised(weight, x.dtype))
@@ -278,6 +332,8 @@ def sum_last(
     x: Float[Array, "*rows dim"], *axes: str | None, unreduced: tuple[str, ...] = ()
 ) -> Float[Array, "*rows 1"]:
     """Sum over the last dim, kept as 1, in float32. `axes` are the result's, without that dim."""
+    if _is_plain():
+        return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.float32)
     ones = jnp.ones(x.shape[-1], x.dtype, out_sharding=split_as(x, -1))
     total = jnp.einsum(
         "...d,d->...",
@@ -294,6 +350,8 @@ def spread(
     vector: Float[Array, " dim"], like: Float[Array, "rows dim"], axis: str | None = None
 ) -> Float[Array, "rows dim"]:
     """A bias or scale repeated for every row of `like`; its gradient is a sum over rows."""
+    if _is_plain():
+        return jnp.broadcast_to(vector.astype(like.dtype), like.shape)
     ones = jnp.ones(like.shape[0], like.dtype, out_sharding=spec("batch"))
     return jnp.einsum(
         "r,d->rd",
@@ -302,3 +360,18 @@ def spread(
         precision=jax.lax.Precision.HIGHEST,
         out_sharding=spec("batch", axis),
     )
+
+
+def _is_plain() -> bool:
+    """Whether sums are best said as sums: on one GPU, which makes them beside what feeds them."""
+    return spec() is None and kernels.target() == "gpu"
+
+
+def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` made before the product that reads it.
+
+    Without a gradient XLA makes it inside the product on a GPU, anew for each block of columns.
+    """
+    if kernels.is_wanted() and kernels.target() == "gpu":
+        return jax.lax.optimization_barrier(x)
+    return x

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
 from gptj.cross_entropy import NO_Z_LOSS, TokenLosses, ZLoss, linear_cross_entropy
-from gptj.matrices import einsum, gather, gather_dense, spread, sum_last
+from gptj.matrices import einsum, einsums, gather, gather_dense, settled, spread, sum_last
 from gptj.remat import LAYER_INPUT, Remat, rematerialised
 from gptj.sharding import LOGICAL_TO_MESH, check_mesh, on_mesh, reshape, reshard, spec
 
@@ -214,7 +214,7 @@ def feed_forward_out(
     GELU in GPT-J's tanh form (arXiv:1606.08415). The backward pass recomputes it, and not the
     product.
     """
-    active = jax.nn.gelu(inner + spread(bias, inner, "ffn"), approximate=True)
+    active = settled(jax.nn.gelu(inner + spread(bias, inner, "ffn"), approximate=True))
     return einsum("rf,fe->re", active, weight, "batch", None, unreduced=("tensor",))
 
 
@@ -244,13 +244,14 @@ def block(
     y = layer_norm(rows, w.norm_scale, w.norm_offset, config.layer_norm_eps)
     y = reshard(y, "batch", None, reduced=("tensor",))
 
-    def heads(weight: Array) -> Float[Array, "batch length heads d_head"]:
-        product = einsum("re,ehd->rhd", y, weight, "batch", "heads", None)
+    def apart(product: Array) -> Float[Array, "batch length heads d_head"]:
         return reshape(product, (*x.shape[:2], *product.shape[1:]), "batch", None, "heads", None)
 
-    query = rotary(heads(w.query), positions, config.rotary_dims, config.rotary_base)
-    key = rotary(heads(w.key), positions, config.rotary_dims, config.rotary_base)
-    mixed = attend(query, key, heads(w.value))
+    products = einsums("re,ehd->rhd", y, (w.query, w.key, w.value), "batch", "heads", None)
+    query, key, value = map(apart, products)
+    query = rotary(query, positions, config.rotary_dims, config.rotary_base)
+    key = rotary(key, positions, config.rotary_dims, config.rotary_base)
+    mixed = attend(query, key, value)
     mixed = reshape(mixed, (-1, config.heads, config.d_head), "batch", "heads", None)
     inner = einsum("re,ef->rf", y, w.ffn_in, "batch", "ffn")
     branches = einsum("rhd,hde->re", mixed, w.attention_out, "batch", None, unreduced=("tensor",))

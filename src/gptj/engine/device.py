@@ -292,14 +292,20 @@ def _beside(params: Params[Array], tree: Tree) -> Tree:
 def apart(params: Params[Array]) -> Params[Array]:
     """The weights with an array for each layer, which on a CPU are views of the stacked ones.
 
-    There a program that takes a layer out of a stack copies it, and a step takes out them all.
+    A program that takes a layer out of a stack copies it there, and a step takes out them all. A
+    GPU has the layers twice then, as long as the stacks are in use, and keeps to these where it has
+    no room for both.
     """
     device = next(iter(params.embedding.devices()))
-    if isinstance(params.blocks, tuple) or spec() is not None or device.platform != "cpu":
+    if isinstance(params.blocks, tuple) or spec() is not None or device.platform == "tpu":
+        return params
+    if device.platform == "gpu" and not _fits_twice(params.blocks, device):
         return params
 
     def rows(stacked: Array) -> list[Array]:
-        return [jax.device_put(row, stacked.sharding) for row in np.asarray(stacked)]
+        if device.platform == "cpu":
+            return [jax.device_put(row, stacked.sharding) for row in np.asarray(stacked)]
+        return list(_unstacked(stacked))
 
     stacks = jax.tree.map(rows, params.blocks)
     is_list = lambda x: isinstance(x, list)  # noqa: E731
@@ -308,3 +314,15 @@ def apart(params: Params[Array]) -> Params[Array]:
         jax.tree.map(lambda row, n=n: row[n], stacks, is_leaf=is_list) for n in range(count)
     )
     return dataclasses.replace(params, blocks=blocks)
+
+
+def _fits_twice(blocks: Block[Array], device: jax.Device) -> bool:
+    """Whether a device has room for the layers once more, and for a half of that besides."""
+    stats: dict[str, int] = device.memory_stats() or {}
+    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    return not stats or 1.5 * sum(x.nbytes for x in jax.tree.leaves(blocks)) <= free
+
+
+@jax.jit
+def _unstacked(stacked: Array) -> tuple[Array, ...]:
+    return tuple(stacked)

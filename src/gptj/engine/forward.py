@@ -11,6 +11,7 @@ from gptj.attention import KeysValues, cached_attention
 from gptj.config import ModelConfig
 from gptj.engine import cache as caching
 from gptj.engine.cache import Cache, LayerCache, Rows
+from gptj.kernels import gpu
 from gptj.model import Block, Params, block, embed, final_norm
 from gptj.sharding import reshape, reshard
 
@@ -75,7 +76,11 @@ def forward(
             def read(index: Array) -> KeysValues:
                 return get(now.keys, index), get(now.values, index)
 
-            whole = (now.keys, now.values) if slot is None else None
+            whole = None
+            if slot is None:
+                whole = now.keys, now.values
+            elif gpu.in_use(query.dtype):
+                whole = caching.row(now.keys, slot), caching.row(now.values, slot)
             return cached_attention(query, last_seen, read, whole)
 
         if rows is not None:

@@ -76,6 +76,17 @@ def in_use() -> bool:
     return jax.default_backend() == "cpu" and available()
 
 
+def target() -> str:
+    """The platform for which is traced: that of the mesh that is set, or of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
+
+
+def is_wanted() -> bool:
+    """Whether what is traced now may use native programs, if there are any."""
+    return bool(_wanted.value)
+
+
 def available() -> bool:
     """Whether they are there, after an attempt to build them."""
     return _library() is not None

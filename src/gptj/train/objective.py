@@ -14,7 +14,7 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 from gptj.adapters import NO_LORA, LoRAConfig
-from gptj.attention import causal_attention, document_ends
+from gptj.attention import Backend, causal_attention, document_ends
 from gptj.config import ModelConfig
 from gptj.cross_entropy import TokenLosses, ZLoss
 from gptj.errors import UserError
@@ -33,6 +33,8 @@ class StepConfig:
     remat: Remat = "none"
     """What the backward pass recomputes to save memory: `none`, all but matrix products (`dots`),
     or whole layers (`block`), whose inputs `offload` keeps in the host's memory meanwhile."""
+    attention: Backend | None = None
+    """What computes attention, cuDNN's fused program or XLA's. Default: cuDNN where it can."""
     isolate: bool = False
     """Documents that stand in one row do not see one another."""
     end_of_text: tyro.conf.Suppress[int] = 50256
@@ -120,10 +122,10 @@ def parts_of(tokens: Int[Array, "accumulate batch length+1"], config: StepConfig
 
 def attend_in(rows: Int[Array, "batch length+1"], config: StepConfig) -> Attend:
     """How the inputs in some rows see one another."""
-    if not (config.isolate or config.examples):
-        return causal_attention
-    ends = document_ends(rows[:, :-1], config.end_of_text, closes=config.examples)
-    return functools.partial(causal_attention, ends=ends)
+    ends = None
+    if config.isolate or config.examples:
+        ends = document_ends(rows[:, :-1], config.end_of_text, closes=config.examples)
+    return functools.partial(causal_attention, ends=ends, backend=config.attention)
 
 
 def _token_loss(

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from gptj import checkpoint, hosts
 from gptj.adapters import joined
+from gptj.attention import check_backend, default_backend
 from gptj.config import ModelConfig, resolve
 from gptj.convert.adapted import mark_of
 from gptj.convert.open import open_source
@@ -27,6 +28,8 @@ from gptj.train.optimizer import ORIGINAL
 from gptj.train.progress import human
 from gptj.train.start import base_of, check_tokenizer, state_of
 from gptj.train.state import TrainState, abstract_state, new_state
+
+_NAMES = {"cudnn": "cuDNN", "xla": "XLA"}
 
 
 class Setup:
@@ -120,11 +123,18 @@ class Setup:
                 "them out, and use `gptj generate` on the run's checkpoints"
             )
         check_mesh(self.model)
+        check_backend(config.compute.attention, self._dtype, self.model.d_head)
         if config.compute.lora.rank is not None:
             config.compute.lora.check(self.model)
             if config.optimizer.kind == ORIGINAL:
                 raise UserError(f"optimizer={ORIGINAL} trains no adapters: choose another")
         check_batch(config.batch // config.accumulate)
+
+    @property
+    def _dtype(self) -> str:
+        """What attention computes in."""
+        original = self.config.optimizer.kind == ORIGINAL
+        return "float32" if original else self.config.compute.dtype
 
     def course(self) -> dict[str, Any]:
         """All that decides which weights the run ends with."""
@@ -201,9 +211,11 @@ class Setup:
         parts = zip(self.data.parts, self.batches.epochs(self.config.steps), strict=True)
         often = ", ".join(f"{part.name} {epochs:.2g}" for part, epochs in parts if part.name)
         left_out = self.batches.left_out
+        attention = self.compute.attention or default_backend(self._dtype, self.model.d_head)
         return (
             f"{human(count_parameters(self.model))} parameters on {jax.devices()[0].device_kind} "
-            f"({mesh}); {human(len(self.data))} tokens of text, {human(tokens)} a step; "
+            f"({mesh}), attention by {_NAMES[attention]}; "
+            f"{human(len(self.data))} tokens of text, {human(tokens)} a step; "
             f"{'new run' if start == 0 else f'going on from step {start}'} in {self.config.out}"
             + (f", from {self.config.from_}" if self.config.from_ else "")
             + (f"; times that each text is read: {often}" if often else "")

@@ -99,7 +99,7 @@ export class Shell {
     byId("retry").addEventListener("click", () => page.retry());
     byId("undo").addEventListener("click", () => page.undo());
     byId("share").addEventListener("click", () => this.#share());
-    byId("help-open").addEventListener("click", () => byId("help").showModal());
+    byId("help-open").addEventListener("click", showHelp);
     byId("theme").addEventListener("click", () => this.#switchTheme());
     for (const close of document.querySelectorAll("dialog .close")) {
       close.addEventListener("click", () => close.closest("dialog").close());
@@ -140,7 +140,7 @@ export class Shell {
     const slot = page.slotOf(document.activeElement);
     const command = ctrlKey || metaKey;
     if (command && key === "Enter") return () => (shiftKey ? page.retry() : page.generate(slot ?? undefined));
-    if (command && key === "/") return () => byId("help").showModal();
+    if (command && key === "/") return showHelp;
     if (key === "Escape" && page.card.isOpen) return () => page.card.close();
     if (key === "Escape" && this.#view.running) return () => page.stop();
     if (key === "Escape" && document.body.classList.contains("settings-open")) {
@@ -292,6 +292,12 @@ export class Shell {
 
 export function counted(tokens) {
   return `${tokens} ${tokens === 1 ? "token" : "tokens"}`;
+}
+
+/** Read from its top: by itself a dialog gives its first button the focus. */
+function showHelp() {
+  byId("help").showModal();
+  byId("help-title").focus();
 }
 
 function duration(milliseconds) {
