@@ -133,6 +133,23 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"no input .*absent\.txt: give"):
             find_sources([tmp_path / "absent.txt"])
 
+    def test_a_path_in_a_folder_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
+        def closed(path, **_):
+            raise PermissionError(13, "Permission denied", path)
+
+        monkeypatch.setattr(os, "stat", closed)
+        with pytest.raises(UserError, match=r"a\.txt cannot be read \(Permission denied\): allow"):
+            find_sources([f"{tmp_path}/a.txt"])
+
+    def test_tokens_without_their_index(self, tmp_path):
+        data, index = save(tmp_path / "m.bin", b"ab"), save(tmp_path / "m.idx", b"index")
+        save(tmp_path / "other.bin", b"ab")
+        with pytest.raises(UserError, match=r"m\.bin holds tokens, .*: name .*m\.idx instead"):
+            find_sources([data])
+        found = find_sources([tmp_path])
+        assert [each.file.path for each in found.sources] == [str(index)]
+        assert found.skipped == 1
+
     def test_a_folder_without_text(self, tmp_path):
         save(tmp_path / "photos/a.jpg", b"x")
         with pytest.raises(UserError, match=r"no text file in the folder .*photos: give"):
@@ -162,8 +179,11 @@ class TestMistakes:
 
     def test_a_file_given_twice(self, tmp_path):
         path = save(tmp_path / "a.txt", b"x")
-        with pytest.raises(UserError, match=r"a\.txt is among the inputs twice"):
+        with pytest.raises(UserError, match=r"a\.txt is among the inputs twice: name"):
             find_sources([path, tmp_path])
+        (tmp_path / "link.txt").symlink_to(path)
+        with pytest.raises(UserError, match=r"link\.txt is .* twice, once as .*a\.txt: name it"):
+            find_sources([tmp_path / "*.txt"])
 
     def test_a_pattern_that_nothing_matches(self, tmp_path):
         with pytest.raises(UserError, match=r"no file matches .*\*\.txt"):

@@ -34,6 +34,7 @@ from gptj.data.portions import (
 from gptj.data.read import Document
 from gptj.data.split import Split, SplitPlan, Unit
 from gptj.data.store import FORMAT, TokenStore
+from gptj.data.tokenized import check_listed
 from gptj.data.write import Written, finish
 from gptj.errors import UserError
 from gptj.files import is_url
@@ -190,6 +191,7 @@ def _prepare(
     """Prepare with the tokenizer that is given, or one of so many tokens that is to be learnt."""
     inputs = find_sources(_everywhere(config), config.exclude)
     config.clean.check(inputs)
+    check_listed(inputs.sources)
     # The inputs are read once per stage and not held: they may be larger than memory.
     kind = config.examples.examples
     how = ReadConfig(
