@@ -6,8 +6,9 @@ comes before an answer is made into tokens by itself, as it is when the model is
 
 from __future__ import annotations
 
+import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +169,7 @@ class ExampleReader:
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             raise UserError(
                 f"{where} has no list of messages in a field {name!r} (it holds "
-                f"{_named(record)}): name the field with --messages"
+                f"{named(fields_of(record))}): name the field with --messages"
             )
         for number, each in enumerate(found, start=1):
             role, content = each.get("role"), each.get("content")
@@ -221,10 +222,7 @@ class _Template:
     def _field(self, where: str, record: Mapping[str, Any], name: str) -> str:
         found = looked_up(record, name)
         if isinstance(found, bool) or not isinstance(found, str | int | float):
-            raise UserError(
-                f"{where} has no text in a field {name!r} (it holds {_named(record)}): name "
-                f"the field in {self._option}"
-            )
+            raise lacking(where, record, name, f"name the field in {self._option}")
         return str(found)
 
 
@@ -244,5 +242,26 @@ def looked_up(record: Mapping[str, Any], field: str) -> Any:
     return found
 
 
-def _named(record: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, record)) or "nothing"
+def fields_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """The names of a record's fields, with a dot where one lies in a record within."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from (f"{name}.{within}" for within in fields_of(value))
+        else:
+            yield name
+
+
+def named(names: Iterable[str]) -> str:
+    """Names to read."""
+    return ", ".join(map(repr, names)) or "nothing"
+
+
+def lacking(where: str, record: Mapping[str, Any], field: str, remedy: str) -> UserError:
+    """A sentence about a record that has no text in a field."""
+    found = looked_up(record, field)
+    what = "a record" if isinstance(found, dict) else json.dumps(found, default=str)[:40]
+    is_there = found is not None or field in record
+    return UserError(
+        f"{where} has no text in a field {field!r}{f' but {what}' if is_there else ''} (it holds "
+        f"{named(fields_of(record))}): {remedy}, or mend or remove the record"
+    )
