@@ -355,7 +355,31 @@ class TestAllOrNothing:
         save(out / "thesis.tex", "years of work")
         with pytest.raises(UserError, match=r"out is not prepared data, so --force"):
             run(corpus, out=out, force=True)
+        with pytest.raises(UserError, match=r"out exists, and is not prepared data: choose"):
+            run(corpus, out=out)
         assert (out / "thesis.tex").read_text() == "years of work"
+
+    def test_an_empty_folder_may_be_replaced(self, lines, out):
+        out.mkdir(parents=True)
+        with pytest.raises(UserError, match=r"out exists: .* --force"):
+            run(lines, out=out)
+        assert run(lines, out=out, force=True).train.documents
+
+    def test_what_stands_in_the_way_is_said_and_no_folder_is_left(self, lines, tmp_path):
+        save(tmp_path / "file", "x")
+        with pytest.raises(UserError, match=r"\(Not a directory\) .*: move away the file"):
+            run(lines, out=tmp_path / "file" / "out")
+        with pytest.raises(UserError, match="no input"):
+            run(tmp_path / "absent", out=tmp_path / "a" / "b" / "out")
+        assert not (tmp_path / "a").exists()
+
+    def test_a_folder_that_may_not_be_looked_into(self, lines, out, monkeypatch):
+        def closed(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "exists", closed)
+        with pytest.raises(UserError, match=r"\(Permission denied\) .*: allow yourself"):
+            run(lines, out=out)
 
     @pytest.mark.parametrize("name", ["raw/a.txt", "train/a.txt"])
     def test_force_does_not_delete_what_else_lies_there(self, name, corpus, lines, out):

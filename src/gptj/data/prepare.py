@@ -158,7 +158,9 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     if not 0 <= config.held_out <= 0.5:
         raise UserError(f"held_out={config.held_out} must be a fraction from 0 to 0.5 of the text")
     if config.out.parts[:1] and config.out.parts[0].endswith(":"):  # gs://x, as a path spells it
-        raise UserError(f"out={config.out} must be a folder: prepare the data there and copy them")
+        raise UserError(
+            f"out={config.out} must be a folder here: prepare into one, and copy it there"
+        )
     if config.append and config.force:
         raise UserError("--append keeps what is in OUT and --force replaces it: give one of them")
     if config.tokenizer == "":
