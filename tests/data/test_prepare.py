@@ -225,6 +225,12 @@ class TestGroups:
         with pytest.raises(UserError, match="'Pile CC' and 'Pile/CC', which would be one folder"):
             run(pile, out=out, split_by="meta.pile_set_name")
 
+    def test_a_text_names_no_group(self, pile, out):
+        with pile.open("a") as file:
+            file.write("\n" + json.dumps({"text": "x" * 300, "meta": {"pile_set_name": "x"}}))
+        with pytest.raises(UserError, match=r"text is 'x{40}'\.\.\. in pile\.jsonl, too long for"):
+            run(pile, out=out, split_by="text")
+
 
 class TestTokens:
     """Files of tokens are stored as they are, and what they stand for is known."""

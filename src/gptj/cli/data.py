@@ -59,6 +59,8 @@ def inspect_data(place: str, hashes: bool, documents: int, seed: int, lengths: P
     """Say what prepared data are; with `hashes`, after reading all of them."""
     if documents < 0:
         raise UserError(f"documents={documents} must be 0 (none) or above")
+    if seed < 0:
+        raise UserError(f"seed={seed} must be 0 or above")
     if lengths:
         from gptj.plot import check_picture, plot_lengths
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from gptj.errors import UserError
 MOST_SOURCES = 20
 """With more files they are told by the folders they are in."""
 WIDTH = 40
+SHOWN = 4096
+"""Tokens of a document that are printed."""
 READ = 1 << 22
 """Documents whose places are read at a time."""
 
@@ -108,7 +111,7 @@ def _histogram(counts: NDArray[np.int64]) -> Iterator[str]:
 
 
 def random_documents(store: TokenStore, count: int, seed: int) -> Iterator[tuple[str, int, str]]:
-    """Some documents: the source, the document's number in it, and its text.
+    """Some documents: the source, the document's number in it, and its text, or the beginning.
 
     Of an example what is learnt stands between marks.
     """
@@ -117,16 +120,24 @@ def random_documents(store: TokenStore, count: int, seed: int) -> Iterator[tuple
     ends = list(itertools.accumulate(source.documents for source in store.sources))
     for number in sorted(chosen.tolist()):
         source = store.sources[int(np.searchsorted(ends, number, "right"))]
-        text = _marked(store, number) if store.manifest.examples else store.text(number)
+        start, end = store.extent(number)
+        cut = min(end, start + SHOWN)
+        tokens = store.tokens[start:cut]
+        text = _marked(store, tokens) if store.manifest.examples else _plain(store, tokens)
+        if cut < end:  # perhaps within a character
+            text = text.rstrip("\ufffd") + f"\n[... and {end - cut:,} more tokens]"
         yield source.name, number - source.first_document, text
 
 
-def _marked(store: TokenStore, number: int) -> str:
+def _plain(store: TokenStore, tokens: NDArray[Any]) -> str:
+    return store.tokenizer.decode(ids_of(tokens).tolist())
+
+
+def _marked(store: TokenStore, tokens: NDArray[Any]) -> str:
     """An example's text, what is learnt of it, end-of-text among it, between marks."""
-    start, end = store.extent(number)
-    tokens, text = store.tokens[start:end], ""
+    text = ""
     cuts = np.flatnonzero(np.diff(tokens >= 0)) + 1
     for run in np.split(tokens, cuts):
-        piece = store.tokenizer.decode(ids_of(run).tolist())
+        piece = _plain(store, run)
         text += f"⟦{piece}⟧" if run[0] >= 0 else piece
     return text

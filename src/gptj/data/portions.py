@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from gptj.data.appear import DONE, sync
 from gptj.data.clean import CleanConfig, Dropped, Drops, FewTokens, kept, mended
 from gptj.data.examples import ExampleConfig, ExampleReader, Examples
 from gptj.data.find import Inputs, Source
+from gptj.data.groups import StoreKey, place_of
 from gptj.data.read import Document, Reader
 from gptj.data.split import Split
 from gptj.data.write import StoreWriter, Written, replace_text
@@ -26,9 +26,6 @@ PORTION_BYTES = 1 << 28
 """Of files as they lie there."""
 ATTEMPTS, COMPLETE = "attempts", "new"
 """Folders of what is being written, and of what is written."""
-
-StoreKey = tuple[str, bool]
-"""What a store is for: a group of the data, and whether it is held out."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +184,3 @@ def divided(
     for document in documents:
         for held, part in divisions[document.group](document):
             yield part, held
-
-
-def folder_of(group: str) -> str:
-    """A name for a group's folder, of characters that every system takes."""
-    return re.sub(r"[^\w.()-]+", "-", group).strip("-.") or ("-" if group else "")
-
-
-def place_of(group: str, held: bool, folder: Path) -> Path:
-    """Where in prepared data a store lies."""
-    return folder / folder_of(group) / ("heldout" if held else "train")

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +18,18 @@ from gptj.data.append import Prepared, places_of
 from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
 from gptj.data.examples import ExampleConfig
 from gptj.data.find import find_sources
+from gptj.data.groups import StoreKey, place_of, plan_groups
 from gptj.data.known import leave_out_held, leave_out_trained
 from gptj.data.portions import (
     COMPLETE,
     Done,
     ReadConfig,
     Reading,
-    StoreKey,
     Writing,
     divided,
-    folder_of,
-    place_of,
     portions,
 )
-from gptj.data.read import Document
-from gptj.data.split import Split, SplitPlan, Unit
+from gptj.data.split import Split, Unit
 from gptj.data.store import FORMAT, TokenStore
 from gptj.data.tokenized import check_listed
 from gptj.data.write import Written, finish
@@ -211,7 +208,9 @@ def _prepare(
         before.check_new(reading)
         leave_out_held(reading.documents(), before.stores, reading.drops)
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
-    splits = _plan(reading.documents(), config)
+    splits = plan_groups(
+        reading.documents(), config.held_out, config.seed, config.split_by, kind is not None
+    )
     if before and any(split.unit != "nothing" for split in splits.values()):
         leave_out_trained(reading.documents(), splits, before.stores, reading.drops)
     if isinstance(given, Tokenizer):
@@ -332,35 +331,6 @@ def _sides(
                     "on all of it"
                 )
     return found
-
-
-def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Split]:
-    """What is held out of each group.
-
-    Raises:
-      UserError: two groups would have one folder.
-    """
-    if not config.held_out and not config.split_by:
-        return {"": Split("nothing", 0, config.seed)}
-    plans: dict[str, SplitPlan] = {}
-    folders: dict[str, str] = {}
-    for document in documents:
-        if document.group not in plans:
-            if config.split_by and folder_of(document.group) in ("", "train", "heldout"):
-                raise UserError(
-                    f"{config.split_by} is {document.group!r} in {document.source}, which cannot "
-                    "be the name of a folder of OUT: change it there"
-                )
-            is_whole = config.examples.examples is not None
-            plans[document.group] = SplitPlan(config.held_out, config.seed, is_whole)
-            other = folders.setdefault(folder_of(document.group), document.group)
-            if other != document.group:
-                raise UserError(
-                    f"{config.split_by} is {other!r} and {document.group!r}, which would be one "
-                    "folder: rename one of them, or leave out --split-by"
-                )
-        plans[document.group].add(document)
-    return {name: plan.decide() for name, plan in plans.items()}
 
 
 def _vocab_to_train(spec: str) -> int:
