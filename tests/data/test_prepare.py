@@ -494,6 +494,12 @@ class TestMistakes:
         self.refused("no text is left for heldout: .* --held-out 0", path, out=out)
         assert run(path, out=out, held_out=0).train.tokens == 5
 
+    def test_plain_text_has_no_fields(self, lines, corpus, tmp_path, out):
+        path = save(tmp_path / "a.json", '{"body": "x"}')
+        complaint = r"--text-field body is of JSON lines and .* none, as .*a\.json: leave it"
+        self.refused(complaint, path, corpus, out=out, text_field="body")
+        self.refused("no text in a field 'body'", path, lines, out=out, text_field="body")
+
     def test_nothing_is_left_of_poor_documents(self, lines, out):
         clean = CleanConfig(min_unique_tokens=99)
         complaint = "no text is left for train without the documents of fewer than 99 .* a lower --"
@@ -545,3 +551,15 @@ class TestMistakes:
         save(tmp_path / "file", "x")
         with pytest.raises(UserError, match=r"file/out cannot be written"):
             run(lines, out=tmp_path / "file" / "out")
+
+
+def test_the_command_says_what_there_is_and_what_came_to_it(gptj, tmp_path):
+    a, b = save(tmp_path / "a.txt", "some text " * 40), save(tmp_path / "b.txt", "other " * 40)
+    words = ("--out", tmp_path / "out")
+    code, said, _ = gptj("prepare", a, *words, "--tokenizer", "bytes")
+    assert code == 0
+    assert said.startswith("1 file; vocabulary of 257 tokens\n  train     1 document, 380 bytes,")
+    assert said.endswith("the end of each document, as there are fewer than 20\n")
+    said = gptj("prepare", b, *words, "--append").out
+    assert said.startswith("1 more file; vocabulary of 257 tokens\nwith what was there before:\n")
+    assert "train     2 documents" in said

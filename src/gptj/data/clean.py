@@ -152,7 +152,11 @@ def leave_out_copies(documents: Iterable[Document], how: Copies, drops: Drops) -
             reason = "same text" if how == "exact" else "nearly the same text"
             drops.keys.add(document.key)
             drops.note(
-                document.key, f"{reason} as another", size, beginning, f"as in {original[0]}"
+                document.key,
+                f"{reason} as another",
+                size,
+                beginning,
+                f"as in {original[0]}, document {original[1] + 1}",
             )
         beginning, size = "", 0
 

@@ -22,6 +22,11 @@ READ = 1 << 22
 """Documents whose places are read at a time."""
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def describe(data: Mixture) -> Iterator[str]:
     """Lines about a mixture's parts, or the one store, and about what is held out."""
     for part in data.parts:
@@ -35,7 +40,8 @@ def describe_store(store: TokenStore) -> Iterator[str]:
     """Lines about one store."""
     manifest = store.manifest
     yield (
-        f"  {manifest.documents:,} documents, {manifest.bytes:,} bytes, {manifest.tokens:,} tokens "
+        f"  {counted(manifest.documents, 'document')}, {manifest.bytes:,} bytes, "
+        f"{manifest.tokens:,} tokens "
         f"({manifest.bytes / manifest.tokens:.2f} bytes each) of {manifest.vocab_size:,}"
     )
     if manifest.examples:

@@ -15,11 +15,12 @@ from typing import Any
 from gptj.data.appear import DONE, sync
 from gptj.data.clean import CleanConfig, Dropped, Drops, FewTokens, kept, mended
 from gptj.data.examples import ExampleConfig, ExampleReader, Examples
-from gptj.data.find import Inputs, Source
+from gptj.data.find import LINES, TABLES, Inputs, Source
 from gptj.data.groups import StoreKey, place_of
-from gptj.data.read import Document, Reader
+from gptj.data.read import TEXT, Document, Reader
 from gptj.data.split import Split
 from gptj.data.write import StoreWriter, Written, replace_text
+from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
 PORTION_BYTES = 1 << 28
@@ -40,6 +41,20 @@ class ReadConfig:
     tokenizer: Tokenizer | None = None
     """What files of tokens are of, and examples become tokens by."""
     exclude: tuple[str, ...] = ()
+
+    def check(self, inputs: Inputs) -> None:
+        """See that there is something with fields where one is named.
+
+        Raises:
+          UserError: there is nothing.
+        """
+        with_fields = LINES | TABLES | {".tar"}
+        if self.text_field != TEXT and all(each.kind not in with_fields for each in inputs.sources):
+            raise UserError(
+                f"--text-field {self.text_field} is of JSON lines and tables, and the inputs are "
+                f"none, as {inputs.sources[0].file.path}: leave it out, or give files whose names "
+                "end in .jsonl, .parquet or .arrow"
+            )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from gptj.data.portions import (
     divided,
     portions,
 )
+from gptj.data.read import TEXT
 from gptj.data.split import Split, Unit
 from gptj.data.store import FORMAT, TokenStore
 from gptj.data.tokenized import check_listed
@@ -64,7 +65,7 @@ class PrepareConfig:
     exclude: tuple[str, ...] = ()
     """Patterns of names, such as `tests` or `*.min.js`: what they match in a folder or an archive
     of the inputs, file or folder, or of what a pattern among them meets, is left out."""
-    text_field: str = "text"
+    text_field: str = TEXT
     """Field of a JSON line, or column of a table, that holds the text; a dot leads into a record
     within."""
     split_by: str | None = None
@@ -93,7 +94,7 @@ class PrepareConfig:
             "ftfy": clean.ftfy,
             "detokenize": clean.detokenize,
             "split-end-of-text": clean.split_end_of_text,
-            "text-field": self.text_field != PrepareConfig.text_field,
+            "text-field": self.text_field != TEXT,
         }
         for option, is_given in texts.items():
             if is_given:
@@ -144,6 +145,8 @@ class PrepareReport:
     """Pieces of text that were no UTF-8, each U+FFFD now."""
     dropped: tuple[Dropped, ...]
     """What `clean` left out, and why."""
+    is_more: bool
+    """Whether the files came to what was there before; `groups` say what is there now."""
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
@@ -202,6 +205,7 @@ def _prepare(
         given if isinstance(given, Tokenizer) else None,
         config.exclude,
     )
+    how.check(inputs)
     reading = Reading(inputs, how)
     if before:
         before.check(config.split_by, config.held_out, kind)
@@ -249,6 +253,7 @@ def _prepare(
         skipped_files=inputs.skipped + sum(portion.skipped for portion in done),
         replaced=sum(portion.replaced for portion in done),
         dropped=reading.drops.report(),
+        is_more=before is not None,
     )
 
 

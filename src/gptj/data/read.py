@@ -23,6 +23,8 @@ from gptj.tokenizer import WORD_END
 
 PART_CHARACTERS = 1 << 24
 """Of a text longer than this so much is held at a time, and what reaches to the next word's end."""
+TEXT = "text"
+"""The field that is read unless another is named."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -61,7 +63,7 @@ class Reader:
 
     def __init__(
         self,
-        text_field: str = "text",
+        text_field: str = TEXT,
         group_field: str | None = None,
         strict: bool = False,
         eos_id: int | None = None,
