@@ -59,6 +59,12 @@ class TestStore:
         assert found != list(random_documents(store, 5, seed=2))
         assert len(list(random_documents(store, 999, seed=1))) == store.manifest.documents
 
+    def test_a_name_of_two_lines_takes_one(self, tmp_path):
+        (tmp_path / "a\nb.txt").write_text("x" * 99)
+        prepare(PrepareConfig((f"{tmp_path}/a\nb.txt",), tmp_path / "out", "bytes", held_out=0))
+        lines = list(describe_store(TokenStore.open(tmp_path / "out/train")))
+        assert any(line.startswith("    a\\nb.txt  1 ") for line in lines)
+
     def test_a_long_document_is_not_printed_whole(self, tmp_path):
         (tmp_path / "a.txt").write_text("x" + "é" * SHOWN)
         prepare(PrepareConfig((str(tmp_path / "a.txt"),), tmp_path / "out", "bytes", held_out=0))

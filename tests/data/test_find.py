@@ -141,6 +141,14 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"a\.txt cannot be read \(Permission denied\): allow"):
             find_sources([f"{tmp_path}/a.txt"])
 
+    def test_what_is_no_file_and_a_name_that_is_no_text(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UserError, match=r"pipe is no file, .*: write it to one"):
+            find_sources([tmp_path / "pipe"])
+        save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")), b"x")
+        with pytest.raises(UserError, match=r"caf\\udce9\.txt' has a name that is not UTF-8: ren"):
+            find_sources([tmp_path])
+
     def test_tokens_without_their_index(self, tmp_path):
         data, index = save(tmp_path / "m.bin", b"ab"), save(tmp_path / "m.idx", b"index")
         save(tmp_path / "other.bin", b"ab")

@@ -49,7 +49,7 @@ def show_prepared(report: PrepareReport) -> None:
     for each in report.dropped:
         left = counted(each.documents, "document")
         print(f"left out {left}, {each.bytes:,} bytes: {each.reason}")
-        print(*(f"    {example}" for example in each.examples), sep="\n")
+        print(*(f"    {visible(example)}" for example in each.examples), sep="\n")
     if report.is_more:
         print("with what was there before:")
     for group in report.groups:

@@ -54,7 +54,12 @@ def describe_store(store: TokenStore) -> Iterator[str]:
     yield "  by source:"
     rows = _by_source(store.sources)
     cells = [
-        (name, f"{documents:,}", f"{tokens:,}", f"{size / max(1, tokens):.2f}")
+        (
+            name if name.isprintable() else ascii(name)[1:-1],
+            f"{documents:,}",
+            f"{tokens:,}",
+            f"{size / max(1, tokens):.2f}",
+        )
         for name, (documents, size, tokens) in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -138,9 +138,12 @@ def _is_pattern(text: str) -> bool:
 
 
 def _missing(place: str) -> UserError:
+    """A sentence about an input that is neither a file nor a folder."""
     try:
-        if not is_url(place):
-            os.stat(place)
+        if not is_url(place) and os.stat(place):
+            return UserError(
+                f"{place} is no file, and inputs are read more than once: write it to one"
+            )
     except PermissionError as error:
         return unreadable(place, error)
     except OSError:
@@ -209,6 +212,8 @@ def _names(files: Iterable[File], bases: Sequence[str]) -> Iterator[str]:
             raise UserError(
                 f"{file.path} is among the inputs twice{other}: name it, or its folder, once"
             )
+        if any("\ud800" <= sign <= "\udfff" for sign in name):  # as Python spells odd bytes
+            raise UserError(f"{file.path!a} has a name that is not UTF-8: rename it")
         if name in names:
             raise UserError(f"{file.path} and {names[name]} have one name: prepare them apart")
         places[place] = file.path
