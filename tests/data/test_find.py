@@ -85,6 +85,16 @@ class TestFinding:
         with pytest.raises(UserError, match=r"no input memory://data/none"):
             find_sources(["memory://data/none"])
 
+    def test_a_web_server_lists_names_alone_and_may_know_no_ranges(self, tmp_path, website):
+        for name in ("b.txt", "a/z.md", ".hidden.txt", "a/photo.jpg"):
+            save(tmp_path / name, b"some bytes")
+        found = find_sources([f"{website(tmp_path)}/"])
+        assert [each.name for each in found.sources] == ["a/z.md", "b.txt"]
+        file = found.sources[1].file
+        assert (file.size, file.read().tobytes()) == (10, b"some bytes")
+        with pytest.raises(UserError, match=r"b\.txt is sent whole or not at all: copy it to this"):
+            file.read(2, 4)
+
     def test_links_are_not_followed_and_counted(self, tmp_path):
         (tmp_path / "links").mkdir()
         (tmp_path / "links/link.txt").symlink_to(save(tmp_path / "in/a.txt", b"x"))
