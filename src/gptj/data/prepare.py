@@ -47,17 +47,17 @@ class PrepareConfig:
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders to search, patterns (`'books/**/*.txt'`), also behind URLs (`gs://`, `s3://`).
-    Text and source code are one document a file; JSON lines (`.jsonl`), Parquet and Arrow tables
-    one a row; `.tar` archives hold such files; any of them also compressed (`.gz`, `.zst`, `.xz`).
-    Text is UTF-8. Tokens are read from the original's `.tfrecords`, or an `.index` of them, and
-    from the `.idx` with `.bin` of Megatron and GPT-NeoX."""
+    Text and source code are one document a file, JSON lines (`.jsonl`) one a line, `.tar` archives
+    hold such files, all also compressed (`.gz`, `.zst`, `.xz`); Parquet and Arrow tables are one a
+    row. Text is UTF-8. Tokens are read from the original's `.tfrecords`, or an `.index` of them,
+    and from the `.idx` with `.bin` of Megatron and GPT-NeoX."""
     out: Path
     """Folder to write. It appears when all is well and complete, or not at all."""
     tokenizer: str | None = None
     """`train:VOCAB` learns a byte-level BPE of VOCAB tokens, at least 257, from the training
-    text; `bytes` makes every byte a token; otherwise a tokenizer.json, the folder of one, or the
-    id of a model on the Hugging Face Hub. A model is fine-tuned with its own tokenizer. Default:
-    `train:4096`, with --append that of the data."""
+    text; `bytes` makes every byte a token; otherwise a tokenizer.json, a folder with one (or with
+    GPT-2's `encoder.json` and `vocab.bpe`), or the id of a model on the Hugging Face Hub. A model
+    is fine-tuned with its own tokenizer. Default: `train:4096`, with --append that of the data."""
     held_out: float = 0.05
     """Fraction of the text's bytes, from 0 (nothing) to 0.5, kept from training to measure the
     loss on: whole files where there are 20 or more, else whole documents where there are 20 or
