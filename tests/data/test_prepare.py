@@ -559,7 +559,7 @@ def test_the_command_says_what_there_is_and_what_came_to_it(gptj, tmp_path):
     code, said, _ = gptj("prepare", a, *words, "--tokenizer", "bytes")
     assert code == 0
     assert said.startswith("1 file; vocabulary of 257 tokens\n  train     1 document, 380 bytes,")
-    assert said.endswith("the end of each document, as there are fewer than 20\n")
+    assert said.endswith("the end of each document, as they are fewer than 20\n")
     said = gptj("prepare", b, *words, "--append").out
     assert said.startswith("1 more file; vocabulary of 257 tokens\nwith what was there before:\n")
     assert "train     2 documents" in said

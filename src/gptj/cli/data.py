@@ -59,7 +59,8 @@ def show_prepared(report: PrepareReport) -> None:
         if group.held_out:
             line("held out", group.held_out)
         if group.held_out_unit == "tail":
-            print(f"            the end of each document, as there are fewer than {ENOUGH}")
+            new = "new " if report.is_more else ""
+            print(f"            the end of each {new}document, as they are fewer than {ENOUGH}")
 
 
 def inspect_data(place: str, hashes: bool, documents: int, seed: int, lengths: Path | None) -> None:
