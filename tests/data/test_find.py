@@ -159,6 +159,16 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"caf\\udce9\.txt' has a name that is not UTF-8: ren"):
             find_sources([tmp_path])
 
+    @pytest.mark.parametrize("name", ["a.txt.bz2", "texts.ZIP"])
+    def test_what_is_packed_otherwise(self, name, tmp_path):
+        path = save(tmp_path / name, b"x")
+        with pytest.raises(
+            UserError, match=r"is packed as \.(bz2|zip), which is not read: pack it"
+        ):
+            find_sources([path])
+        save(tmp_path / "b.txt", b"x")
+        assert find_sources([tmp_path]).skipped == 1
+
     def test_tokens_without_their_index(self, tmp_path):
         data, index = save(tmp_path / "m.bin", b"ab"), save(tmp_path / "m.idx", b"index")
         save(tmp_path / "other.bin", b"ab")

@@ -500,6 +500,13 @@ class TestMistakes:
         self.refused(complaint, path, corpus, out=out, text_field="body")
         self.refused("no text in a field 'body'", path, lines, out=out, text_field="body")
 
+    def test_what_names_nothing(self, lines, out):
+        self.refused("--text-field '' names no field", lines, out=out, text_field="")
+        self.refused("--split-by '' names no field", lines, out=out, split_by="")
+        for pattern in ("", "tests/", "a/*.txt"):
+            said = rf"--exclude '{re.escape(pattern)}' is no pattern of names"
+            self.refused(said, lines, out=out, exclude=(pattern,))
+
     def test_nothing_is_left_of_poor_documents(self, lines, out):
         clean = CleanConfig(min_unique_tokens=99)
         complaint = "no text is left for train without the documents of fewer than 99 .* a lower --"

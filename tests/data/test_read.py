@@ -385,6 +385,7 @@ class TestMistakes:
             (b'{"text": null}', "has no text .* but null .*, or mend or remove the record"),
             (b'{"text": {"en": "x", "n": 1}}', "has no text .* but a record .*'text.en', 'text.n'"),
             (b'{"text": "x"', "is not JSON .*, at character 13"),
+            (b'{"text": "x', r"is not JSON \(Unterminated string starting, at character 10\)"),
         ],
     )
     def test_a_bad_line_is_named_by_its_number(self, line, complaint, tmp_path):

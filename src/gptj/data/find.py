@@ -29,6 +29,8 @@ KINDS = TEXT_SUFFIXES | LINES | TABLES | TOKENS | {".tar"}
 HIDDEN = ".*"
 """Names that match are passed over."""
 PACKED = frozenset({".gz", ".zst", ".xz"})
+UNREAD = frozenset({".bz2", ".zip", ".lz4", ".7z", ".rar", ".br", ".lzma", ".z"})
+"""Of small files what they hold might pass for a text with odd bytes."""
 _SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
@@ -70,7 +72,7 @@ def find_sources(inputs: Sequence[str | os.PathLike[str]], exclude: Sequence[str
     skipped, bases = 0, []
     for place in places:
         if (file := file_at(place)) is not None:
-            _check_alone(place)
+            _check_named(place)
             files.append(file)
             bases.append(absolute(place).rpartition("/")[0])
             continue
@@ -156,8 +158,10 @@ def _index_of(path: str) -> str:
     return path.removesuffix(".bin") + ".idx" if path.endswith(".bin") else ""
 
 
-def _check_alone(place: str) -> None:
-    """See that a file means something without the one beside it."""
+def _check_named(place: str) -> None:
+    """See that a file can be read as what its name says, and without the one beside it."""
+    if (suffix := PurePosixPath(place.lower()).suffix) in UNREAD:
+        raise UserError(f"{place} is packed as {suffix}, which is not read: pack it as .zst or .gz")
     if (index := _index_of(place)) and file_at(index):
         raise UserError(f"{place} holds tokens, and {index} says where: name {index} instead")
 

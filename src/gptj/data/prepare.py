@@ -87,6 +87,15 @@ class PrepareConfig:
     examples: tyro.conf.OmitArgPrefixes[ExampleConfig] = ExampleConfig()
 
     def __post_init__(self) -> None:
+        for option, field in (("text-field", self.text_field), ("split-by", self.split_by)):
+            if field == "":
+                raise UserError(f"--{option} '' names no field: name one, or leave it out")
+        for pattern in self.exclude:
+            if not pattern or "/" in pattern:
+                raise UserError(
+                    f"--exclude {pattern!r} is no pattern of names: give that of a file or of one "
+                    "folder, without a slash"
+                )
         kind, clean = self.examples.examples, self.clean
         if kind is None:
             return

@@ -234,7 +234,7 @@ class Reader:
             except (ValueError, RecursionError) as error:  # of [[[[... there is no end
                 why = str(error)
                 if isinstance(error, json.JSONDecodeError):
-                    why = f"{error.msg}, at character {error.colno}"
+                    why = f"{error.msg.removesuffix(' at')}, at character {error.colno}"
                 raise UserError(
                     f"{place} is not JSON ({why}): give one JSON object a line"
                 ) from error
