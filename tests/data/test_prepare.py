@@ -570,3 +570,7 @@ def test_the_command_says_what_there_is_and_what_came_to_it(gptj, tmp_path):
     said = gptj("prepare", b, *words, "--append").out
     assert said.startswith("1 more file; vocabulary of 257 tokens\nwith what was there before:\n")
     assert "train     2 documents" in said
+    said = gptj("prepare", a, "--out", tmp_path / "few", "--tokenizer", "train:999").out
+    assert re.search(
+        r"vocabulary of \d+ tokens and not 999, as the text has no more to learn", said
+    )

@@ -43,7 +43,9 @@ def show_prepared(report: PrepareReport) -> None:
 
     files = counted(report.files, "more file" if report.is_more else "file")
     skipped = f", {counted(report.skipped_files, 'other')} skipped" if report.skipped_files else ""
-    print(f"{files}{skipped}; vocabulary of {report.vocab_size:,} tokens")
+    few = report.vocab_size < report.asked_size
+    lack = f" and not {report.asked_size:,}, as the text has no more to learn" if few else ""
+    print(f"{files}{skipped}; vocabulary of {report.vocab_size:,} tokens{lack}")
     if report.replaced:
         print(f"{counted(report.replaced, 'piece')} not of UTF-8 replaced by U+FFFD")
     for each in report.dropped:

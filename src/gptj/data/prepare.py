@@ -147,6 +147,8 @@ class PrepareReport:
 
     groups: tuple[GroupReport, ...]
     vocab_size: int
+    asked_size: int
+    """Tokens that were to be learnt; a text may not have as many. 0 where none were."""
     files: int
     skipped_files: int
     """In folders and archives: links, and files that are empty or of no known kind."""
@@ -258,6 +260,7 @@ def _prepare(
             _report(config.out, name, splits[name].unit, named) for name in sorted(splits)
         ),
         vocab_size=tokenizer.vocab_size,
+        asked_size=0 if isinstance(given, Tokenizer) else given,
         files=len(inputs.sources),
         skipped_files=inputs.skipped + sum(portion.skipped for portion in done),
         replaced=sum(portion.replaced for portion in done),
