@@ -292,8 +292,8 @@ def _lack(folder: Folder, remedy: str) -> UserError:
     """A sentence about a folder that is none of prepared data."""
     if groups := groups_of(str(folder)):
         return UserError(
-            f"{folder} holds data in {len(groups)} groups: name one, such as {folder}/{groups[0]}, "
-            "or weigh them with `gptj mix`"
+            f"{folder} holds no prepared data itself, but in folders of it: name one, such as "
+            f"{folder}/{groups[0]}, or weigh several with `gptj mix`"
         )
     if MANIFEST in folder:
         return UserError(f"{folder} is one store of prepared data: name {folder.parent} around it")
