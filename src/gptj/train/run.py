@@ -167,8 +167,8 @@ def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> N
         before, after = _flat(json.loads((run / COURSE).read_text())), _flat(course)
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{run / COURSE} is damaged, so this run cannot go on: choose another folder for a new "
-            "one; the checkpoints are still good to sample from"
+            f"{run / COURSE} is damaged, so this run cannot go on: copy the run's folder again, or "
+            "choose another folder for a new one"
         ) from error
     for key in [*before, *after]:
         if key == "data" and before.get(key) != after[key]:
