@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from gptj.data.batches import EvalBatches, TrainBatches
+from gptj.data.clean import CleanConfig
 from gptj.data.describe import random_documents
 from gptj.data.examples import ExampleConfig
 from gptj.data.mixture import MixConfig, Mixture, mix
@@ -243,3 +244,13 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path):
     records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
     with pytest.raises(UserError, match=r"in\.jsonl:1: the chat template writes earlier messages"):
         prepared(tmp_path, records, ExampleConfig("chats", chat_template=template))
+
+
+def test_of_an_example_that_is_left_out_the_beginning_is_shown(tmp_path):
+    records = [*QA[:30], QA[7]]
+    clean = CleanConfig(copies="exact", min_unique_tokens=7)
+    path = str(written(tmp_path / "in.jsonl", [*records, {"q": "aaa", "a": "a"}]))
+    config = PrepareConfig((path,), tmp_path / "out", "bytes", clean=clean, examples=ASKED)
+    copy, few = prepare(config).dropped
+    assert copy.examples == ("in.jsonl, document 31, as in in.jsonl: Q: 7 + 7 A: 14",)
+    assert few.examples == ("in.jsonl, document 32: Q: aaa A: a",)

@@ -206,7 +206,7 @@ def _prepare(
         before.check(config.split_by, config.held_out, kind)
         before.check_new(reading)
         leave_out_held(reading.documents(), before.stores, reading.drops)
-    leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
+    leave_out_copies(reading.documents(), config.clean.copies, reading.drops, how.tokenizer)
     splits = _plan(reading.documents(), config)
     if before and any(split.unit != "nothing" for split in splits.values()):
         leave_out_trained(reading.documents(), splits, before.stores, reading.drops)
