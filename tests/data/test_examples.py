@@ -92,6 +92,18 @@ class TestWhatIsLearnt:
         data = prepared(tmp_path, records, config)
         assert told(data.parts[0].store) == ["<user>a</><assistant>⟦b</>⟧"]
 
+    def test_the_tokens_that_a_template_names_are_put_there_without_it(self, tmp_path):
+        template = tmp_path / "chat.jinja"
+        template.write_text(
+            "{{ bos_token + '<' }}{% for each in messages %}{{ each.content + eos_token + '>' }}"
+            "{% endfor %}"
+        )
+        config = ExampleConfig("chats", chat_template=template)
+        records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+        (part,) = prepared(tmp_path, records, config).parts
+        assert told(part.store) == ["<a>⟦b>⟧"]
+        assert part.store.tokens[:][-1] == part.store.tokenizer.eos_id
+
     def test_of_preferences_both(self, tmp_path):
         records = [{"prompt": "p", "chosen": "yes", "rejected": "no"}]
         (part,) = prepared(tmp_path, records, ExampleConfig("preferences")).parts
