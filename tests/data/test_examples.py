@@ -111,6 +111,39 @@ class TestWhatIsLearnt:
         assert ids_of(ids).tolist() == [*b"pyes", eos, *b"pno", eos]
         assert (ids < 0).tolist() == [True, *[False] * 4, True, *[False] * 3]
 
+    def test_of_preferences_in_messages_the_last_ones(self, tmp_path):
+        asked, yes, no = said("user", "p"), said("assistant", "yes"), said("assistant", "no\n")
+        forms = [
+            {"prompt": "p", "chosen": [asked, yes], "rejected": [asked, no]},
+            {"chosen": [asked, yes], "rejected": [asked, no]},
+            {"prompt": [asked], "chosen": [yes], "rejected": [no]},
+            {"prompt": [asked], "chosen": [asked, yes], "rejected": [asked, no]},
+            {"prompt": "p", "chosen": [yes], "rejected": [no]},
+        ]
+        before = "User:\np\n\nAssistant:\n"
+        texts = {"prompt": before, "chosen": "yes", "rejected": "no"}
+        config, more = ExampleConfig("preferences"), [yes, said("user", "q")]
+        (part,) = prepared(tmp_path, [*forms, texts], config).parts
+        assert len({text for _, _, text in random_documents(part.store, 6, 0)}) == 1
+        longer = [{"chosen": [asked, *more, yes], "rejected": [asked, *more, no]}]
+        (part,) = prepared(tmp_path, longer, config, force=True).parts
+        tokens = part.store.tokens[:]
+        (first, *_), eos = np.split(tokens, np.flatnonzero(tokens == 256) + 1), [256]
+        answer = plain([asked, *more], True).encode()
+        assert first.tolist() == [*(~each for each in answer), *b"yes", *eos]
+
+    def test_of_preferences_in_messages_by_a_template_and_from_a_table(self, tmp_path):
+        template = tmp_path / "chat.jinja"
+        template.write_text("{% for each in messages %}<{{ each.content }}>{% endfor %}")
+        asked, yes, no = said("user", "p"), said("assistant", "yes"), said("assistant", "no")
+        path = tmp_path / "in.parquet"
+        parquet.write_table(pa.Table.from_pylist([{"a": [asked, yes], "b": [asked, no]}]), path)
+        config = ExampleConfig(
+            "preferences", "{q}", chosen="{a}", rejected="{b}", chat_template=template
+        )
+        (part,) = prepared(tmp_path, path, config).parts
+        assert ids_of(part.store.tokens[:]).tolist() == [*b"<p><yes>", 256, *b"<p><no>", 256]
+
     def test_the_same_from_a_table(self, tmp_path):
         parquet.write_table(pa.Table.from_pylist(QA), tmp_path / "in.parquet")
         table = prepared(tmp_path, tmp_path / "in.parquet", ASKED, out=tmp_path / "table")
@@ -185,6 +218,13 @@ def test_texts_and_examples_do_not_mix(tmp_path):
         mix(MixConfig((f"{tmp_path / 'qa'}", f"{tmp_path / 'texts'}"), tmp_path / "both"))
 
 
+PAIRS, ASK, YES = ExampleConfig("preferences"), said("user", "p"), said("assistant", "yes")
+
+
+def two(chosen, rejected):
+    return {"chosen": chosen, "rejected": rejected}
+
+
 @pytest.mark.parametrize(
     ("record", "config", "message"),
     [
@@ -208,6 +248,18 @@ def test_texts_and_examples_do_not_mix(tmp_path):
             ExampleConfig("preferences"),
             "one text as chosen and rejected",
         ),
+        (two([ASK, YES], [ASK, YES]), PAIRS, "one text is both chosen and rejected"),
+        (two([ASK, YES], [said("user", "q"), YES]), PAIRS, "part before their last messages"),
+        (two([YES, ASK], [YES, ASK]), PAIRS, "ends with no message of the assistant's"),
+        (two([], []), PAIRS, "ends with no message of the assistant's"),
+        (two([ASK, YES], "no"), PAIRS, "no list of messages in a field 'rejected'.*--rejected"),
+        (two([YES], [said("assistant", "no")]), PAIRS, "no text in a field 'prompt'.*--prompt"),
+        (
+            {"prompt": "p", **two("yes", "no")},
+            ExampleConfig("preferences", chat_template=Path("/dev/null")),
+            "holds no messages, and --chat-template is of those: leave it out",
+        ),
+        (two([said("robot", "a")], [YES]), PAIRS, "message 1 of role 'robot'"),
     ],
 )
 def test_records_that_show_nothing_are_named(tmp_path, record, config, message):
