@@ -24,7 +24,7 @@ from gptj.sharding import check_batch, check_mesh
 from gptj.train import run as runs
 from gptj.train.config import TrainConfig
 from gptj.train.evaluators import Evaluator
-from gptj.train.objective import StepConfig
+from gptj.train.objective import DPO_BETA, StepConfig
 from gptj.train.optimizer import ORIGINAL
 from gptj.train.progress import human
 from gptj.train.start import base_of, check_tokenizer, state_of
@@ -88,7 +88,7 @@ class Setup:
             end_of_text=self.data.tokenizer.eos_id,
             examples=kind is not None,
             pairs=kind == "preferences",
-            dpo_beta=0.1 if beta is None and kind == "preferences" else beta,
+            dpo_beta=DPO_BETA if beta is None and kind == "preferences" else beta,
         )
 
     def _shape(self) -> ModelConfig | str:
