@@ -181,6 +181,12 @@ def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> N
             )
         if not before.get(key) and not after.get(key):
             continue  # an option that was not there yet, and is not used
+        if key == "base" and before.get(key) != after.get(key):
+            raise UserError(
+                f"{run} trained its adapters beside another model than lies at from="
+                f"{after.get('from')} now, or an earlier version marked it otherwise: use that "
+                "model to go on with that run, or another folder for a new one"
+            )
         if before.get(key) != after.get(key):
             why = " (it follows from steps unless given)" if key.endswith("anneal_steps") else ""
             raise UserError(
