@@ -222,7 +222,7 @@ def _prepare(
         before.check(config.split_by, config.held_out, kind)
         before.check_new(reading)
         leave_out_held(reading.documents(), before.stores, reading.drops)
-    leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
+    leave_out_copies(reading.documents(), config.clean.copies, reading.drops, how.tokenizer)
     splits = plan_groups(
         reading.documents(), config.held_out, config.seed, config.split_by, kind is not None
     )
