@@ -316,5 +316,5 @@ def test_of_an_example_that_is_left_out_the_beginning_is_shown(tmp_path):
     path = str(written(tmp_path / "in.jsonl", [*records, {"q": "aaa", "a": "a"}]))
     config = PrepareConfig((path,), tmp_path / "out", "bytes", clean=clean, examples=ASKED)
     copy, few = prepare(config).dropped
-    assert copy.examples == ("in.jsonl, document 31, as in in.jsonl: Q: 7 + 7 A: 14",)
+    assert copy.examples == ("in.jsonl, document 31, as in in.jsonl, document 8: Q: 7 + 7 A: 14",)
     assert few.examples == ("in.jsonl, document 32: Q: aaa A: a",)
