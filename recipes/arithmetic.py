@@ -224,9 +224,14 @@ def article(sets: Sequence[str]) -> None:
 
 def pairs_in(path: Path) -> Iterator[tuple[int, int]]:
     """The numbers of each problem in one of GPT-3's files."""
-    for line in path.read_text().splitlines():
-        a, b, *_ = map(int, re.findall(r"\d+", json.loads(line)["context"]))
-        yield a, b
+    try:
+        for line in path.read_text().splitlines():
+            a, b, *_ = map(int, re.findall(r"\d+", json.loads(line)["context"]))
+            yield a, b
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise gptj.UserError(
+            f"{path} is no file of GPT-3's arithmetic sets ({error}): name those"
+        ) from error
 
 
 def tell(found: dict[str, float]) -> None:
@@ -242,6 +247,9 @@ def main() -> int:
     jobs = {"digits": proof, "words": in_words, "article": lambda: article(rest)}
     if which not in jobs:
         print(f"arithmetic: no {which!r}: choose one of {', '.join(jobs)}", file=sys.stderr)
+        return 2
+    if rest and which != "article":
+        print(f"arithmetic: {which} takes no {rest[0]!r}: leave it out", file=sys.stderr)
         return 2
     return guarded("arithmetic", jobs[which])
 

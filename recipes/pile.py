@@ -15,8 +15,8 @@ from pathlib import Path
 
 import gptj
 from gptj.cli import guarded
+from gptj.data.groups import folder_of
 from gptj.data.mixture import weights_of
-from gptj.data.prepare import folder_of
 
 PILE = {
     "Pile-CC": (227.12, 1.0),

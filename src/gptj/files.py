@@ -83,7 +83,9 @@ class File:
             with reaching(self.path):
                 where = self.held_at or self.path
                 part = self.remote.cat_file(where, start=start, end=stop) if stop > start else b""
-            if len(part) != stop - start:
+            if len(part) > stop - start:
+                raise UserError(f"{self.path} is sent whole or not at all: copy it to this machine")
+            if len(part) < stop - start:
                 raise UserError(f"{self.path} became shorter while it was read: try again")
             return np.frombuffer(part, np.uint8).copy()  # writable, as the reader's own
         if stop - start >= DIRECT_READS and self._direct is not None:
@@ -250,7 +252,8 @@ class Folder:
         if self._remote is not None:
             with reaching(self.place):
                 found = self._remote.find(self._root, detail=True)
-            sizes = {path: int(about["size"] or 0) for path, about in found.items()}
+                ask = self._remote.size  # plain HTTP lists names without sizes
+                sizes = {path: at["size"] or ask(path) or 0 for path, at in found.items()}
         else:
             sizes = dict(_walked(self._root, but))
         root = self._root.strip("/") if self._remote is not None else self._root

@@ -44,6 +44,9 @@ def plain(messages: Messages, answer: bool) -> str:
 def read_template(path: Path) -> Render:
     """A Jinja template: it sees `messages` and `add_generation_prompt`, and nothing of the host.
 
+    What it calls `bos_token` and `eos_token` is empty: in a text they would be spelled out and not
+    be tokens, no example begins with one, and the end-of-text that ends it is put there anyway.
+
     Raises:
       UserError: there is no such template, it is not one, or Jinja is not installed.
     """
@@ -57,7 +60,7 @@ def read_template(path: Path) -> Render:
         raise UserError(message)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
+    environment.globals |= {"raise_exception": refuse, "bos_token": "", "eos_token": ""}
     try:
         template = environment.from_string(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, TemplateError) as error:

@@ -26,3 +26,6 @@ def test_every_byte_of_an_array_is_under_its_checksum(shape, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"/0\.npz.*arr_1\.npy"):
             npz.arrays(file)[1].read()
+        if len(shape) == 2:
+            with pytest.raises(UserError, match=r"/0\.npz.*arr_1\.npy"):
+                npz.arrays(file)[1].sample(shape, 2)

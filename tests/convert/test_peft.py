@@ -117,6 +117,7 @@ class TestMistakes:
                 {"target_modules": ["c_attn"]},
                 r"target_modules=\['c_attn'\] must be a list of q_proj",
             ),
+            ({"target_modules": [["q_proj"]]}, r"target_modules=\[\['q_proj'\]\] must be a list"),
             ({"r": "four"}, "is not PEFT's config of LoRA"),
             ({"base_model_name_or_path": None}, "do not say which model .* --base MODEL"),
             (

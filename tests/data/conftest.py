@@ -1,6 +1,8 @@
 """Files of tokens, made by other people's code."""
 
 import functools
+import http.server
+import threading
 import zlib
 from pathlib import Path
 
@@ -67,3 +69,27 @@ def write_tfrecords(path: Path, records, name: str = "text", about: str = "about
     plain.unlink()
     path.write_bytes(zlib.compress(content) if "zstd" in path.name else content)
     return path
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Python's own web server, which knows no ranges."""
+
+    def log_message(self, *words):
+        """Say nothing."""
+
+
+@pytest.fixture
+def website():
+    """Serves a folder, and says where."""
+    servers = []
+
+    def serve(folder: Path) -> str:
+        handler = functools.partial(Quiet, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -73,7 +73,7 @@ class TestLeavingOut:
         [dropped] = report.dropped
         assert (dropped.documents, dropped.bytes) == (3, 3)
         assert dropped.reason == "same text as another"
-        assert dropped.examples[0] == "lines.jsonl, document 3, as in lines.jsonl: a"
+        assert dropped.examples[0] == "lines.jsonl, document 3, as in lines.jsonl, document 1: a"
 
     def test_near_copies(self, tmp_path):
         texts = list(self.LONG)
@@ -184,12 +184,13 @@ class TestLeavingOut:
 
 
 def test_the_command_says_what_was_left_out(gptj, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "one"}\n{"text": "two"}\n')
+    one = '{"text": "one\\u001b"}\n'  # what commands a terminal is shown
+    (tmp_path / "a.jsonl").write_text(f'{one}{one}{{"text": "two"}}\n')
     words = ("--tokenizer", "bytes", "--held-out", 0, "--copies", "exact")
     code, said, _ = gptj("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", *words)
     assert code == 0
-    assert "left out 1 documents, 3 bytes: same text as another" in said
-    assert "a.jsonl, document 2, as in a.jsonl: one" in said
+    assert "left out 1 document, 4 bytes: same text as another" in said
+    assert "a.jsonl, document 2, as in a.jsonl, document 1: one\\x1b\n" in said
 
 
 def test_documents_of_tokens_are_copies_by_their_tokens():

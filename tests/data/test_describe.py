@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj.data.describe import describe_store, lengths, random_documents
+from gptj.data.describe import SHOWN, describe_store, lengths, random_documents
 from gptj.data.mixture import MixConfig, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore
@@ -58,6 +58,18 @@ class TestStore:
         assert found == list(random_documents(store, 5, seed=1))
         assert found != list(random_documents(store, 5, seed=2))
         assert len(list(random_documents(store, 999, seed=1))) == store.manifest.documents
+
+    def test_a_name_of_two_lines_takes_one(self, tmp_path):
+        (tmp_path / "a\nb.txt").write_text("x" * 99)
+        prepare(PrepareConfig((f"{tmp_path}/a\nb.txt",), tmp_path / "out", "bytes", held_out=0))
+        lines = list(describe_store(TokenStore.open(tmp_path / "out/train")))
+        assert any(line.startswith("    a\\nb.txt  1 ") for line in lines)
+
+    def test_a_long_document_is_not_printed_whole(self, tmp_path):
+        (tmp_path / "a.txt").write_text("x" + "é" * SHOWN)
+        prepare(PrepareConfig((str(tmp_path / "a.txt"),), tmp_path / "out", "bytes", held_out=0))
+        [(_, _, text)] = random_documents(TokenStore.open(tmp_path / "out/train"), 1, seed=0)
+        assert text == "x" + "é" * (SHOWN // 2 - 1) + f"\n[... and {SHOWN + 2:,} more tokens]"
 
 
 class TestCommand:
@@ -128,6 +140,7 @@ class TestCommand:
             assert (code, "store says where documents 0 to" in err) == (2, True)
         for words, said in (
             (("--documents", -1), "documents=-1 must be 0"),
+            (("--documents", 1, "--seed", -1), "seed=-1 must be 0 or above"),
             (("--lengths", tmp_path / "x.nope"), "x.nope must end in one of .png, .svg, .pdf"),
         ):
             code, _, err = gptj("inspect", folder, *words)

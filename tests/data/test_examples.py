@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from gptj.data.batches import EvalBatches, TrainBatches
+from gptj.data.clean import CleanConfig
 from gptj.data.describe import random_documents
 from gptj.data.examples import ExampleConfig
 from gptj.data.mixture import MixConfig, Mixture, mix
@@ -91,12 +92,57 @@ class TestWhatIsLearnt:
         data = prepared(tmp_path, records, config)
         assert told(data.parts[0].store) == ["<user>a</><assistant>⟦b</>⟧"]
 
+    def test_the_tokens_that_a_template_names_are_put_there_without_it(self, tmp_path):
+        template = tmp_path / "chat.jinja"
+        template.write_text(
+            "{{ bos_token + '<' }}{% for each in messages %}{{ each.content + eos_token + '>' }}"
+            "{% endfor %}"
+        )
+        config = ExampleConfig("chats", chat_template=template)
+        records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
+        (part,) = prepared(tmp_path, records, config).parts
+        assert told(part.store) == ["<a>⟦b>⟧"]
+        assert part.store.tokens[:][-1] == part.store.tokenizer.eos_id
+
     def test_of_preferences_both(self, tmp_path):
         records = [{"prompt": "p", "chosen": "yes", "rejected": "no"}]
         (part,) = prepared(tmp_path, records, ExampleConfig("preferences")).parts
         eos, ids = part.store.tokenizer.eos_id, part.store.tokens[:]
         assert ids_of(ids).tolist() == [*b"pyes", eos, *b"pno", eos]
         assert (ids < 0).tolist() == [True, *[False] * 4, True, *[False] * 3]
+
+    def test_of_preferences_in_messages_the_last_ones(self, tmp_path):
+        asked, yes, no = said("user", "p"), said("assistant", "yes"), said("assistant", "no\n")
+        forms = [
+            {"prompt": "p", "chosen": [asked, yes], "rejected": [asked, no]},
+            {"chosen": [asked, yes], "rejected": [asked, no]},
+            {"prompt": [asked], "chosen": [yes], "rejected": [no]},
+            {"prompt": [asked], "chosen": [asked, yes], "rejected": [asked, no]},
+            {"prompt": "p", "chosen": [yes], "rejected": [no]},
+        ]
+        before = "User:\np\n\nAssistant:\n"
+        texts = {"prompt": before, "chosen": "yes", "rejected": "no"}
+        config, more = ExampleConfig("preferences"), [yes, said("user", "q")]
+        (part,) = prepared(tmp_path, [*forms, texts], config).parts
+        assert len({text for _, _, text in random_documents(part.store, 6, 0)}) == 1
+        longer = [{"chosen": [asked, *more, yes], "rejected": [asked, *more, no]}]
+        (part,) = prepared(tmp_path, longer, config, force=True).parts
+        tokens = part.store.tokens[:]
+        (first, *_), eos = np.split(tokens, np.flatnonzero(tokens == 256) + 1), [256]
+        answer = plain([asked, *more], True).encode()
+        assert first.tolist() == [*(~each for each in answer), *b"yes", *eos]
+
+    def test_of_preferences_in_messages_by_a_template_and_from_a_table(self, tmp_path):
+        template = tmp_path / "chat.jinja"
+        template.write_text("{% for each in messages %}<{{ each.content }}>{% endfor %}")
+        asked, yes, no = said("user", "p"), said("assistant", "yes"), said("assistant", "no")
+        path = tmp_path / "in.parquet"
+        parquet.write_table(pa.Table.from_pylist([{"a": [asked, yes], "b": [asked, no]}]), path)
+        config = ExampleConfig(
+            "preferences", "{q}", chosen="{a}", rejected="{b}", chat_template=template
+        )
+        (part,) = prepared(tmp_path, path, config).parts
+        assert ids_of(part.store.tokens[:]).tolist() == [*b"<p><yes>", 256, *b"<p><no>", 256]
 
     def test_the_same_from_a_table(self, tmp_path):
         parquet.write_table(pa.Table.from_pylist(QA), tmp_path / "in.parquet")
@@ -172,6 +218,13 @@ def test_texts_and_examples_do_not_mix(tmp_path):
         mix(MixConfig((f"{tmp_path / 'qa'}", f"{tmp_path / 'texts'}"), tmp_path / "both"))
 
 
+PAIRS, ASK, YES = ExampleConfig("preferences"), said("user", "p"), said("assistant", "yes")
+
+
+def two(chosen, rejected):
+    return {"chosen": chosen, "rejected": rejected}
+
+
 @pytest.mark.parametrize(
     ("record", "config", "message"),
     [
@@ -195,6 +248,18 @@ def test_texts_and_examples_do_not_mix(tmp_path):
             ExampleConfig("preferences"),
             "one text as chosen and rejected",
         ),
+        (two([ASK, YES], [ASK, YES]), PAIRS, "one text is both chosen and rejected"),
+        (two([ASK, YES], [said("user", "q"), YES]), PAIRS, "part before their last messages"),
+        (two([YES, ASK], [YES, ASK]), PAIRS, "ends with no message of the assistant's"),
+        (two([], []), PAIRS, "ends with no message of the assistant's"),
+        (two([ASK, YES], "no"), PAIRS, "no list of messages in a field 'rejected'.*--rejected"),
+        (two([YES], [said("assistant", "no")]), PAIRS, "no text in a field 'prompt'.*--prompt"),
+        (
+            {"prompt": "p", **two("yes", "no")},
+            ExampleConfig("preferences", chat_template=Path("/dev/null")),
+            "holds no messages, and --chat-template is of those: leave it out",
+        ),
+        (two([said("robot", "a")], [YES]), PAIRS, "message 1 of role 'robot'"),
     ],
 )
 def test_records_that_show_nothing_are_named(tmp_path, record, config, message):
@@ -243,3 +308,13 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path):
     records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
     with pytest.raises(UserError, match=r"in\.jsonl:1: the chat template writes earlier messages"):
         prepared(tmp_path, records, ExampleConfig("chats", chat_template=template))
+
+
+def test_of_an_example_that_is_left_out_the_beginning_is_shown(tmp_path):
+    records = [*QA[:30], QA[7]]
+    clean = CleanConfig(copies="exact", min_unique_tokens=7)
+    path = str(written(tmp_path / "in.jsonl", [*records, {"q": "aaa", "a": "a"}]))
+    config = PrepareConfig((path,), tmp_path / "out", "bytes", clean=clean, examples=ASKED)
+    copy, few = prepare(config).dropped
+    assert copy.examples == ("in.jsonl, document 31, as in in.jsonl, document 8: Q: 7 + 7 A: 14",)
+    assert few.examples == ("in.jsonl, document 32: Q: aaa A: a",)

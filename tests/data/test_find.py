@@ -85,6 +85,16 @@ class TestFinding:
         with pytest.raises(UserError, match=r"no input memory://data/none"):
             find_sources(["memory://data/none"])
 
+    def test_a_web_server_lists_names_alone_and_may_know_no_ranges(self, tmp_path, website):
+        for name in ("b.txt", "a/z.md", ".hidden.txt", "a/photo.jpg"):
+            save(tmp_path / name, b"some bytes")
+        found = find_sources([f"{website(tmp_path)}/"])
+        assert [each.name for each in found.sources] == ["a/z.md", "b.txt"]
+        file = found.sources[1].file
+        assert (file.size, file.read().tobytes()) == (10, b"some bytes")
+        with pytest.raises(UserError, match=r"b\.txt is sent whole or not at all: copy it to this"):
+            file.read(2, 4)
+
     def test_links_are_not_followed_and_counted(self, tmp_path):
         (tmp_path / "links").mkdir()
         (tmp_path / "links/link.txt").symlink_to(save(tmp_path / "in/a.txt", b"x"))
@@ -133,6 +143,41 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"no input .*absent\.txt: give"):
             find_sources([tmp_path / "absent.txt"])
 
+    def test_a_path_in_a_folder_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
+        def closed(path, **_):
+            raise PermissionError(13, "Permission denied", path)
+
+        monkeypatch.setattr(os, "stat", closed)
+        with pytest.raises(UserError, match=r"a\.txt cannot be read \(Permission denied\): allow"):
+            find_sources([f"{tmp_path}/a.txt"])
+
+    def test_what_is_no_file_and_a_name_that_is_no_text(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UserError, match=r"pipe is no file, .*: write it to one"):
+            find_sources([tmp_path / "pipe"])
+        save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")), b"x")
+        with pytest.raises(UserError, match=r"caf\\udce9\.txt' has a name that is not UTF-8: ren"):
+            find_sources([tmp_path])
+
+    @pytest.mark.parametrize("name", ["a.txt.bz2", "texts.ZIP"])
+    def test_what_is_packed_otherwise(self, name, tmp_path):
+        path = save(tmp_path / name, b"x")
+        with pytest.raises(
+            UserError, match=r"is packed as \.(bz2|zip), which is not read: pack it"
+        ):
+            find_sources([path])
+        save(tmp_path / "b.txt", b"x")
+        assert find_sources([tmp_path]).skipped == 1
+
+    def test_tokens_without_their_index(self, tmp_path):
+        data, index = save(tmp_path / "m.bin", b"ab"), save(tmp_path / "m.idx", b"index")
+        save(tmp_path / "other.bin", b"ab")
+        with pytest.raises(UserError, match=r"m\.bin holds tokens, .*: name .*m\.idx instead"):
+            find_sources([data])
+        found = find_sources([tmp_path])
+        assert [each.file.path for each in found.sources] == [str(index)]
+        assert found.skipped == 1
+
     def test_a_folder_without_text(self, tmp_path):
         save(tmp_path / "photos/a.jpg", b"x")
         with pytest.raises(UserError, match=r"no text file in the folder .*photos: give"):
@@ -162,8 +207,11 @@ class TestMistakes:
 
     def test_a_file_given_twice(self, tmp_path):
         path = save(tmp_path / "a.txt", b"x")
-        with pytest.raises(UserError, match=r"a\.txt is among the inputs twice"):
+        with pytest.raises(UserError, match=r"a\.txt is among the inputs twice: name"):
             find_sources([path, tmp_path])
+        (tmp_path / "link.txt").symlink_to(path)
+        with pytest.raises(UserError, match=r"link\.txt is .* twice, once as .*a\.txt: name it"):
+            find_sources([tmp_path / "*.txt"])
 
     def test_a_pattern_that_nothing_matches(self, tmp_path):
         with pytest.raises(UserError, match=r"no file matches .*\*\.txt"):

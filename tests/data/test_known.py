@@ -155,7 +155,11 @@ class TestAppending:
         out, kind = tmp_path / "out", ExampleConfig("completions")
         prepare(PrepareConfig((pairs("a.jsonl", OLD),), out, "bytes", 0.3, examples=kind))
         _, held = sides(out)
-        found = dropped(append(pairs("b.jsonl", [*OLD, *NEW]), out, seed=5, examples=kind))
+        report = append(pairs("b.jsonl", [*OLD, *NEW]), out, seed=5, examples=kind)
+        shown = [each for reason in report.dropped for each in reason.examples]
+        assert shown
+        assert all(": say " in each for each in shown)
+        found = dropped(report)
         assert (found[HELD], found[TRAINED] > 0) == (len(held), True)
         train, held = sides(out)
         assert not set(train) & set(held)

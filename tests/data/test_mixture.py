@@ -146,6 +146,8 @@ class TestMistakes:
             (["few=1", "many=0"], "must be a number above 0"),
             (["few=1", "many=nan"], "must be a number above 0"),
             (["few=1", "none=1"], "holds no prepared data"),
+            (["few=1", "few/train=1"], "train is one store of prepared data: name .*few around it"),
+            (["few=1", "=1"], r"but in folders of it: name one, such as .*/few, or weigh"),
         ],
     )
     def test_are_named_and_nothing_is_written(self, parts, said, folders, tmp_path):

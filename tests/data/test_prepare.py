@@ -225,6 +225,12 @@ class TestGroups:
         with pytest.raises(UserError, match="'Pile CC' and 'Pile/CC', which would be one folder"):
             run(pile, out=out, split_by="meta.pile_set_name")
 
+    def test_a_text_names_no_group(self, pile, out):
+        with pile.open("a") as file:
+            file.write("\n" + json.dumps({"text": "x" * 300, "meta": {"pile_set_name": "x"}}))
+        with pytest.raises(UserError, match=r"text is 'x{40}'\.\.\. in pile\.jsonl, too long for"):
+            run(pile, out=out, split_by="text")
+
 
 class TestTokens:
     """Files of tokens are stored as they are, and what they stand for is known."""
@@ -355,7 +361,31 @@ class TestAllOrNothing:
         save(out / "thesis.tex", "years of work")
         with pytest.raises(UserError, match=r"out is not prepared data, so --force"):
             run(corpus, out=out, force=True)
+        with pytest.raises(UserError, match=r"out exists, and is not prepared data: choose"):
+            run(corpus, out=out)
         assert (out / "thesis.tex").read_text() == "years of work"
+
+    def test_an_empty_folder_may_be_replaced(self, lines, out):
+        out.mkdir(parents=True)
+        with pytest.raises(UserError, match=r"out exists: .* --force"):
+            run(lines, out=out)
+        assert run(lines, out=out, force=True).train.documents
+
+    def test_what_stands_in_the_way_is_said_and_no_folder_is_left(self, lines, tmp_path):
+        save(tmp_path / "file", "x")
+        with pytest.raises(UserError, match=r"\(Not a directory\) .*: move away the file"):
+            run(lines, out=tmp_path / "file" / "out")
+        with pytest.raises(UserError, match="no input"):
+            run(tmp_path / "absent", out=tmp_path / "a" / "b" / "out")
+        assert not (tmp_path / "a").exists()
+
+    def test_a_folder_that_may_not_be_looked_into(self, lines, out, monkeypatch):
+        def closed(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "exists", closed)
+        with pytest.raises(UserError, match=r"\(Permission denied\) .*: allow yourself"):
+            run(lines, out=out)
 
     @pytest.mark.parametrize("name", ["raw/a.txt", "train/a.txt"])
     def test_force_does_not_delete_what_else_lies_there(self, name, corpus, lines, out):
@@ -464,6 +494,19 @@ class TestMistakes:
         self.refused("no text is left for heldout: .* --held-out 0", path, out=out)
         assert run(path, out=out, held_out=0).train.tokens == 5
 
+    def test_plain_text_has_no_fields(self, lines, corpus, tmp_path, out):
+        path = save(tmp_path / "a.json", '{"body": "x"}')
+        complaint = r"--text-field body is of JSON lines and .* none, as .*a\.json: leave it"
+        self.refused(complaint, path, corpus, out=out, text_field="body")
+        self.refused("no text in a field 'body'", path, lines, out=out, text_field="body")
+
+    def test_what_names_nothing(self, lines, out):
+        self.refused("--text-field '' names no field", lines, out=out, text_field="")
+        self.refused("--split-by '' names no field", lines, out=out, split_by="")
+        for pattern in ("", "tests/", "a/*.txt"):
+            said = rf"--exclude '{re.escape(pattern)}' is no pattern of names"
+            self.refused(said, lines, out=out, exclude=(pattern,))
+
     def test_nothing_is_left_of_poor_documents(self, lines, out):
         clean = CleanConfig(min_unique_tokens=99)
         complaint = "no text is left for train without the documents of fewer than 99 .* a lower --"
@@ -515,3 +558,19 @@ class TestMistakes:
         save(tmp_path / "file", "x")
         with pytest.raises(UserError, match=r"file/out cannot be written"):
             run(lines, out=tmp_path / "file" / "out")
+
+
+def test_the_command_says_what_there_is_and_what_came_to_it(gptj, tmp_path):
+    a, b = save(tmp_path / "a.txt", "some text " * 40), save(tmp_path / "b.txt", "other " * 40)
+    words = ("--out", tmp_path / "out")
+    code, said, _ = gptj("prepare", a, *words, "--tokenizer", "bytes")
+    assert code == 0
+    assert said.startswith("1 file; vocabulary of 257 tokens\n  train     1 document, 380 bytes,")
+    assert said.endswith("the end of each document, as they are fewer than 20\n")
+    said = gptj("prepare", b, *words, "--append").out
+    assert said.startswith("1 more file; vocabulary of 257 tokens\nwith what was there before:\n")
+    assert "train     2 documents" in said
+    said = gptj("prepare", a, "--out", tmp_path / "few", "--tokenizer", "train:999").out
+    assert re.search(
+        r"vocabulary of \d+ tokens and not 999, as the text has no more to learn", said
+    )

@@ -200,14 +200,33 @@ class TestFields:
     def test_a_table_cut_short_is_named(self, kind, tmp_path):
         path = self.saved(tmp_path / f"a{kind}")
         content = path.read_bytes()
-        for size in (10, len(content) // 2):
+        for size in (10, len(content) // 2, len(content) - 100):
             path.write_bytes(content[:size])
             with pytest.raises(UserError, match=rf"a{kind} is no .* table, or cut short"):
+                self.read(path)
+
+    def test_a_stream_cut_anywhere_or_followed_by_more(self, tmp_path):
+        table, path = pa.table({"text": ["some words"] * 30}), tmp_path / "a.arrow"
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=10)
+        whole = path.read_bytes()
+        assert len(self.read(path)) == 30
+        for content in (*(whole[:size] for size in range(8, len(whole), 8)), 2 * whole):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=r"a\.arrow is no arrow table, or cut short"):
                 self.read(path)
 
     def test_a_column_may_have_a_dot_in_its_name(self, tmp_path):
         table = pa.table({"meta.from": ["A", "B"], "meta": ["x", "y"]})
         pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(
+            UserError, match=r"no column 'text' \(it has 'meta.from', 'meta'\): name"
+        ):
+            self.read(tmp_path / "a.parquet")
+        nested = pa.table({"n": [1], "meta": [{"body": "x", "at": {"day": 1}}]})
+        pq.write_table(nested, tmp_path / "b.parquet")
+        with pytest.raises(UserError, match=r"has 'n', 'meta.body', 'meta.at.day'.* --text-field"):
+            self.read(tmp_path / "b.parquet")
         assert self.read(tmp_path / "a.parquet", text_field="meta.from") == [("A", ""), ("B", "")]
 
     def test_a_table_whose_text_is_not_utf8_or_that_is_packed(self, tmp_path):
@@ -362,7 +381,11 @@ class TestMistakes:
             (b'["text"]', "is no JSON object"),
             (b"[" * 99_999, "is not JSON"),
             (b'{"body": "x"}', "has no text in a field 'text'.*'body'.*--text-field"),
-            (b'{"text": 7}', "has no text in a field 'text'"),
+            (b'{"text": 7}', "has no text in a field 'text' but 7"),
+            (b'{"text": null}', "has no text .* but null .*, or mend or remove the record"),
+            (b'{"text": {"en": "x", "n": 1}}', "has no text .* but a record .*'text.en', 'text.n'"),
+            (b'{"text": "x"', "is not JSON .*, at character 13"),
+            (b'{"text": "x', r"is not JSON \(Unterminated string starting, at character 10\)"),
         ],
     )
     def test_a_bad_line_is_named_by_its_number(self, line, complaint, tmp_path):

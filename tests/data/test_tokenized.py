@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptj.data.find import Source
+from gptj.data.find import Source, find_sources
 from gptj.data.read import Reader
-from gptj.data.tokenized import documents_of, token_runs
+from gptj.data.tokenized import check_listed, documents_of, token_runs
 from gptj.errors import UserError
 from gptj.files import file_at
 
@@ -55,6 +55,20 @@ class TestTheOriginals:
         index.write_text("9.tfrecords")
         with pytest.raises(UserError, match=r"train\.index names 9\.tfrecords, which is not there"):
             runs(index)
+
+    @pytest.mark.parametrize("listed", ["a.tfrecords\nb.tfrecords", "b.tfrecords\nb.tfrecords"])
+    def test_nothing_is_read_by_itself_and_by_an_index(self, listed, tfrecords, tmp_path):
+        for name in "ab":
+            tfrecords(tmp_path / f"{name}.tfrecords", RECORDS[:1])
+        index = tmp_path / "train.index"
+        index.write_text(listed)
+        inputs = [index, tmp_path / "a.tfrecords"]
+        with pytest.raises(UserError, match=r"train\.index names .*, .*: .* would be read twice"):
+            check_listed(find_sources(inputs).sources)
+        index.write_text("b.tfrecords")
+        check_listed(find_sources(inputs).sources)
+        with pytest.raises(UserError, match=r"b\.tfrecords, which is itself among the inputs"):
+            check_listed(find_sources([tmp_path]).sources)
 
     def test_documents_go_on_from_record_to_record(self):
         stream = [np.array([1, 2]), np.array([3, 0, 4]), np.array([0, 0]), np.array([5])]

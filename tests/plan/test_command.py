@@ -120,6 +120,24 @@ def test_adapters_by_formula_and_by_a_recipe(gptj, tmp_path):
         assert (lora["rank"], lora["quantize"]) == expected
 
 
+def test_preferences_by_formula_and_by_a_recipe(gptj, tmp_path):
+    out, recipe = tmp_path / "plan.json", tmp_path / "mine.py"
+    words = ("--on", "h100", "--lora-rank", 8, "--batch", 4, "--json", out)
+    code, said, _ = gptj("plan", "gpt-j-6b", *words, "--preferences")
+    assert code == 0
+    assert "4 pairs of rows of 2048 tokens (16.4k) a step" in " ".join(said.split())
+    assert json.loads(out.read_text())["job"]["compute"]["dpo_beta"] == 0.1
+    recipe.write_text(
+        "import gptj\n"
+        "def recipe():\n"
+        "    compute = gptj.StepConfig(dpo_beta=0.3)\n"
+        "    return gptj.TrainConfig(data='d', out='o', from_='m', model='1.3b', compute=compute)\n"
+    )
+    code, said, _ = gptj("plan", recipe, *words)
+    assert (code, "pairs of rows" in said) == (0, True)
+    assert json.loads(out.read_text())["job"]["compute"]["dpo_beta"] == 0.3
+
+
 @pytest.mark.slow
 def test_measured_beside_predicted(gptj, tmp_path, tiny_model):
     out, page = tmp_path / "plan.json", tmp_path / "plan.html"
@@ -189,6 +207,8 @@ def test_libtpu_is_quiet_in_every_verb():
             ("--on", "h100", "--lora-rank", 4, "--optimizer", "gptj-2021"),
             ("gptj-2021 trains no adapters",),
         ),
+        (("--on", "h100", "--preferences"), ("learnt by adapters", "give --lora-rank")),
+        (("--on", "h100", "--serve", "--preferences"), ("preferences is not looked at", "serve")),
         (("--on", "h100", "--serve", "--lora-rank", 4), ("lora is not looked at", "serve")),
         (("--on", "h100:8", "--serve", "--mesh", "fsdp=8"), ("fsdp=8 would gather all weights",)),
         (("--on", "h100", "--serve", "--positions", 4096), ("positions=4096", "context of 2048")),

@@ -111,9 +111,24 @@ def test_float32_has_its_own_peak(job, on, slower):
     assert found / narrow == pytest.approx(slower)
 
 
-def test_pairs_are_not_planned_as_if_they_were_rows(job):
-    with pytest.raises(UserError, match="on preferences cannot be planned yet"):
+def test_pairs_are_two_rows_that_are_read_three_times(job):
+    """By the model twice, for what it says of them and for the gradient; by what it was once."""
+    with pytest.raises(UserError, match="adapters beside the model as it was: give --lora-rank"):
         dataclasses.replace(job, compute=dataclasses.replace(job.compute, dpo_beta=0.1))
+    compute = dataclasses.replace(job.compute, lora=LoRAConfig(rank=8))
+    rows = dataclasses.replace(job, compute=compute)
+    pairs = dataclasses.replace(
+        rows, batch=256, accumulate=256, compute=dataclasses.replace(compute, dpo_beta=0.1)
+    )
+    assert pairs.tokens == rows.tokens
+    beside, found = plan(rows), plan(pairs)
+    read = 2 * IN_PRODUCTS + ATTENTION
+    more = (found.times.compute - beside.times.compute) * 8 * 989e12 / pairs.tokens
+    assert more == pytest.approx(2 * read, rel=0.01)
+    rate = lambda each: each.tokens_per_second / (8 * 989e12)  # noqa: E731
+    needed = [each.used.gptj_mfu / rate(each) for each in (beside, found)]
+    assert needed[1] - needed[0] == pytest.approx(read, rel=0.01)
+    assert found.used.article_mfu / rate(found) == pytest.approx(6 * PARAMETERS)
 
 
 def test_weights_beside_adapters_cost_no_product_for_a_gradient(job):

@@ -141,6 +141,26 @@ def test_a_run_of_adapters_is_compiled_and_near_its_formula(kind, remat, small_j
     assert compiled.temporaries <= 1.1 * dense.temporaries
 
 
+def test_a_run_on_preferences_is_compiled_and_grows_as_its_formula(small_job, compile_once):
+    """Of as many rows as without it: in memory not much, in traffic by the passes that read."""
+
+    def both(**options):
+        options |= {"remat": "block", "lora": BESIDE[None], "accumulate": 2}
+        job, compiled = (make("cpu:8", (2, 2, 2), **options) for make in (small_job, compile_once))
+        (rates,) = remote.axis_rates(job.place, [job.mesh])
+        return estimate.estimated(job, rates), compiled
+
+    def gathered(found):
+        kinds = [x for x in found.exchanges if x.kind == "all-gather" and x.axes == ("fsdp",)]
+        return sum(each.bytes * each.times for each in kinds)
+
+    rows, pairs = both(batch=32), both(batch=16, dpo_beta=0.1)
+    for fact in (lambda found: found.memory, lambda found: found.traffic, gathered):
+        formula, compiled = (fact(pairs[n]) / fact(rows[n]) for n in (0, 1))
+        assert formula == pytest.approx(compiled, rel=0.1)
+    assert pairs[0].arguments == pytest.approx(pairs[1].arguments, rel=0.02)
+
+
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("kind", [None, "int8"])
 def test_all_weights_are_as_large_as_the_trainers(kind, mesh, small_job):

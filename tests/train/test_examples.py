@@ -1,14 +1,18 @@
 """Runs on examples of what to answer, and on preferences."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import gptj
 from gptj.data.examples import ExampleConfig
+from gptj.data.mixture import Mixture
 from gptj.errors import UserError
+from gptj.train.evaluators import of_sources
 from gptj.train.metrics import read_metrics
 
 MODEL = gptj.ModelConfig(2, 32, 4, 8, 64, 257, 264, 64)
@@ -107,6 +111,47 @@ def test_held_out_examples_that_do_not_fit_are_refused_before_the_first_step(tmp
     with pytest.raises(UserError, match=r"seq=31 is shorter than every example of .*heldout"):
         gptj.train(config)
     assert not (tmp_path / "run").exists()
+
+
+def sources(folder: Path, **sizes: int) -> Path:
+    """Data of a file for each name, its examples so long."""
+    (folder / "texts").mkdir()
+    for name, size in sizes.items():
+        records = ({"prompt": f"{name}{n}", "completion": "b" * size} for n in range(20))
+        text = "".join(json.dumps(each) + "\n" for each in records)
+        (folder / f"texts/{name}.jsonl").write_text(text)
+    examples, out = ExampleConfig("completions"), folder / "data"
+    texts = (str(folder / "texts"),)
+    gptj.prepare(gptj.PrepareConfig(texts, out, "bytes", held_out=0.3, examples=examples))
+    return out
+
+
+def test_a_source_whose_examples_do_not_fit_is_refused_before_the_first_step(tmp_path):
+    data = sources(tmp_path, short=20, long=200)
+    config = gptj.TrainConfig(data, tmp_path / "run", model=MODEL, **QUICK)
+    with pytest.raises(UserError, match=r"seq=31 is shorter than .* source long.jsonl.*raise seq"):
+        gptj.train(config, evaluators=[of_sources(config)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_a_source_whose_files_lie_apart_those_that_fit_are_measured(tmp_path, monkeypatch):
+    data = sources(tmp_path, a=20, b=200, c=20)
+    config = gptj.TrainConfig(data, tmp_path / "run", model=MODEL, **QUICK)
+    real = Mixture.open(data)
+    apart = [
+        dataclasses.replace(each, name="ab"[n % 2]) for n, each in enumerate(real.held_out.sources)
+    ]
+    manifest = dataclasses.replace(real.held_out.manifest, sources=tuple(apart))
+    found = dataclasses.replace(
+        real, held_out=dataclasses.replace(real.held_out, manifest=manifest)
+    )
+    monkeypatch.setattr(Mixture, "open", lambda _: found)
+    only = of_sources(dataclasses.replace(config, eval_batches=None))
+    with pytest.raises(UserError, match="of the source b"):
+        only.check(31)
+    only.check(300)
+    row = only.measure(gptj.init(jax.random.key(0), MODEL), MODEL, found.tokenizer)
+    assert [*row] == ["heldout_loss_a"]
 
 
 def test_a_beta_without_preferences_is_refused(asked, tmp_path):

@@ -73,6 +73,13 @@ def test_another_course_is_refused_by_its_first_difference(run, change, said):
     assert str(failure.value).startswith(f"{run} was started with ")
 
 
+def test_another_base_of_adapters_is_refused_by_its_place(tmp_path):
+    start(tmp_path, **{"from": "models/base"}, base="2:aa")
+    save_something(tmp_path)
+    with pytest.raises(UserError, match=r"beside another model than lies at from=models/base now"):
+        start(tmp_path, **{"from": "models/base"}, base="2:bb")
+
+
 def test_other_data_are_refused_unless_allowed(run):
     said = r"the data are not those .* \(fingerprint d2, then d1\): .* --allow-data-change"
     with pytest.raises(UserError, match=said):

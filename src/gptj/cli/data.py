@@ -7,10 +7,11 @@ from pathlib import Path
 
 from gptj.cli.flags import parse
 from gptj.cluster import AUTO
-from gptj.data.describe import describe, describe_store, random_documents
+from gptj.data.describe import counted, describe, describe_store, random_documents
 from gptj.data.describe import lengths as counts
 from gptj.data.mixture import MixConfig, Mixture, groups_of, held_out_beside, mix
 from gptj.data.prepare import PrepareConfig, PrepareReport, StoreReport, prepare
+from gptj.data.split import ENOUGH
 from gptj.data.store import TokenStore, is_store
 from gptj.errors import UserError
 from gptj.train.rows import visible
@@ -36,36 +37,48 @@ def show_prepared(report: PrepareReport) -> None:
 
     def line(name: str, part: StoreReport) -> None:
         print(
-            f"  {name:9} {part.documents:,} documents, {part.bytes:,} bytes, {part.tokens:,} "
-            f"tokens ({part.bytes_per_token:.2f} bytes each)  {part.path}"
+            f"  {name:9} {counted(part.documents, 'document')}, {part.bytes:,} bytes, "
+            f"{part.tokens:,} tokens ({part.bytes_per_token:.2f} bytes each)  {part.path}"
         )
 
-    skipped = f", {report.skipped_files} others skipped" if report.skipped_files else ""
-    print(f"{report.files} files{skipped}; vocabulary of {report.vocab_size:,} tokens")
+    files = counted(report.files, "more file" if report.is_more else "file")
+    skipped = f", {counted(report.skipped_files, 'other')} skipped" if report.skipped_files else ""
+    few = report.vocab_size < report.asked_size
+    lack = f" and not {report.asked_size:,}, as the text has no more to learn" if few else ""
+    print(f"{files}{skipped}; vocabulary of {report.vocab_size:,} tokens{lack}")
     if report.replaced:
-        print(f"{report.replaced:,} pieces that were not UTF-8 replaced by U+FFFD")
+        print(f"{counted(report.replaced, 'piece')} not of UTF-8 replaced by U+FFFD")
     for each in report.dropped:
-        print(f"left out {each.documents:,} documents, {each.bytes:,} bytes: {each.reason}")
-        print(*(f"    {example}" for example in each.examples), sep="\n")
+        left = counted(each.documents, "document")
+        print(f"left out {left}, {each.bytes:,} bytes: {each.reason}")
+        print(*(f"    {visible(example)}" for example in each.examples), sep="\n")
+    if report.is_more:
+        print("with what was there before:")
     for group in report.groups:
         if group.name:
             print(group.name)
         line("train", group.train)
         if group.held_out:
             line("held out", group.held_out)
+        if group.held_out_unit == "tail":
+            new = "new " if report.is_more else ""
+            print(f"            the end of each {new}document, as they are fewer than {ENOUGH}")
 
 
 def inspect_data(place: str, hashes: bool, documents: int, seed: int, lengths: Path | None) -> None:
     """Say what prepared data are; with `hashes`, after reading all of them."""
     if documents < 0:
         raise UserError(f"documents={documents} must be 0 (none) or above")
+    if seed < 0:
+        raise UserError(f"seed={seed} must be 0 or above")
     if lengths:
         from gptj.plot import check_picture, plot_lengths
 
         check_picture(lengths, "lengths")
     alone, groups = is_store(place), groups_of(place)
     if groups:
-        print(f"{place}: data in {len(groups)} groups, each of which is trained on by itself")
+        said = counted(len(groups), "group")
+        print(f"{place}: data in {said}, each of which is trained on by itself")
     drawn = {}
     for group in groups or [""]:  # one at a time: many have more files than may be open
         data = Mixture.of(TokenStore.open(place)) if alone else Mixture.open(f"{place}/{group}")

@@ -26,7 +26,7 @@ from gptj.plan.place import Place, find
 from gptj.plan.plan import Plan, check_comparable, made, saving
 from gptj.quantised import Quantisation
 from gptj.remat import Remat
-from gptj.train.objective import StepConfig
+from gptj.train.objective import DPO_BETA, StepConfig
 from gptj.train.optimizer import Kind, OptimizerConfig
 
 
@@ -62,6 +62,9 @@ class PlanCommand:
     moments: Literal["float32", "bfloat16"] | None = None
     """What the optimizer's running means are kept in. Default: the recipe's, or float32."""
     lora: tyro.conf.OmitArgPrefixes[LoRAConfig] = NO_LORA
+    preferences: bool = False
+    """The data are preferences, of which adapters learn; `batch` counts pairs of rows. Default: as
+    the recipe has a dpo_beta, or not."""
     search: bool = False
     """Try meshes, policies of remat and microbatches, compile the best, and rank them."""
     sequential: bool = False
@@ -105,7 +108,7 @@ class PlanCommand:
         of_serving = ("slots", "positions", "quantize", "kv_cache")
         of_training = (
             *("batch", "accumulate", "seq", "remat", "optimizer", "moments", "search"),
-            *("sequential", "measure", "tokens", "price", "lora"),
+            *("sequential", "measure", "tokens", "price", "lora", "preferences"),
         )
         others, kind = (of_training, "serve") if self.serve else (of_serving, "training")
         for name in others:
@@ -221,8 +224,11 @@ def _job(command: PlanCommand, place: Place) -> Job:
     compute = dataclasses.replace(
         recipe["compute"], **{name: value for name, value in steps.items() if value is not None}
     )
+    if command.preferences and compute.dpo_beta is None:
+        compute = dataclasses.replace(compute, dpo_beta=DPO_BETA)
     seq = command.seq or recipe.get("seq") or model.context
-    batch = command.batch or recipe.get("batch") or max(1, TOKENS // seq)
+    rows = 1 if compute.dpo_beta is None else 2
+    batch = command.batch or recipe.get("batch") or max(1, TOKENS // (rows * seq))
     accumulate = command.accumulate or recipe.get("accumulate")
     if command.mesh is None:
         found = searching.anywhere(place, model, batch, seq, optimizer, compute)

@@ -21,7 +21,7 @@ from gptj import checkpoint
 from gptj.adapters import LoRAConfig, table
 from gptj.config import PRESETS, ModelConfig
 from gptj.convert import archive, huggingface, mesh_transformer, own, peft
-from gptj.convert.adapted import Adapter, Halves, with_adapter
+from gptj.convert.adapted import MARKED, Adapter, Halves, with_adapter
 from gptj.convert.source import Source, from_params
 from gptj.convert.tensor import Tensor
 from gptj.errors import UserError
@@ -131,12 +131,11 @@ def adapter_of(folder: Folder) -> Adapter | None:
         return peft.read(folder)
     if not is_run(folder) or COURSE not in folder:
         return None
-    course = json.loads(folder.file(COURSE).text())
-    known = course.get("compute", {}).get("lora") or {}
-    if known.get("rank") is None:
-        return None
-    lora = LoRAConfig.of(known)
     config, newest = own.read_config(folder), _saved(folder)[-1]
+    found = _recorded(folder, config)
+    if found is None:
+        return None
+    lora, base, mark = found
 
     @functools.cache
     def restored() -> Any:
@@ -147,8 +146,40 @@ def adapter_of(folder: Folder) -> Adapter | None:
         pair = restored()[field]
         return np.asarray(pair.down[layer]), np.asarray(pair.up[layer])
 
-    begun_from = json.loads(folder.file(DATA).text()).get("from") if DATA in folder else None
-    return Adapter(str(folder), lora, halves, begun_from or course["from"], course["base"])
+    return Adapter(str(folder), lora, halves, base, mark)
+
+
+def _recorded(folder: Folder, config: ModelConfig) -> tuple[LoRAConfig, str, str] | None:
+    """The adapters of a run by its own record, where it trained some: their base, and its mark.
+
+    Raises:
+      UserError: the record is damaged, or its mark is of a kind that is no longer made.
+    """
+    name = COURSE
+    try:
+        course = json.loads(folder.file(name).text())
+        known = course.get("compute", {}).get("lora") or {}
+        if known.get("rank") is None:
+            return None
+        lora = LoRAConfig.of(known)
+        table(config, lora)  # that it knows the matrices
+        base, mark = course["from"], course["base"]
+        if DATA in folder:
+            name = DATA
+            base = json.loads(folder.file(name).text()).get("from") or base
+        if not (isinstance(base, str) and isinstance(mark, str)):
+            raise TypeError("the base is no text")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{folder}/{name} is damaged, so what the run trained and beside what is not known: "
+            "copy the run's folder again"
+        ) from error
+    if not mark.startswith(MARKED):
+        raise UserError(
+            f"{folder}/{COURSE} marks the base as an earlier version did, which told fewer models "
+            "apart: train the adapters again, or merge them with that version"
+        )
+    return lora, base, mark
 
 
 def base_of(adapter: Adapter, named: str | None = None) -> Source:

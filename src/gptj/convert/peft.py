@@ -66,7 +66,8 @@ def read(folder: Folder) -> Adapter:
             wanted = " or ".join(map(repr, allowed))
             raise UserError(f"{where}: {name}={values[name]!r} is not supported, only {wanted}")
     modules = values.get("target_modules")
-    if not isinstance(modules, list) or not modules or not {*modules} <= MODULES.keys():
+    is_list = isinstance(modules, list) and all(isinstance(each, str) for each in modules)
+    if not is_list or not modules or not {*modules} <= MODULES.keys():
         raise UserError(
             f"{where}: target_modules={modules!r} must be a list of {', '.join(MODULES)}"
         )

@@ -28,6 +28,9 @@ class Matrix:
     rows: Callable[[int, int, Scratch], Shaped[np.ndarray, "rows columns"]]
     """Reads the rows from one to before another; they may lie in the scratch memory."""
     turned: bool = False
+    checked: bool = False
+    """Whether the last part to be read is refused if all do not have their checksum: each row is
+    then to be read once."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ class Tensor:
         copy_into(out, array)
         nans = count_nans(array)
         return lambda: nans
+
+    def sample(self, shape: tuple[int, int], most: int) -> Shaped[np.ndarray, "rows columns"]:
+        """Where at most so many of its rows and columns cross, evenly spread, as a matrix.
+
+        No more than those rows is read of a file that can be read in parts.
+        """
+        rows, columns = (np.arange(n) * size // n for size in shape for n in [min(size, most)])
+        matrix = self.matrix
+        if (
+            matrix is None
+            or matrix.checked
+            or matrix.shape != (shape[::-1] if matrix.turned else shape)
+        ):
+            return self.read().reshape(shape)[np.ix_(rows, columns)]
+        down, across = (columns, rows) if matrix.turned else (rows, columns)
+        scratch = Scratch()
+        found = np.stack([matrix.rows(n, n + 1, scratch)[0, across] for n in down.tolist()])
+        return found.T if matrix.turned else found
 
     def viewed(self, shape: tuple[int, ...], turned: bool = False) -> Tensor:
         """The same numbers in another shape, those of a `turned` matrix transposed before."""

@@ -93,7 +93,8 @@ def array(entry: Entry, shape: tuple[int, ...], dtype: np.dtype[Any], head: Byte
             entry.compare(functools.reduce(_joined, parts)[1])
         return stored.view(dtype).reshape(end - begin, shape[1])
 
-    return Tensor(shape, dtype, read, Matrix(shape, rows) if len(shape) == 2 else None)
+    matrix = Matrix(shape, rows, checked=True) if len(shape) == 2 else None
+    return Tensor(shape, dtype, read, matrix)
 
 
 CRC_POLYNOMIAL = 0xEDB88320

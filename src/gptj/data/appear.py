@@ -29,19 +29,36 @@ def check_out(out: Path, force: bool, mark: str = PREPARED, groups: bool = False
     Raises:
       UserError: it is something else, or not to be replaced.
     """
-    if not out.exists():
-        return
-    if not force:
+    with saying(out):
+        if not out.exists():
+            return
+        against = _against(out, mark, groups)
+    if not against and not force:
         raise UserError(f"{out} exists: choose another --out, or replace it with --force")
+    if against and not force:
+        raise UserError(f"{out} exists, and {against[0]}: choose another --out")
+    if against:
+        why, remedy = against
+        raise UserError(f"{out} {why}, so --force does not delete it: {remedy}")
+
+
+def _against(out: Path, mark: str, groups: bool) -> tuple[str, str] | None:
+    """What speaks against replacing what is there, and what to do instead."""
+    another = "choose another --out"
     what = "prepared data" if mark == PREPARED else "a mixture"
     marks = (mark, f"*/{mark}") if groups else (mark,)
-    if not (out.is_dir() and any(_holds(out, each) for each in marks)):
-        raise UserError(f"{out} is not {what}, so --force does not delete it: choose another --out")
+    if not out.is_dir():
+        return f"is not {what}", another
+    if not any(out.iterdir()):
+        return None
+    if not any(_holds(out, each) for each in marks):
+        return f"is not {what}", another
     if others := _others(out, mark):
-        raise UserError(
-            f"{out} also holds {others[0].name}, which is not {what}, so --force does not delete "
-            "it: move it away, or choose another --out"
+        return (
+            f"also holds {others[0].name}, which is not {what}",
+            f"move it away, or {another}",
         )
+    return None
 
 
 def _others(out: Path, mark: str) -> list[Path]:
@@ -71,9 +88,22 @@ def _within(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
+def _new_parents(out: Path) -> Iterator[None]:
+    """Remove the folders around `out` again that were made for it, if it comes to nothing."""
+    missing = [each for each in out.absolute().parents if not each.exists()]
+    try:
+        yield
+    except BaseException:
+        for each in missing:
+            with contextlib.suppress(OSError):  # something else may be in there by now
+                each.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def all_or_nothing(out: Path, force: bool, mark: str = PREPARED) -> Iterator[Path]:
     """A new folder, which becomes `out` in one rename if the block succeeds, and else vanishes."""
-    with saying(out):
+    with saying(out), _new_parents(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
@@ -95,16 +125,17 @@ def resumable(out: Path) -> Iterator[Path]:
       UserError: another process is at it.
     """
     scratch = out.absolute().parent / f".{out.name}.partial"
-    with saying(out):
-        scratch.mkdir(parents=True, exist_ok=True)
-    with alone(scratch / "lock", f"another process is writing {out}"):
-        try:
-            yield scratch
-        except BaseException:
-            if not _has_any(scratch / DONE):
-                shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _new_parents(out):
+        with saying(out):
+            scratch.mkdir(parents=True, exist_ok=True)
+        with alone(scratch / "lock", f"another process is writing {out}"):
+            try:
+                yield scratch
+            except BaseException:
+                if not _has_any(scratch / DONE):
+                    shutil.rmtree(scratch, ignore_errors=True)
+                raise
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -173,6 +204,7 @@ def _refused(out: Path, error: OSError, kept: Path | None = None) -> UserError:
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "move away the file that is in its place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow yourself to write there"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
 }

@@ -12,9 +12,10 @@ from pathlib import Path
 from gptj.data.appear import sync_entry
 from gptj.data.examples import Examples
 from gptj.data.find import Inputs
+from gptj.data.groups import StoreKey, place_of
 from gptj.data.journal import JOURNAL
 from gptj.data.known import all_there
-from gptj.data.portions import Reading, StoreKey, place_of
+from gptj.data.portions import Reading
 from gptj.data.store import MANIFEST, TOKENIZER, TokenStore
 from gptj.data.write import Written, grown, replace_text
 from gptj.errors import UserError

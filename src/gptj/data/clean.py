@@ -98,9 +98,9 @@ class Drops:
         self._counts[reason] += 1
         self._bytes[reason] += size
         if len(shown := self._examples[reason]) < EXAMPLES:
-            beginning = " ".join(text[: 4 * BEGINNING].split())[:BEGINNING]
+            begins = " ".join(text[: 4 * BEGINNING].split())[:BEGINNING]
             where = f"{key[0]}, document {key[1] + 1}" + (f", {more}" if more else "")
-            shown.append(f"{where}: {beginning}")
+            shown.append(f"{where}: {begins}")
 
     def take(self, others: Iterable[Dropped]) -> None:
         """Count what was left out elsewhere."""
@@ -136,14 +136,23 @@ def kept(documents: Iterable[Document], drops: Drops) -> Iterator[Document]:
     return (each for each in documents if each.key not in drops.keys)
 
 
-def leave_out_copies(documents: Iterable[Document], how: Copies, drops: Drops) -> None:
+def beginning(document: Document, tokenizer: Tokenizer | None) -> str:
+    """What a document begins with; `tokenizer` is that of its tokens, if it is of tokens."""
+    if document.ids is None or tokenizer is None:
+        return document.text[: 4 * BEGINNING]
+    return tokenizer.decode(ids_of(document.ids[: 4 * BEGINNING]).tolist())
+
+
+def leave_out_copies(
+    documents: Iterable[Document], how: Copies, drops: Drops, tokenizer: Tokenizer | None = None
+) -> None:
     """Note which documents are copies of others that came before."""
     if how == "keep":
         return
     seen = _Near() if how == "near" else _Exact()
-    beginning, size = "", 0
+    first, size = None, 0
     for document in documents:
-        beginning = beginning or document.text[: 4 * BEGINNING]
+        first = first or document
         size += len(document.content)
         seen.read(document)
         if document.continues:
@@ -151,10 +160,10 @@ def leave_out_copies(documents: Iterable[Document], how: Copies, drops: Drops) -
         if (original := seen.original(document.key)) is not None:
             reason = "same text" if how == "exact" else "nearly the same text"
             drops.keys.add(document.key)
-            drops.note(
-                document.key, f"{reason} as another", size, beginning, f"as in {original[0]}"
-            )
-        beginning, size = "", 0
+            begins = beginning(first, tokenizer)
+            more = f"as in {original[0]}, document {original[1] + 1}"
+            drops.note(document.key, f"{reason} as another", size, begins, more)
+        first, size = None, 0
 
 
 class FewTokens:
@@ -174,7 +183,8 @@ class FewTokens:
                 yield document
             else:
                 reason = f"fewer than {self._least} different tokens"
-                self._drops.note(document.key, reason, len(document.content), document.text)
+                text = beginning(document, self._tokenizer)
+                self._drops.note(document.key, reason, len(document.content), text)
             begun = document.continues
 
     def _is_poor(self, document: Document) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,15 @@ from gptj.errors import UserError
 MOST_SOURCES = 20
 """With more files they are told by the folders they are in."""
 WIDTH = 40
+SHOWN = 4096
+"""Tokens of a document that are printed."""
 READ = 1 << 22
 """Documents whose places are read at a time."""
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def describe(data: Mixture) -> Iterator[str]:
@@ -32,7 +40,8 @@ def describe_store(store: TokenStore) -> Iterator[str]:
     """Lines about one store."""
     manifest = store.manifest
     yield (
-        f"  {manifest.documents:,} documents, {manifest.bytes:,} bytes, {manifest.tokens:,} tokens "
+        f"  {counted(manifest.documents, 'document')}, {manifest.bytes:,} bytes, "
+        f"{manifest.tokens:,} tokens "
         f"({manifest.bytes / manifest.tokens:.2f} bytes each) of {manifest.vocab_size:,}"
     )
     if manifest.examples:
@@ -45,7 +54,12 @@ def describe_store(store: TokenStore) -> Iterator[str]:
     yield "  by source:"
     rows = _by_source(store.sources)
     cells = [
-        (name, f"{documents:,}", f"{tokens:,}", f"{size / max(1, tokens):.2f}")
+        (
+            name if name.isprintable() else ascii(name)[1:-1],
+            f"{documents:,}",
+            f"{tokens:,}",
+            f"{size / max(1, tokens):.2f}",
+        )
         for name, (documents, size, tokens) in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -108,7 +122,7 @@ def _histogram(counts: NDArray[np.int64]) -> Iterator[str]:
 
 
 def random_documents(store: TokenStore, count: int, seed: int) -> Iterator[tuple[str, int, str]]:
-    """Some documents: the source, the document's number in it, and its text.
+    """Some documents: the source, the document's number in it, and its text, or the beginning.
 
     Of an example what is learnt stands between marks.
     """
@@ -117,16 +131,24 @@ def random_documents(store: TokenStore, count: int, seed: int) -> Iterator[tuple
     ends = list(itertools.accumulate(source.documents for source in store.sources))
     for number in sorted(chosen.tolist()):
         source = store.sources[int(np.searchsorted(ends, number, "right"))]
-        text = _marked(store, number) if store.manifest.examples else store.text(number)
+        start, end = store.extent(number)
+        cut = min(end, start + SHOWN)
+        tokens = store.tokens[start:cut]
+        text = _marked(store, tokens) if store.manifest.examples else _plain(store, tokens)
+        if cut < end:  # perhaps within a character
+            text = text.rstrip("\ufffd") + f"\n[... and {end - cut:,} more tokens]"
         yield source.name, number - source.first_document, text
 
 
-def _marked(store: TokenStore, number: int) -> str:
+def _plain(store: TokenStore, tokens: NDArray[Any]) -> str:
+    return store.tokenizer.decode(ids_of(tokens).tolist())
+
+
+def _marked(store: TokenStore, tokens: NDArray[Any]) -> str:
     """An example's text, what is learnt of it, end-of-text among it, between marks."""
-    start, end = store.extent(number)
-    tokens, text = store.tokens[start:end], ""
+    text = ""
     cuts = np.flatnonzero(np.diff(tokens >= 0)) + 1
     for run in np.split(tokens, cuts):
-        piece = store.tokenizer.decode(ids_of(run).tolist())
+        piece = _plain(store, run)
         text += f"⟦{piece}⟧" if run[0] >= 0 else piece
     return text

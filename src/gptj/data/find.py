@@ -29,6 +29,8 @@ KINDS = TEXT_SUFFIXES | LINES | TABLES | TOKENS | {".tar"}
 HIDDEN = ".*"
 """Names that match are passed over."""
 PACKED = frozenset({".gz", ".zst", ".xz"})
+UNREAD = frozenset({".bz2", ".zip", ".lz4", ".7z", ".rar", ".br", ".lzma", ".z"})
+"""Of small files what they hold might pass for a text with odd bytes."""
 _SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
@@ -70,16 +72,17 @@ def find_sources(inputs: Sequence[str | os.PathLike[str]], exclude: Sequence[str
     skipped, bases = 0, []
     for place in places:
         if (file := file_at(place)) is not None:
+            _check_named(place)
             files.append(file)
-            bases.append(_absolute(place).rpartition("/")[0])
+            bases.append(absolute(place).rpartition("/")[0])
             continue
         folder = Folder(place)
         if not folder.is_there:
-            raise UserError(f"no input {place}: give the path of an existing file or folder")
+            raise _missing(place)
         found, others = _search(folder, exclude)
         files += found
         skipped += others
-        bases.append(_absolute(place).rstrip("/"))
+        bases.append(absolute(place).rstrip("/"))
     return Inputs(tuple(map(Source, files, _names(files, bases))), skipped)
 
 
@@ -136,17 +139,47 @@ def _is_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
+def _missing(place: str) -> UserError:
+    """A sentence about an input that is neither a file nor a folder."""
+    try:
+        if not is_url(place) and os.stat(place):
+            return UserError(
+                f"{place} is no file, and inputs are read more than once: write it to one"
+            )
+    except PermissionError as error:
+        return unreadable(place, error)
+    except OSError:
+        pass
+    return UserError(f"no input {place}: give the path of an existing file or folder")
+
+
+def _index_of(path: str) -> str:
+    """The index that Megatron's tokens of that name would have; empty for other files."""
+    return path.removesuffix(".bin") + ".idx" if path.endswith(".bin") else ""
+
+
+def _check_named(place: str) -> None:
+    """See that a file can be read as what its name says, and without the one beside it."""
+    if (suffix := PurePosixPath(place.lower()).suffix) in UNREAD:
+        raise UserError(f"{place} is packed as {suffix}, which is not read: pack it as .zst or .gz")
+    if (index := _index_of(place)) and file_at(index):
+        raise UserError(f"{place} holds tokens, and {index} says where: name {index} instead")
+
+
 def _search(folder: Folder, exclude: Sequence[str]) -> tuple[list[File], int]:
     """The files to read under `folder`, and the number of others."""
-    found, others, links = [], 0, 0
+    found, others, links, beside = [], 0, 0, set()
     for name, file in folder.walk(but=(HIDDEN, *exclude)):
         kind = kind_of(name)
         is_kept = PurePosixPath(name).name.startswith("cache-") and kind == ".arrow"
         if file and kind in KINDS and file.size and not is_kept:  # not what `datasets` kept by
             found.append(file)
+        elif file and (index := _index_of(file.path)):
+            beside.add(index)
         else:
             others += 1
             links += file is None
+    others += len(beside - {file.path for file in found})  # of the rest is read by its index
     if not found and links:
         raise UserError(
             f"no text file in the folder {folder} but links, which are not followed: name them "
@@ -160,7 +193,8 @@ def _search(folder: Folder, exclude: Sequence[str]) -> tuple[list[File], int]:
     return found, others
 
 
-def _absolute(place: str) -> str:
+def absolute(place: str) -> str:
+    """One spelling of a place."""
     return place if is_url(place) else Path(place).resolve().as_posix()
 
 
@@ -172,15 +206,20 @@ def _names(files: Iterable[File], bases: Sequence[str]) -> Iterator[str]:
     """
     schemes = {base.partition("://")[0] if is_url(base) else "" for base in bases}
     base = os.path.commonpath(bases) if len(schemes) == 1 else ""
-    places: set[str] = set()
+    places: dict[str, str] = {}
     names: dict[str, str] = {}
     for file in files:
-        place = _absolute(file.path)
+        place = absolute(file.path)
         name = PurePosixPath(os.path.relpath(place, base)).as_posix() if base else place
         if place in places:
-            raise UserError(f"{file.path} is among the inputs twice: name it, or its folder, once")
+            other = "" if places[place] == file.path else f", once as {places[place]}"
+            raise UserError(
+                f"{file.path} is among the inputs twice{other}: name it, or its folder, once"
+            )
+        if any("\ud800" <= sign <= "\udfff" for sign in name):  # as Python spells odd bytes
+            raise UserError(f"{file.path!a} has a name that is not UTF-8: rename it")
         if name in names:
             raise UserError(f"{file.path} and {names[name]} have one name: prepare them apart")
-        places.add(place)
+        places[place] = file.path
         names[name] = file.path
         yield name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.data.clean import BEGINNING, Drops
+from gptj.data.clean import Drops, beginning
 from gptj.data.read import Document, Key, joined
 from gptj.data.split import Split
 from gptj.data.store import TokenStore, ids_of
@@ -35,15 +35,15 @@ def leave_out_held(
     spelling, known = _Spelling(tokenizer), set[bytes]()
     for path, store in held.items():
         known.update(_stored([store], spelling), _rejoined(path, stores, spelling))
-    beginning, size = "", 0
+    first, size = None, 0
     for document, digest in _digests(documents, tokenizer):
-        beginning = beginning or document.text[: 4 * BEGINNING]
+        first = first or document
         size += len(document.content)
         if digest in known:
             drops.keys.add(document.key)
-            drops.note(document.key, "held out before", size, beginning)
+            drops.note(document.key, "held out before", size, beginning(first, tokenizer))
         if digest:
-            beginning, size = "", 0
+            first, size = None, 0
 
 
 def leave_out_trained(
@@ -64,9 +64,9 @@ def leave_out_trained(
     for path, store in stores.items():
         if path.name == "train" and chosen.sizes:
             found |= chosen.among(store)
-    for key, size, beginning in sorted(each for at in found for each in chosen.documents[at]):
+    for key, size, begins in sorted(each for at in found for each in chosen.documents[at]):
         drops.keys.add(key)
-        drops.note(key, "to be held out, and trained on before", size, beginning)
+        drops.note(key, "to be held out, and trained on before", size, begins)
 
 
 def all_there(documents: Iterable[Document], stores: Mapping[Path, TokenStore]) -> bool:
@@ -114,7 +114,7 @@ class _Chosen:
         self._begin()
 
     def _begin(self) -> None:
-        self._hash, self._tokens, self._bytes, self._beginning = hashlib.sha256(), 0, 0, ""
+        self._hash, self._tokens, self._bytes, self._begins = hashlib.sha256(), 0, 0, ""
 
     def read(self, document: Document) -> None:
         """See another one, or a part of one."""
@@ -128,10 +128,10 @@ class _Chosen:
         self._hash.update(ids.astype("<u4").tobytes())
         self._tokens += len(ids)
         self._bytes += len(document.content)
-        self._beginning = self._beginning or document.text[: 4 * BEGINNING]
+        self._begins = self._begins or beginning(document, self._tokenizer)
         if not document.continues:
             digest = self._hash.digest()[:_DIGEST_BYTES]
-            about = document.key, self._bytes, self._beginning
+            about = document.key, self._bytes, self._begins
             self.documents.setdefault(digest, []).append(about)
             self.sizes.add(self._tokens)
             self._begin()

@@ -76,9 +76,7 @@ class Mixture:
         """
         folder = Folder(path)
         if not is_data(path):
-            raise UserError(
-                f"{path} holds no prepared data: make it with `gptj prepare TEXT --out {path}`"
-            )
+            raise _lack(folder, f"make it with `gptj prepare TEXT --out {path}`")
         if FILE not in folder:
             return cls.of(_opened(folder, "train"), _held_out(folder))
         named = dict(_listed(folder))
@@ -290,11 +288,23 @@ def _name(place: str, places: Sequence[str]) -> str:
     return place
 
 
+def _lack(folder: Folder, remedy: str) -> UserError:
+    """A sentence about a folder that is none of prepared data."""
+    if groups := groups_of(str(folder)):
+        return UserError(
+            f"{folder} holds no prepared data itself, but in folders of it: name one, such as "
+            f"{folder}/{groups[0]}, or weigh several with `gptj mix`"
+        )
+    if MANIFEST in folder:
+        return UserError(f"{folder} is one store of prepared data: name {folder.parent} around it")
+    return UserError(f"{folder} holds no prepared data: {remedy}")
+
+
 def _opened(folder: Folder, name: str) -> TokenStore:
     if FILE in folder:
         raise UserError(f"{folder} is a mixture itself: name its parts")
     if f"{name}/{MANIFEST}" not in folder:
-        raise UserError(f"{folder} holds no prepared data: give a folder that `gptj prepare` wrote")
+        raise _lack(folder, "give a folder that `gptj prepare` wrote")
     return TokenStore.open(f"{str(folder).rstrip('/')}/{name}")
 
 

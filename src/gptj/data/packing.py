@@ -122,9 +122,14 @@ def pack(store: TokenStore, seq: int) -> PackedRows:
     if not rows:
         raise UserError(
             f"seq={seq} is shorter than every example of {store}, the shortest of which has "
-            f"{int(np.diff(bounds).min())} tokens: raise seq"
+            f"{shortest(store)} tokens: raise seq"
         )
     begin = np.array(rows)
     starts = bounds[begin]
     lengths = bounds[past[begin]] - starts
     return PackedRows(store, starts, lengths, width, int(np.sum(~fits)))
+
+
+def shortest(store: TokenStore) -> int:
+    """Tokens of the store's shortest example, its end with it."""
+    return int(np.diff(np.append(store.starts[:], len(store))).min())

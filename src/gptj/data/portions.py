@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,19 +15,18 @@ from typing import Any
 from gptj.data.appear import DONE, sync
 from gptj.data.clean import CleanConfig, Dropped, Drops, FewTokens, kept, mended
 from gptj.data.examples import ExampleConfig, ExampleReader, Examples
-from gptj.data.find import Inputs, Source
-from gptj.data.read import Document, Reader
+from gptj.data.find import LINES, TABLES, Inputs, Source
+from gptj.data.groups import StoreKey, place_of
+from gptj.data.read import TEXT, Document, Reader
 from gptj.data.split import Split
 from gptj.data.write import StoreWriter, Written, replace_text
+from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
 
 PORTION_BYTES = 1 << 28
 """Of files as they lie there."""
 ATTEMPTS, COMPLETE = "attempts", "new"
 """Folders of what is being written, and of what is written."""
-
-StoreKey = tuple[str, bool]
-"""What a store is for: a group of the data, and whether it is held out."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,20 @@ class ReadConfig:
     tokenizer: Tokenizer | None = None
     """What files of tokens are of, and examples become tokens by."""
     exclude: tuple[str, ...] = ()
+
+    def check(self, inputs: Inputs) -> None:
+        """See that there is something with fields where one is named.
+
+        Raises:
+          UserError: there is nothing.
+        """
+        with_fields = LINES | TABLES | {".tar"}
+        if self.text_field != TEXT and all(each.kind not in with_fields for each in inputs.sources):
+            raise UserError(
+                f"--text-field {self.text_field} is of JSON lines and tables, and the inputs are "
+                f"none, as {inputs.sources[0].file.path}: leave it out, or give files whose names "
+                "end in .jsonl, .parquet or .arrow"
+            )
 
 
 @dataclass(frozen=True)
@@ -187,13 +199,3 @@ def divided(
     for document in documents:
         for held, part in divisions[document.group](document):
             yield part, held
-
-
-def folder_of(group: str) -> str:
-    """A name for a group's folder, of characters that every system takes."""
-    return re.sub(r"[^\w.()-]+", "-", group).strip("-.") or ("-" if group else "")
-
-
-def place_of(group: str, held: bool, folder: Path) -> Path:
-    """Where in prepared data a store lies."""
-    return folder / folder_of(group) / ("heldout" if held else "train")

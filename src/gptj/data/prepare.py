@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +18,21 @@ from gptj.data.append import Prepared, places_of
 from gptj.data.clean import CleanConfig, Dropped, leave_out_copies
 from gptj.data.examples import ExampleConfig
 from gptj.data.find import find_sources
+from gptj.data.groups import StoreKey, place_of, plan_groups
 from gptj.data.known import leave_out_held, leave_out_trained
 from gptj.data.portions import (
     COMPLETE,
     Done,
     ReadConfig,
     Reading,
-    StoreKey,
     Writing,
     divided,
-    folder_of,
-    place_of,
     portions,
 )
-from gptj.data.read import Document
-from gptj.data.split import Split, SplitPlan, Unit
+from gptj.data.read import TEXT
+from gptj.data.split import Split, Unit
 from gptj.data.store import FORMAT, TokenStore
+from gptj.data.tokenized import check_listed
 from gptj.data.write import Written, finish
 from gptj.errors import UserError
 from gptj.files import is_url
@@ -48,17 +47,17 @@ class PrepareConfig:
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders to search, patterns (`'books/**/*.txt'`), also behind URLs (`gs://`, `s3://`).
-    Text and source code are one document a file; JSON lines (`.jsonl`), Parquet and Arrow tables
-    one a row; `.tar` archives hold such files; any of them also compressed (`.gz`, `.zst`, `.xz`).
-    Text is UTF-8. Tokens are read from the original's `.tfrecords`, or an `.index` of them, and
-    from the `.idx` with `.bin` of Megatron and GPT-NeoX."""
+    Text and source code are one document a file, JSON lines (`.jsonl`) one a line, `.tar` archives
+    hold such files, all also compressed (`.gz`, `.zst`, `.xz`); Parquet and Arrow tables are one a
+    row. Text is UTF-8. Tokens are read from the original's `.tfrecords`, or an `.index` of them,
+    and from the `.idx` with `.bin` of Megatron and GPT-NeoX."""
     out: Path
     """Folder to write. It appears when all is well and complete, or not at all."""
     tokenizer: str | None = None
     """`train:VOCAB` learns a byte-level BPE of VOCAB tokens, at least 257, from the training
-    text; `bytes` makes every byte a token; otherwise a tokenizer.json, the folder of one, or the
-    id of a model on the Hugging Face Hub. A model is fine-tuned with its own tokenizer. Default:
-    `train:4096`, with --append that of the data."""
+    text; `bytes` makes every byte a token; otherwise a tokenizer.json, a folder with one (or with
+    GPT-2's `encoder.json` and `vocab.bpe`), or the id of a model on the Hugging Face Hub. A model
+    is fine-tuned with its own tokenizer. Default: `train:4096`, with --append that of the data."""
     held_out: float = 0.05
     """Fraction of the text's bytes, from 0 (nothing) to 0.5, kept from training to measure the
     loss on: whole files where there are 20 or more, else whole documents where there are 20 or
@@ -66,7 +65,7 @@ class PrepareConfig:
     exclude: tuple[str, ...] = ()
     """Patterns of names, such as `tests` or `*.min.js`: what they match in a folder or an archive
     of the inputs, file or folder, or of what a pattern among them meets, is left out."""
-    text_field: str = "text"
+    text_field: str = TEXT
     """Field of a JSON line, or column of a table, that holds the text; a dot leads into a record
     within."""
     split_by: str | None = None
@@ -88,6 +87,15 @@ class PrepareConfig:
     examples: tyro.conf.OmitArgPrefixes[ExampleConfig] = ExampleConfig()
 
     def __post_init__(self) -> None:
+        for option, field in (("text-field", self.text_field), ("split-by", self.split_by)):
+            if field == "":
+                raise UserError(f"--{option} '' names no field: name one, or leave it out")
+        for pattern in self.exclude:
+            if not pattern or "/" in pattern:
+                raise UserError(
+                    f"--exclude {pattern!r} is no pattern of names: give that of a file or of one "
+                    "folder, without a slash"
+                )
         kind, clean = self.examples.examples, self.clean
         if kind is None:
             return
@@ -95,7 +103,7 @@ class PrepareConfig:
             "ftfy": clean.ftfy,
             "detokenize": clean.detokenize,
             "split-end-of-text": clean.split_end_of_text,
-            "text-field": self.text_field != PrepareConfig.text_field,
+            "text-field": self.text_field != TEXT,
         }
         for option, is_given in texts.items():
             if is_given:
@@ -139,6 +147,8 @@ class PrepareReport:
 
     groups: tuple[GroupReport, ...]
     vocab_size: int
+    asked_size: int
+    """Tokens that were to be learnt; a text may not have as many. 0 where none were."""
     files: int
     skipped_files: int
     """In folders and archives: links, and files that are empty or of no known kind."""
@@ -146,6 +156,8 @@ class PrepareReport:
     """Pieces of text that were no UTF-8, each U+FFFD now."""
     dropped: tuple[Dropped, ...]
     """What `clean` left out, and why."""
+    is_more: bool
+    """Whether the files came to what was there before; `groups` say what is there now."""
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
@@ -157,7 +169,9 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     if not 0 <= config.held_out <= 0.5:
         raise UserError(f"held_out={config.held_out} must be a fraction from 0 to 0.5 of the text")
     if config.out.parts[:1] and config.out.parts[0].endswith(":"):  # gs://x, as a path spells it
-        raise UserError(f"out={config.out} must be a folder: prepare the data there and copy them")
+        raise UserError(
+            f"out={config.out} must be a folder here: prepare into one, and copy it there"
+        )
     if config.append and config.force:
         raise UserError("--append keeps what is in OUT and --force replaces it: give one of them")
     if config.tokenizer == "":
@@ -190,6 +204,7 @@ def _prepare(
     """Prepare with the tokenizer that is given, or one of so many tokens that is to be learnt."""
     inputs = find_sources(_everywhere(config), config.exclude)
     config.clean.check(inputs)
+    check_listed(inputs.sources)
     # The inputs are read once per stage and not held: they may be larger than memory.
     kind = config.examples.examples
     how = ReadConfig(
@@ -201,13 +216,16 @@ def _prepare(
         given if isinstance(given, Tokenizer) else None,
         config.exclude,
     )
+    how.check(inputs)
     reading = Reading(inputs, how)
     if before:
         before.check(config.split_by, config.held_out, kind)
         before.check_new(reading)
         leave_out_held(reading.documents(), before.stores, reading.drops)
-    leave_out_copies(reading.documents(), config.clean.copies, reading.drops)
-    splits = _plan(reading.documents(), config)
+    leave_out_copies(reading.documents(), config.clean.copies, reading.drops, how.tokenizer)
+    splits = plan_groups(
+        reading.documents(), config.held_out, config.seed, config.split_by, kind is not None
+    )
     if before and any(split.unit != "nothing" for split in splits.values()):
         leave_out_trained(reading.documents(), splits, before.stores, reading.drops)
     if isinstance(given, Tokenizer):
@@ -242,10 +260,12 @@ def _prepare(
             _report(config.out, name, splits[name].unit, named) for name in sorted(splits)
         ),
         vocab_size=tokenizer.vocab_size,
+        asked_size=0 if isinstance(given, Tokenizer) else given,
         files=len(inputs.sources),
         skipped_files=inputs.skipped + sum(portion.skipped for portion in done),
         replaced=sum(portion.replaced for portion in done),
         dropped=reading.drops.report(),
+        is_more=before is not None,
     )
 
 
@@ -328,35 +348,6 @@ def _sides(
                     "on all of it"
                 )
     return found
-
-
-def _plan(documents: Iterable[Document], config: PrepareConfig) -> dict[str, Split]:
-    """What is held out of each group.
-
-    Raises:
-      UserError: two groups would have one folder.
-    """
-    if not config.held_out and not config.split_by:
-        return {"": Split("nothing", 0, config.seed)}
-    plans: dict[str, SplitPlan] = {}
-    folders: dict[str, str] = {}
-    for document in documents:
-        if document.group not in plans:
-            if config.split_by and folder_of(document.group) in ("", "train", "heldout"):
-                raise UserError(
-                    f"{config.split_by} is {document.group!r} in {document.source}, which cannot "
-                    "be the name of a folder of OUT: change it there"
-                )
-            is_whole = config.examples.examples is not None
-            plans[document.group] = SplitPlan(config.held_out, config.seed, is_whole)
-            other = folders.setdefault(folder_of(document.group), document.group)
-            if other != document.group:
-                raise UserError(
-                    f"{config.split_by} is {other!r} and {document.group!r}, which would be one "
-                    "folder: rename one of them, or leave out --split-by"
-                )
-        plans[document.group].add(document)
-    return {name: plan.decide() for name, plan in plans.items()}
 
 
 def _vocab_to_train(spec: str) -> int:

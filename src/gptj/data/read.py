@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from gptj.data.archive import members
-from gptj.data.examples import ExampleReader, looked_up
+from gptj.data.examples import ExampleReader, lacking, looked_up
 from gptj.data.find import HIDDEN, KINDS, LINES, TABLES, TOKENS, Source, is_packed, kind_of
 from gptj.data.tokenized import Ids, documents_of, token_runs
 from gptj.data.unpack import reading, unpacked, unpacked_as
@@ -23,6 +23,8 @@ from gptj.tokenizer import WORD_END
 
 PART_CHARACTERS = 1 << 24
 """Of a text longer than this so much is held at a time, and what reaches to the next word's end."""
+TEXT = "text"
+"""The field that is read unless another is named."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -61,7 +63,7 @@ class Reader:
 
     def __init__(
         self,
-        text_field: str = "text",
+        text_field: str = TEXT,
         group_field: str | None = None,
         strict: bool = False,
         eos_id: int | None = None,
@@ -139,7 +141,9 @@ class Reader:
         if kind in TABLES:
             from gptj.data.tables import records
 
-            for where, record in records(file, kind, self._fields):
+            lack = "name its fields as --examples needs them" if self._examples else ""
+            lack = lack or "name the field with --text-field"
+            for where, record in records(file, kind, self._fields, lack):
                 yield self._read(where, record)
         elif kind == ".tar":
             yield from self._archived(file)
@@ -228,8 +232,11 @@ class Reader:
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:  # of [[[[... there is no end
+                why = str(error)
+                if isinstance(error, json.JSONDecodeError):
+                    why = f"{error.msg.removesuffix(' at')}, at character {error.colno}"
                 raise UserError(
-                    f"{place} is not JSON ({error}): give one JSON object a line"
+                    f"{place} is not JSON ({why}): give one JSON object a line"
                 ) from error
             if not isinstance(record, dict):
                 raise UserError(f"{place} is no JSON object: give one a line")
@@ -299,9 +306,5 @@ def _field(where: str, record: dict[str, Any], field: str, option: str) -> str:
     """
     found = looked_up(record, field)
     if not isinstance(found, str):
-        held = ", ".join(map(repr, record)) or "nothing"
-        raise UserError(
-            f"{where} has no text in a field {field!r} (it holds {held}): "
-            f"name the field with {option}"
-        )
+        raise lacking(where, record, field, f"name the field with {option}")
     return found

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gptj.data.examples import named
 from gptj.data.unpack import reading
 from gptj.errors import UserError
 from gptj.files import File
 
 ROWS = 256
 """Read at a time."""
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""What a stream of Arrow's ends with; one that begins otherwise is of before 2019."""
 
 
-def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row's `columns`, and where it stands.
+def records(
+    file: File, kind: str, columns: Sequence[str], lack: str = "name the right one"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row's `columns`, and where it stands; `lack` is what to do where there are none.
 
     Raises:
       UserError: the file is no such table, or cannot be read; what it needs is not installed.
@@ -29,10 +34,9 @@ def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str
             for batch in _parquet(opened, columns) if kind == ".parquet" else _arrow(opened):
                 held = [name for name in batch.schema.names if name in columns]
                 if not held:
-                    names = ", ".join(map(repr, batch.schema.names))
                     raise UserError(
-                        f"{file.path} has no column {columns[0]!r} (it has {names}): name the "
-                        "right one"
+                        f"{file.path} has no column {columns[0]!r} (it has "
+                        f"{named(_fields(batch.schema))}): {lack}"
                     )
                 for row in batch.select(held).to_pylist():
                     number += 1
@@ -42,11 +46,20 @@ def records(file: File, kind: str, columns: Sequence[str]) -> Iterator[tuple[str
                 f"{file.path}, in one of the {ROWS} rows after {number}, holds text that is not "
                 f"UTF-8 ({error.reason}): mend the table, or leave it out"
             ) from error
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or file.remote):  # not pyarrow's own
+                raise
             raise UserError(
                 f"{file.path} is no {kind.lstrip('.')} table, or cut short "
                 f"({str(error).splitlines()[0]}): fetch it again"
             ) from error
+
+
+def _fields(schema: Any) -> Iterator[str]:
+    """The names of columns, with a dot where one lies in another."""
+    for column in schema:
+        inner = column.flatten()
+        yield from [column.name] if inner == [column] else _fields(inner)
 
 
 def _parquet(opened: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -59,6 +72,7 @@ def _parquet(opened: Any, columns: Sequence[str]) -> Iterator[Any]:
 
 def _arrow(opened: Any) -> Iterator[Any]:
     """Batches of an Arrow file, or of a stream, which is what `datasets` writes."""
+    import pyarrow
     from pyarrow import ipc
 
     magic = opened.read(6)
@@ -68,3 +82,11 @@ def _arrow(opened: Any) -> Iterator[Any]:
         yield from (table.get_batch(number) for number in range(table.num_record_batches))
     else:
         yield from ipc.open_stream(opened)
+        end = opened.tell()
+        opened.seek(max(0, end - len(_END)))
+        # The format allows a stream to just stop, but then nothing tells a part from the whole.
+        last = opened.read(len(_END))
+        if magic[:4] == _END[:4] and last != _END:
+            raise pyarrow.ArrowInvalid("it lacks the end of a stream")
+        if opened.read(1):
+            raise pyarrow.ArrowInvalid("more follows its end")

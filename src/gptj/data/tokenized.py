@@ -14,11 +14,12 @@ import itertools
 import posixpath
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.data.find import Source, absolute
 from gptj.data.unpack import parts, reading
 from gptj.errors import UserError
 from gptj.files import File, file_at, is_url
@@ -59,6 +60,24 @@ def documents_of(runs: Iterable[Ids], eos: int) -> Iterator[Ids]:
             begun.append(run[start:])
     if begun:
         yield np.concatenate(begun)
+
+
+def check_listed(sources: Sequence[Source]) -> None:
+    """See that what an `.index` names is not read a second time, by itself or for another one.
+
+    Raises:
+      UserError: it is.
+    """
+    read = {absolute(each.file.path): "is itself among the inputs" for each in sources}
+    for index in (each.file for each in sources if each.kind == ".index"):
+        for file in _listed(index):
+            place = absolute(file.path)
+            if place in read:
+                raise UserError(
+                    f"{index.path} names {file.path}, which {read[place]}: its tokens would be "
+                    "read twice, so leave one out, as with --exclude '*.index'"
+                )
+            read[place] = f"{index.path} has named before"
 
 
 def _listed(index: File) -> Iterator[File]:

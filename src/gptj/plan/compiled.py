@@ -139,11 +139,11 @@ def compile_step(job: Job) -> Compiled | TooLarge:
     blocks = sequential.blocks() if job.sequential else contextlib.nullcontext()
     with jax.set_mesh(mesh), blocks:
         state, base = arguments(job)
-        shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
+        shape = (job.accumulate, job.batch // job.accumulate, job.width)
         layout = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout)
         lowered = train_step.lower(
-            state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.compute
+            state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.step
         )
         try:
             compiled = lowered.compile()

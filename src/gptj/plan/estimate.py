@@ -87,7 +87,7 @@ def activations(job: Job, remat: Remat | None = None) -> float:
     gathered = 0.0
     if (remat or job.compute.remat) == "none" and job.axis("fsdp") > 1:
         gathered = sum(part(each, job, gathered=True) for each in _in_layers(job))
-    return (model.layers * job.rows * job.seq * kept + gathered) * width
+    return (model.layers * job.tokens_at_once * kept + gathered) * width
 
 
 def _in_layers(job: Job) -> list[Weight]:
@@ -103,7 +103,7 @@ def temporaries(job: Job) -> float:
     and the output's have no gradient.
     """
     model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
-    tokens = job.rows * job.seq
+    tokens = job.tokens_at_once
     matrices = [each for each in jax.tree.leaves(weights(model)) if each.is_matrix]
     vocab = model.padded_vocab_size / tensor
     layer = sum(part(each, job, gathered=True) for each in _in_layers(job)) / model.layers
@@ -115,9 +115,15 @@ def temporaries(job: Job) -> float:
     else:
         ready = sum(part(each, job) for each in matrices) if width < 4 else 0.0
     streams = tokens * (6 * model.d_model + (4 * model.d_model + 3 * model.d_ff) / tensor)
-    scores = job.rows * model.heads / tensor * max(128, job.seq / 8) * job.seq
-    loss = job.rows * CHUNK * vocab * 4 * 3 + (0 if job.adapts else 4 * model.d_model * vocab)
+    scores = tokens * model.heads / tensor * max(128, job.seq / 8)
+    loss = tokens / job.seq * CHUNK * vocab * 4 * 3
+    loss += 0 if job.adapts else 4 * model.d_model * vocab
     return ready * width + max(streams * width + scores * 4 * 3, loss)
+
+
+def readings(job: Job) -> int:
+    """Passes that only read: of pairs by the model, and by the one that it was."""
+    return 2 if job.pairs else 0
 
 
 def exchanges(job: Job, rates: dict[str, float]) -> list[Exchange]:
@@ -127,7 +133,7 @@ def exchanges(job: Job, rates: dict[str, float]) -> list[Exchange]:
     adapters in float32.
     """
     model, width = job.model, WIDTH[job.compute.dtype]
-    tokens = job.rows * job.seq
+    tokens = job.tokens_at_once
     table = jax.tree.leaves(trained(model, job.compute.lora))
     sums = sum(part(each, job, gathered=True) for each in table if each.is_matrix)
     sums *= 4 if job.adapts else width
@@ -139,14 +145,14 @@ def exchanges(job: Job, rates: dict[str, float]) -> list[Exchange]:
         seconds = times * exchange_seconds(kind, size, devices, rate)
         found.append(Exchange(kind, axes, devices, round(size), times, seconds))
 
-    often, layers = job.accumulate, model.layers
+    often, layers, passes = job.accumulate, model.layers, 2 + readings(job)
     if tensor > 1:
         stream = tokens * model.d_model * width
-        add("all-reduce", ("tensor",), tensor, stream, 2 * layers * often)
-        add("all-reduce", ("tensor",), tensor, stream, 2 * often)
+        add("all-reduce", ("tensor",), tensor, stream, passes * layers * often)
+        add("all-reduce", ("tensor",), tensor, stream, passes * often)
     if fsdp > 1:
         read = (stored(job)[0] * fsdp if job.adapts else sums) / layers
-        add("all-gather", ("fsdp",), fsdp, read, 2 * layers * often)
+        add("all-gather", ("fsdp",), fsdp, read, passes * layers * often)
         add("reduce-scatter", ("fsdp",), fsdp, sums / layers, layers * often)
     if data > 1:
         add("all-reduce", ("data",), data, sums / fsdp / layers, layers * often)
@@ -158,18 +164,20 @@ def traffic(job: Job) -> float:
 
     Each microbatch reads a layer's weights in each of its passes and its activations about twenty
     times over, scores in float32 among them. Weights beside adapters have a pass less; those in few
-    bits are written and read in more ones each time.
+    bits are written and read in more ones each time. A pass that only reads is one more of each.
     """
     model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
-    tokens, passes = job.rows * job.seq, 4 if job.compute.remat in ("block", "offload") else 3
+    tokens, passes = job.tokens_at_once, 4 if job.compute.remat in ("block", "offload") else 3
     numbers = sum(part(each, job, gathered=True) for each in jax.tree.leaves(weights(model)))
     own, state = stored(job)
     streams = tokens * (20 * model.d_model + (12 * model.d_model + 8 * model.d_ff) / tensor)
-    scores = job.rows * model.heads / tensor * job.seq**2 / 2 * 4 * (2 * passes)
+    scores = tokens * model.heads / tensor * job.seq / 2 * 4 * (2 * passes)
     layers = model.layers * (streams * width + scores)
     if job.adapts:
         more = 2 * numbers * width if job.compute.lora.quantize else 0
-        return job.accumulate * ((passes - 1) * (own + more) + layers) + 3 * state
+        more_often = readings(job)
+        layers *= 1 + more_often / passes
+        return job.accumulate * ((passes - 1 + more_often) * (own + more) + layers) + 3 * state
     summed = numbers * (2 * width + (8 if job.accumulate > 1 else 0))
     often = job.accumulate * (numbers * width * passes + summed + layers)
     return often + 2 * (own + state) + own

@@ -38,7 +38,7 @@ class Job:
     model: ModelConfig
     mesh: Mesh
     batch: int
-    """Rows in a step."""
+    """Rows in a step, or pairs of them."""
     accumulate: int
     """Parts a step's batch is computed in, one after the other."""
     seq: int
@@ -51,8 +51,10 @@ class Job:
         check_mesh(self.model, self.mesh, self.place)
         check_adapters(self.model, self.optimizer, self.compute.lora)
         check_split(self.model, self.mesh, self.compute.lora)
-        if self.compute.dpo_beta is not None:
-            raise UserError("a run on preferences cannot be planned yet: leave dpo_beta out")
+        if self.pairs and not self.adapts:
+            raise UserError(
+                "preferences are learnt by adapters beside the model as it was: give --lora-rank"
+            )
         if self.seq > self.model.context:
             raise UserError(
                 f"seq={self.seq} is longer than the model's context of {self.model.context} "
@@ -72,13 +74,40 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Rows that a device computes at a time."""
+        """Rows, or pairs of them, that a device computes at a time."""
         return self.batch // self.ways // self.accumulate
+
+    @property
+    def pairs(self) -> bool:
+        """Whether preferences are learnt, each of two rows."""
+        return self.compute.dpo_beta is not None
+
+    @property
+    def step(self) -> StepConfig:
+        """How a step computes, with what the data would say."""
+        if not self.pairs:
+            return self.compute
+        return dataclasses.replace(self.compute, examples=True, pairs=True)
+
+    @property
+    def width(self) -> int:
+        """Tokens that come with a row, or a pair."""
+        return (self.seq + 1) * (2 if self.pairs else 1)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens that a device computes at a time."""
+        return self.rows * self.seq * (2 if self.pairs else 1)
 
     @property
     def tokens(self) -> int:
         """Tokens of a step, on all devices."""
-        return self.batch * self.seq
+        return self.batch * self.seq * (2 if self.pairs else 1)
+
+    @property
+    def unit(self) -> str:
+        """What `batch` counts."""
+        return "pairs of rows" if self.pairs else "rows"
 
     @property
     def adapts(self) -> bool:

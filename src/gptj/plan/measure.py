@@ -70,7 +70,7 @@ def measure(job: Job) -> Measured:
     check_here(job)
     found = jax.devices()
     draw = np.random.default_rng(0)
-    shape = (job.accumulate, job.batch // job.accumulate, job.seq + 1)
+    shape = (job.accumulate, job.batch // job.accumulate, job.width)
     rows = draw.integers(0, job.model.vocab_size, shape, np.int32)
     key = jax.random.key(0)
     with jax.set_mesh(make_mesh(*job.mesh)):
@@ -80,7 +80,7 @@ def measure(job: Job) -> Measured:
         for _ in range(WARM + TIMED):
             start = time.perf_counter()
             state, metrics = train_step(
-                state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.compute
+                state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.step
             )
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - start)

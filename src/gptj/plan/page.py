@@ -86,7 +86,7 @@ def _training(plan: Plan) -> list[Html]:
     job, found, used = plan.job, plan.times, plan.used
     words = [
         f"{human(plan.parameters)} parameters", f"mesh {mesh_words(job.mesh)}",
-        f"{job.batch} rows of {job.seq} tokens, {job.accumulate} x {job.rows} a device",
+        f"{job.batch} {job.unit} of {job.seq} tokens, {job.accumulate} x {job.rows} a device",
         f"{job.compute.dtype}, remat {job.compute.remat}, {learning(plan)}", how(plan),
     ]  # fmt: skip
     cards = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gptj.flops import flops_per_token, hardware_flops_per_token
+from gptj.flops import flops_per_token, forward_flops_per_token, hardware_flops_per_token
 from gptj.model import count_parameters
 from gptj.plan.compiled import Compiled
 from gptj.plan.hardware import efficiency, float32_share
@@ -43,7 +43,7 @@ def times(job: Job, found: Compiled) -> Times:
     unit, reached = job.place.accelerator, efficiency(job.place.accelerator)
     peak = unit.peak_flops * (float32_share(job.place) if job.compute.dtype == "float32" else 1)
     made = hardware_flops_per_token(job.model, job.seq, job.compute.remat, job.compute.lora)
-    flops = job.tokens * made
+    flops = job.tokens * (made + 2 * _reading(job))
     compute = flops / job.place.devices / peak
     memory = found.traffic / unit.bandwidth
     hidden = sum(each.seconds for each in found.exchanges if each.is_hidden)
@@ -77,23 +77,31 @@ class Utilisation:
     """GPT-J's article, with attention and recomputation: what PaLM's HFU counts."""
 
 
+def _reading(job: Job) -> int:
+    """Operations to read a token of a pair once: what the model was does, and the model again."""
+    return forward_flops_per_token(job.model, job.seq // 2) if job.pairs else 0
+
+
 def utilisation(job: Job, seconds: float) -> Utilisation:
     """What a step of so many seconds makes of the hardware.
 
-    Of weights beside adapters the papers' counts have `4 N`, since none has a gradient.
+    Of weights beside adapters the papers' counts have `4 N`, since none has a gradient, and of
+    pairs `2 N` more for what the model was.
     """
     model, parameters = job.model, count_parameters(job.model)
     rate = job.tokens / seconds / (job.place.devices * job.place.accelerator.peak_flops)
     attention = 4 * model.layers * model.d_model * job.seq
+    read = 2 * parameters + attention if job.pairs else 0
     products = (4 if job.adapts else 6) * parameters
     again = 2 * parameters + attention if job.compute.remat in ("block", "offload") else 0
-    hardware = products + 3 * attention + again
+    hardware = products + 3 * attention + again + 2 * read
+    needed = flops_per_token(model, job.seq, job.compute.lora) + _reading(job)
+    made = hardware_flops_per_token(model, job.seq, job.compute.remat, job.compute.lora)
     return Utilisation(
-        gptj_mfu=rate * flops_per_token(model, job.seq, job.compute.lora),
-        gptj_hfu=rate
-        * hardware_flops_per_token(model, job.seq, job.compute.remat, job.compute.lora),
-        palm_mfu=rate * (products + 3 * attention),
+        gptj_mfu=rate * needed,
+        gptj_hfu=rate * (made + 2 * _reading(job)),
+        palm_mfu=rate * (products + 3 * attention + read),
         palm_hfu=rate * hardware,
-        article_mfu=rate * products,
+        article_mfu=rate * (products + (2 * parameters if job.pairs else 0)),
         article_hfu=rate * hardware,
     )

@@ -27,8 +27,8 @@ def headline(plan: Plan) -> str:
     return (
         f"{human(plan.parameters)} parameters on {place.name}: {place.devices} x "
         f"{place.accelerator.kind}{chips}, mesh {mesh_words(job.mesh)}\n"
-        f"{job.batch} rows of {job.seq} tokens ({human(job.tokens)}) a step, {job.accumulate} x "
-        f"{job.rows} a device; {job.compute.dtype}, remat {job.compute.remat}, "
+        f"{job.batch} {job.unit} of {job.seq} tokens ({human(job.tokens)}) a step, "
+        f"{job.accumulate} x {job.rows} a device; {job.compute.dtype}, remat {job.compute.remat}, "
         f"{learning(plan)}"
     )
 

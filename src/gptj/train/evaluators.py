@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from gptj.config import ModelConfig
 from gptj.data.mixture import Mixture
+from gptj.data.packing import shortest
+from gptj.data.store import TokenStore
 from gptj.errors import UserError
 from gptj.model import Params
 from gptj.tokenizer import Tokenizer
@@ -32,6 +34,8 @@ class Evaluator:
     every: int
     """Steps from one time to the next."""
     measure: Measure
+    check: Callable[[int], None] = lambda seq: None
+    """Refuses, before the first step, rows of so many targets that it could not measure on."""
 
 
 def of_sources(config: TrainConfig) -> Evaluator:
@@ -47,24 +51,39 @@ def of_sources(config: TrainConfig) -> Evaluator:
         raise UserError("eval_sources measures no preferences: leave it out")
     records = itertools.groupby(store.sources, lambda record: record.name.partition("/")[0])
     parts = [(name, store.part(list(each))) for name, each in records]
-    if (count := len({name for name, _ in parts})) > MOST_SOURCES:
+    sources = {name for name, _ in parts}
+    if (count := len(sources)) > MOST_SOURCES:
         raise UserError(
             f"the held-out text of {config.data} has {count} sources, more than "
             f"{MOST_SOURCES}: prepare it from a folder for each source, or leave out eval_sources"
         )
 
+    examples = store.manifest.examples is not None
+
+    def fitting(seq: int) -> list[tuple[str, TokenStore]]:
+        return [(n, part) for n, part in parts if not examples or shortest(part) <= seq + 1]
+
+    def check(seq: int) -> None:
+        if missing := sorted(sources - {name for name, _ in fitting(seq)}):
+            raise UserError(
+                f"seq={seq} is shorter than every held-out example of the source {missing[0]}, "
+                "whose loss eval_sources is to measure: raise seq, or leave out eval_sources"
+            )
+
     def measure(params: Params[Array], model: ModelConfig, tokenizer: Tokenizer) -> Row:
-        examples = store.manifest.examples is not None
+        seq = model.context if config.seq is None else config.seq
         compute = dataclasses.replace(
             config.compute, end_of_text=tokenizer.eos_id, examples=examples
         )
         nats, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
-        for name, part in parts:  # a folder's files may lie apart, so a name comes more than once
+        for name, part in fitting(
+            seq
+        ):  # a folder's files may lie apart, so a name comes more than once
             found = held_out(
                 params,
                 part,
                 model,
-                seq=config.seq or model.context,
+                seq=seq,
                 batch=config.batch // config.accumulate,
                 compute=compute,
                 batches=config.eval_batches,
@@ -73,4 +92,4 @@ def of_sources(config: TrainConfig) -> Evaluator:
             tokens[name] += found.tokens
         return {f"heldout_loss_{name}": nats[name] / count for name, count in tokens.items()}
 
-    return Evaluator(config.eval_every, measure)
+    return Evaluator(config.eval_every, measure, check)

@@ -82,7 +82,7 @@ def train(
     assert write_on or not config.prompts, "prompts need `write_on`"
     if not hosts.is_leader():
         console = Console(quiet=True)
-    setup = Setup(config)
+    setup = Setup(config, evaluators)
     keep = checkpoint.KeepPolicy(config.keep, config.keep_every, config.keep_best)
     with (
         runs.exclusive(config.out),

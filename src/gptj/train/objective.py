@@ -22,6 +22,9 @@ from gptj.model import Attend, Params, losses
 from gptj.remat import Remat
 from gptj.train.preferences import Preferences, answers, preferences
 
+DPO_BETA = 0.1
+"""Where data are preferences and nobody says another."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:

@@ -167,8 +167,8 @@ def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> N
         before, after = _flat(json.loads((run / COURSE).read_text())), _flat(course)
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{run / COURSE} is damaged, so this run cannot go on: choose another folder for a new "
-            "one; the checkpoints are still good to sample from"
+            f"{run / COURSE} is damaged, so this run cannot go on: copy the run's folder again, or "
+            "choose another folder for a new one"
         ) from error
     for key in [*before, *after]:
         if key == "data" and before.get(key) != after[key]:
@@ -181,6 +181,12 @@ def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> N
             )
         if not before.get(key) and not after.get(key):
             continue  # an option that was not there yet, and is not used
+        if key == "base" and before.get(key) != after.get(key):
+            raise UserError(
+                f"{run} trained its adapters beside another model than lies at from="
+                f"{after.get('from')} now, or an earlier version marked it otherwise: use that "
+                "model to go on with that run, or another folder for a new one"
+            )
         if before.get(key) != after.get(key):
             why = " (it follows from steps unless given)" if key.endswith("anneal_steps") else ""
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ from gptj.model import Params, count_parameters
 from gptj.sharding import check_batch, check_mesh
 from gptj.train import run as runs
 from gptj.train.config import TrainConfig
-from gptj.train.objective import StepConfig
+from gptj.train.evaluators import Evaluator
+from gptj.train.objective import DPO_BETA, StepConfig
 from gptj.train.optimizer import ORIGINAL
 from gptj.train.progress import human
 from gptj.train.start import base_of, check_tokenizer, state_of
@@ -39,7 +41,7 @@ class Setup:
       UserError: what `config` names does not exist or does not fit together.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, evaluators: Sequence[Evaluator] = ()) -> None:
         self.config = config
         self.data = Mixture.open(config.data)
         self.source: Source | None = None
@@ -53,6 +55,8 @@ class Setup:
         self.compute = self._compute()
         if self.data.held_out is not None:  # refused now, and not at the first evaluation
             EvalBatches(self.data.held_out, self.seq, config.batch // config.accumulate)
+        for each in evaluators:
+            each.check(self.seq)
         self.base: Params[Array] | None = None
         hosts.same_everywhere(self._command())
         runs.begin(
@@ -87,7 +91,7 @@ class Setup:
             end_of_text=self.data.tokenizer.eos_id,
             examples=kind is not None,
             pairs=kind == "preferences",
-            dpo_beta=0.1 if beta is None and kind == "preferences" else beta,
+            dpo_beta=DPO_BETA if beta is None and kind == "preferences" else beta,
         )
 
     def _shape(self) -> ModelConfig | str:

@@ -1,0 +1,115 @@
+"""Adapters of a run and their base: a mark that tells it from others, and records that are damaged.
+
+The mark is one for the same weights however they lie, and another for any others.
+"""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gptj as package
+from gptj import ModelConfig
+from gptj.convert.adapted import MARKED, SAMPLED, mark_of
+from gptj.convert.convert import write
+from gptj.convert.open import open_source
+from gptj.convert.source import from_params
+
+CONFIG = ModelConfig(3, 48, 4, 12, 96, 257, 258, context=16)
+MATRICES = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
+
+
+def made(dtype="float32"):
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(draw.normal(size=x.shape), dtype),
+        package.init(jax.random.key(0), CONFIG),
+    )
+    return from_params(CONFIG, params, package.Tokenizer.bytes())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_it_is_the_same_however_the_weights_lie(dtype, tmp_path):
+    source = made(dtype)
+    for kind in ("gptj", "huggingface"):
+        write(source, tmp_path / kind, kind, 1)
+        assert mark_of(open_source(tmp_path / kind)) == mark_of(source)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(f"blocks.{n}.{field}" for n in (0, 2) for field in MATRICES), "embedding", "output"],
+)
+def test_whatever_was_merged_makes_another(name):
+    source = made()
+    tensor = source.weights[name]
+    draw = np.random.default_rng(1)
+    product = np.multiply.outer(
+        draw.normal(size=tensor.shape[0]), draw.normal(size=tensor.shape[1:])
+    )
+    merged = tensor.changed(tensor.shape, lambda x: x + 0.01 * product.astype("f4"))
+    changed = replace(source, weights={**source.weights, name: merged})
+    assert mark_of(changed) != mark_of(source)
+
+
+def test_of_files_no_more_is_read_than_it_is_made_of(tmp_path):
+    write(made(), tmp_path / "model", "huggingface", 1)
+    source, most = open_source(tmp_path / "model"), SAMPLED
+    count = 0
+
+    def counted(tensor):
+        def read():
+            assert len(tensor.shape) == 1, "a matrix is read whole"
+            return tensor.read()
+
+        def rows(begin, end, scratch):
+            nonlocal count
+            count += end - begin
+            return tensor.matrix.rows(begin, end, scratch)
+
+        return replace(
+            tensor, read=read, matrix=tensor.matrix and replace(tensor.matrix, rows=rows)
+        )
+
+    weights = {name: counted(tensor) for name, tensor in source.weights.items()}
+    assert mark_of(replace(source, weights=weights)) == mark_of(source)
+    assert count == most * (2 * len(MATRICES) + 2)
+
+
+LORA = {"rank": 4, "alpha": 8.0, "targets": ["q", "ffn_out"]}
+COURSE = {"compute": {"lora": LORA}, "from": "models/base", "base": f"{MARKED}0f"}
+
+
+def without(*keys, **changes):
+    return json.dumps({k: v for k, v in {**COURSE, **changes}.items() if k not in keys})
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            *(("run.json", text) for text in ("", "{", "[]", "3", "\xff", "[" * 99_999)),
+            *(("run.json", without(key)) for key in ("from", "base")),
+            ("run.json", without(compute=3)),
+            *(
+                ("run.json", without(compute={"lora": {**LORA, **change}}))
+                for change in (
+                    {"rank": "4"}, {"rank": 0}, {"targets": ["z"]}, {"targets": 3}, {"gone": 1},
+                )
+            ),
+            *(("data.json", text) for text in ("", "{", "[]", '{"from": 3}')),
+        ],
+    )  # fmt: skip
+    def test_a_damaged_record_is_one_sentence(self, name, text, own_run, refused, tmp_path):
+        (own_run / "run.json").write_text(json.dumps(COURSE))
+        (own_run / name).write_bytes(text.encode("latin-1"))
+        said = (f"{own_run}/{name} is damaged", "copy the run's folder again")
+        refused("merge", own_run, tmp_path / "out", said=said)
+
+    def test_a_mark_of_before_is_said_to_be_one(self, own_run, refused, tmp_path):
+        (own_run / "run.json").write_text(without(base="0f"))
+        said = (f"{own_run}/run.json marks the base as an earlier version did",)
+        refused("merge", own_run, tmp_path / "out", said=said)
