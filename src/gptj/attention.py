@@ -74,7 +74,7 @@ def causal_attention(
     """
     if (backend or default_backend(query.dtype, query.shape[3])) == "cudnn":
         check_backend(backend, query.dtype, query.shape[3])
-        return fused_attention(query, key, value, ends)
+        return _of_even_length(fused_attention, query, key, value, ends)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     length = query.shape[2]
     size = max(128, -(-length // 8))
@@ -111,15 +111,32 @@ def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
     device = jax.local_devices()[0]
     target = jax.sharding.get_abstract_mesh().abstract_device
     kind = device.device_kind if target is None else target.device_kind
-    if device.platform != "gpu" or kind != device.device_kind:
-        return f"an NVIDIA GPU, and this is for {kind}"
+    capability = gpu.capability(device) if kind == device.device_kind else 0.0
+    if capability < 8:
+        return f"an NVIDIA GPU, Ampere or later, and this is for {kind}"
     if jnp.dtype(dtype).itemsize != 2:
         return f"numbers of 16 bits, and these are {jnp.dtype(dtype)}"
-    capability = getattr(device, "compute_capability", "0")
-    largest = 256 if float(capability) >= 9 else 128
-    if float(capability) < 8 or d_head > largest or d_head % 8:
-        return f"heads of {d_head} dims to be a multiple of 8 up to {largest} on this {kind}"
+    largest = 256 if capability >= 9 else 128
+    if d_head > largest or d_head % 8:
+        return (
+            f"heads of up to {largest} dims and a multiple of 8 on {kind}, and these have {d_head}"
+        )
     return None
+
+
+def _of_even_length(attend: Callable[..., Array], *inputs: Array | None) -> Array:
+    """`attend` of rows with one position more where their length is odd.
+
+    cuDNN refuses those with a mask. What stands last is seen by none before it.
+    """
+    length = next(x.shape[1] for x in inputs if x is not None)
+    if length % 2 == 0:
+        return attend(*inputs)
+    longer = [
+        None if x is None else jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
+        for x in inputs
+    ]
+    return attend(*longer)[:, :length]
 
 
 def fused_attention(
@@ -190,7 +207,7 @@ def cached_attention(
     batch, length, heads, d_head = query.shape
     if whole and length <= kernels.MOST_QUERIES and not d_head % kernels.LANES and kernels.in_use():
         return _natively(query, last_seen, kernels.attention, *whole)
-    if whole and gpu.fits(d_head) and gpu.in_use(query.dtype):
+    if whole and gpu.in_use(query.dtype) and gpu.fits(d_head):
         return _natively(query, last_seen, gpu.attention, *whole)
     query = query.transpose(0, 2, 1, 3) * d_head**-0.5
     split = ("batch", "heads", None, None)

@@ -140,10 +140,15 @@ def einsums(
 def _comes_out_as(dtype: DTypeLike) -> DTypeLike:
     """What a product is asked for that is wanted in `dtype`.
 
-    A GPU rounds the float32 sums itself. Its backward pass then multiplies numbers of 16 bits,
-    which those that it gets are: asked for float32, it would widen them, and the weights too.
+    A GPU rounds the float32 sums itself. The gradient that comes back is then of 16 bits too; of a
+    float32 product it would be float32, and the weights be widened to be multiplied with it.
     """
     return dtype if kernels.target() == "gpu" else jnp.float32
+
+
+def _is_kept_as(dtype: DTypeLike) -> DTypeLike:
+    """The same of a product that goes on to be scaled: without a gradient always float32."""
+    return jnp.float32 if kernels.is_wanted() else _comes_out_as(dtype)
 
 
 def _is_one_row(x: Float[Array, "rows ..."], *weights: Weight) -> bool:
@@ -213,8 +218,8 @@ def _low_rank(
 
 
 def _scaled(
-    short: Float32[Array, "rows columns"], weight: LowRank | LowRanks, *axes: str | None
-) -> Float32[Array, "rows columns"]:
+    short: Float[Array, "rows columns"], weight: LowRank | LowRanks, *axes: str | None
+) -> Float[Array, "rows columns"]:
     """What goes on from `down` to `up`: of several adapters each row's own."""
     if isinstance(weight, LowRank):
         return weight.scale * short
@@ -225,12 +230,12 @@ def _scaled(
 
 def _product(
     x: Float[Array, "rows inner"], matrix: Float[Array, "inner outer"], layout: PartitionSpec | None
-) -> Float32[Array, "rows outer"]:
+) -> Float[Array, "rows outer"]:
     """The product with one of an adapter's matrices."""
     if kernels.worth(x):
         return kernels.product(x, matrix)
     return jnp.einsum(
-        "ri,io->ro", x, matrix, preferred_element_type=_comes_out_as(x.dtype), out_sharding=layout
+        "ri,io->ro", x, matrix, preferred_element_type=_is_kept_as(x.dtype), out_sharding=layout
     )
 
 
@@ -270,7 +275,7 @@ def _few_bits(
         jnp.einsum,
         "ri,io->ro",
         x if x.ndim == 2 else jnp.reshape(x, flat, out_sharding=split_as(x, 0, 1)),
-        preferred_element_type=_comes_out_as(x.dtype),
+        preferred_element_type=_is_kept_as(x.dtype),
         out_sharding=spec(*axes[:2], unreduced=unreduced),
     )
     if isinstance(weight, Int8):  # its numbers are exact in any type, and scaled once summed
@@ -350,8 +355,9 @@ def spread(
     vector: Float[Array, " dim"], like: Float[Array, "rows dim"], axis: str | None = None
 ) -> Float[Array, "rows dim"]:
     """A bias or scale repeated for every row of `like`; its gradient is a sum over rows."""
-    if _is_plain():
-        return jnp.broadcast_to(vector.astype(like.dtype), like.shape)
+    if _is_plain():  # widened, so that the gradient is summed in float32
+        rounded = vector.astype(like.dtype).astype(jnp.float32)
+        return jnp.broadcast_to(rounded, like.shape).astype(like.dtype)
     ones = jnp.ones(like.shape[0], like.dtype, out_sharding=spec("batch"))
     return jnp.einsum(
         "r,d->rd",
@@ -368,9 +374,9 @@ def _is_plain() -> bool:
 
 
 def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` made before the product that reads it.
+    """`x` made before the product that reads it, where there is no gradient.
 
-    Without a gradient XLA makes it inside the product on a GPU, anew for each block of columns.
+    On a GPU XLA makes it inside that product, anew for each block of columns.
     """
     if kernels.is_wanted() and kernels.target() == "gpu":
         return jax.lax.optimization_barrier(x)

@@ -244,11 +244,11 @@ def block(
     y = layer_norm(rows, w.norm_scale, w.norm_offset, config.layer_norm_eps)
     y = reshard(y, "batch", None, reduced=("tensor",))
 
-    def apart(product: Array) -> Float[Array, "batch length heads d_head"]:
+    def by_row(product: Array) -> Float[Array, "batch length heads d_head"]:
         return reshape(product, (*x.shape[:2], *product.shape[1:]), "batch", None, "heads", None)
 
     products = einsums("re,ehd->rhd", y, (w.query, w.key, w.value), "batch", "heads", None)
-    query, key, value = map(apart, products)
+    query, key, value = map(by_row, products)
     query = rotary(query, positions, config.rotary_dims, config.rotary_base)
     key = rotary(key, positions, config.rotary_dims, config.rotary_base)
     mixed = attend(query, key, value)

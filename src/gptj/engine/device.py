@@ -58,18 +58,15 @@ class Device:
         Raises:
           UserError: the mesh that is set does not divide the model or the slots.
         """
-        self.params, self.config = apart(params), config
-        self.adapters = adapters
+        self.config, self.adapters = config, adapters
         """For how many adapters there is room."""
-        if adapters:
-            self.params = _with_room(self.params, config, adapters, adapter_rank)
         self._adapter_of = np.zeros(slots, np.int32)
         self.parts = batch_ways()
         self._chunk, self._burst = chunk, burst
         self._per_part = slots // self.parts
         self._spare = -(-positions // chunk) * chunk
         """Where a part of the mesh that has no prompt to read reads one of no use."""
-        self._guesses, self._draft = guesses, draft and Draft(apart(draft.params), draft.config)
+        self._guesses = guesses
         self.history = positions if guesses and not draft else 0
         """For how many tokens a slot has room where guesses are looked up."""
         room = self._spare + max(chunk if self.parts > 1 else 0, guesses)
@@ -80,6 +77,10 @@ class Device:
         ]
         self.cache: Cache = _beside(params, sum(caches, ()))
         self.slots = _beside(params, _new_slots(config, slots, self.history))
+        self.params = apart(params, copied=True)  # if there is still room
+        self._draft = draft and Draft(apart(draft.params, copied=True), draft.config)
+        if adapters:
+            self.params = _with_room(self.params, config, adapters, adapter_rank)
         counts = jax.jit(lambda: [jnp.int32(n) for n in range(burst + 1)])()
         self._counts = _beside(params, counts)
         """Numbers of steps, there already: a decode step uploads nothing."""
@@ -289,17 +290,18 @@ def _beside(params: Params[Array], tree: Tree) -> Tree:
     return placed
 
 
-def apart(params: Params[Array]) -> Params[Array]:
+def apart(params: Params[Array], copied: bool = False) -> Params[Array]:
     """The weights with an array for each layer, which on a CPU are views of the stacked ones.
 
-    A program that takes a layer out of a stack copies it there, and a step takes out them all. A
-    GPU has the layers twice then, as long as the stacks are in use, and keeps to these where it has
-    no room for both.
+    On a CPU a program that takes a layer out of a stack copies it, and a step takes out them all.
+
+    Args:
+      copied: on a GPU too, where they are copies, if it has room for both.
     """
     device = next(iter(params.embedding.devices()))
-    if isinstance(params.blocks, tuple) or spec() is not None or device.platform == "tpu":
+    if isinstance(params.blocks, tuple) or spec() is not None:
         return params
-    if device.platform == "gpu" and not _fits_twice(params.blocks, device):
+    if device.platform != "cpu" and not (copied and _fits_twice(params.blocks, device)):
         return params
 
     def rows(stacked: Array) -> list[Array]:
@@ -317,7 +319,9 @@ def apart(params: Params[Array]) -> Params[Array]:
 
 
 def _fits_twice(blocks: Block[Array], device: jax.Device) -> bool:
-    """Whether a device has room for the layers once more, and for a half of that besides."""
+    """Whether a GPU has room for the layers once more, and for a half of that besides."""
+    if device.platform != "gpu":
+        return False
     stats: dict[str, int] = device.memory_stats() or {}
     free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
     return not stats or 1.5 * sum(x.nbytes for x in jax.tree.leaves(blocks)) <= free

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gptj import kernels
 from gptj.adapters import choose
 from gptj.attention import KeysValues, cached_attention
 from gptj.config import ModelConfig
@@ -92,9 +93,10 @@ def forward(
         each = jnp.broadcast_to(reshard(adapter, "batch")[:, None], tokens.shape)
         rows = reshape(each, (-1,), "batch")
     x, new = embed(params, tokens, params.embedding.dtype), []
-    for stored, seen in zip(layers_of(params), cache, strict=True):
-        x, now = layer(x, stored, seen)
-        new.append(now)
+    with kernels.wanted(kernels.is_wanted() and _may_read_layers(params)):
+        for stored, seen in zip(layers_of(params), cache, strict=True):
+            x, now = layer(x, stored, seen)
+            new.append(now)
     return final_norm(params, x, config), tuple(new)
 
 
@@ -104,3 +106,8 @@ def layers_of(params: Params[Array]) -> tuple[Block[Array], ...]:
         return params.blocks
     count = params.blocks.norm_scale.shape[0]
     return tuple(jax.tree.map(lambda x, i=i: x[i], params.blocks) for i in range(count))
+
+
+def _may_read_layers(params: Params[Array]) -> bool:
+    """Whether a native program may read a layer: a GPU would copy it out of a stack for that."""
+    return isinstance(params.blocks, tuple) or kernels.target() != "gpu"

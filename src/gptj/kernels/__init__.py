@@ -1,5 +1,7 @@
 """Native programs for what XLA does slowly on a CPU; everything works without them, slower.
 
+Those for a GPU are in `gptj.kernels.gpu`.
+
 They are compiled by `g++` the first time they are wanted, in some seconds, and kept in the user's
 cache folder. `GPTJ_NATIVE=0` in the environment leaves them out.
 """
@@ -52,9 +54,9 @@ _wanted = jax.make_user_context(False)
 """JAX's own kind of context: what is traced in it is not taken for what is traced outside."""
 
 
-def wanted() -> contextlib.AbstractContextManager[None]:
+def wanted(these: bool = True) -> contextlib.AbstractContextManager[None]:
     """Where a program is traced that no gradient is taken of, and that has few rows."""
-    context: contextlib.AbstractContextManager[None] = _wanted(True)
+    context: contextlib.AbstractContextManager[None] = _wanted(these)
     return context
 
 
@@ -77,7 +79,7 @@ def in_use() -> bool:
 
 
 def target() -> str:
-    """The platform for which is traced: that of the mesh that is set, or of the default device."""
+    """The platform for which is traced: that of the mesh that is set, or else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)
 

@@ -18,10 +18,10 @@ from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-KEYS = 64
+BLOCK = 64
 """Cached keys that a block of queries reads at a time; positions are a multiple of it."""
 
-KEYS_OF_ONE, WARPS_OF_ONE = 32, 8
+BLOCK_OF_ONE, WARPS_OF_ONE = 32, 8
 """And one query alone, and by how many warps."""
 
 PROGRAMS = 1024
@@ -39,7 +39,7 @@ class Tiling(NamedTuple):
 
 
 TILINGS = {2: Tiling(64, 64, 4, False), 1: Tiling(64, 128, 4, True)}
-"""By the bytes of a weight: what was fastest of some on an H200, see docs/lab.md."""
+"""By the bytes of a weight: the fastest of those tried on an H200, see docs/lab.md."""
 
 NEVER = -1e30
 """A score that is not seen: finite, so that nothing makes a NaN of it."""
@@ -49,16 +49,29 @@ Partial = tuple[Float32[Array, "rows heads parts queries d_head"], Array, Array]
 """Of each part of a row's keys: the mix, not divided yet; the largest score; the sum."""
 
 
+def capability(device: jax.Device) -> float:
+    """NVIDIA's number for what a GPU can do, as 9.0 for Hopper; 0 for any other device."""
+    own = str(getattr(device, "compute_capability", ""))
+    is_number = device.platform == "gpu" and own.replace(".", "", 1).isdecimal()
+    return float(own) if is_number else 0.0
+
+
 def in_use(dtype: DTypeLike) -> bool:
-    """Whether what is traced now may use them: numbers of 16 bits, on one GPU without a mesh."""
+    """Whether what is traced now may use them: numbers of 16 bits, on one GPU, Ampere or later."""
     if os.environ.get("GPTJ_NATIVE") == "0" or jnp.dtype(dtype).itemsize != 2:
         return False
-    return jax.sharding.get_abstract_mesh().empty and jax.default_backend() == "gpu"
+    return jax.sharding.get_abstract_mesh().empty and capability(jax.local_devices()[0]) >= 8
 
 
 def fits(d_head: int) -> bool:
     """Whether heads of this size can be read: Triton's tiles are powers of two."""
-    return d_head >= 16 and d_head & (d_head - 1) == 0
+    return 16 <= d_head <= 256 and d_head & (d_head - 1) == 0
+
+
+def _most_queries(d_head: int) -> int:
+    """How many queries a program takes, for its keys and values to find room on a processor."""
+    is_large = capability(jax.local_devices()[0]) in (8.0, 9.0, 10.0)  # those of data centres
+    return 64 if is_large or d_head <= 64 else 16
 
 
 def attention(
@@ -67,8 +80,6 @@ def attention(
     values: Kept,
     last_seen: Int[Array, "rows queries"],
     scales: tuple[Array, Array] | None = None,
-    *,
-    interpret: bool = False,
 ) -> Float32[Array, "rows queries heads d_head"]:
     """Each query over the keys `0 .. last_seen` of its row, scaled by 1/sqrt(d_head), in float32.
 
@@ -81,7 +92,7 @@ def attention(
     """
     attend = _one_query if query.shape[1] == 1 else _queries
     cached = (keys, values, *(x[..., 0] for x in scales or ()))
-    mixed, largest, total = attend(query, cached, last_seen, interpret)
+    mixed, largest, total = attend(query, cached, last_seen)
     share = jnp.exp(largest - jnp.max(largest, axis=2, keepdims=True))
     joined = jnp.sum(mixed * share[..., None], axis=2)
     joined /= jnp.sum(total * share, axis=2)[..., None]
@@ -92,12 +103,11 @@ def _one_query(
     query: Float[Array, "rows 1 heads d_head"],
     cached: Sequence[Array],
     last_seen: Int[Array, "rows 1"],
-    interpret: bool,
 ) -> Partial:
     """One query a row, each key's lane with sums of its own until the end."""
     rows, _, heads, d_head = query.shape
     positions = cached[0].shape[2]
-    parts = _parts(positions // KEYS_OF_ONE, rows * heads)
+    parts = _parts(positions // BLOCK_OF_ONE, rows * heads)
     span = positions // parts
 
     def of_head(row: Array, head: Array, part: Array) -> tuple[Array | int, ...]:
@@ -120,7 +130,6 @@ def _one_query(
             for last in ((d_head,), (), ())
         ],
         compiler_params=triton.CompilerParams(num_warps=WARPS_OF_ONE, num_stages=2),
-        interpret=interpret,
     )(query, last_seen, *cached)  # fmt: skip
     return mixed[..., None, :], largest[..., None], total[..., None]
 
@@ -133,16 +142,16 @@ def _attend_one(
     scale_refs, (mixed_ref, largest_ref, total_ref) = refs[:-3], refs[-3:]
     query = query_ref[...].astype(jnp.float32) * query_ref.shape[-1] ** -0.5
     begin, last = pl.program_id(2) * span, jnp.max(last_ref[...])
-    lanes = jnp.arange(KEYS_OF_ONE)
+    lanes = jnp.arange(BLOCK_OF_ONE)
 
     def add(index: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed, largest, total = so_far
-        at = pl.ds(index * KEYS_OF_ONE, KEYS_OF_ONE)
+        at = pl.ds(index * BLOCK_OF_ONE, BLOCK_OF_ONE)
         key, value = (ref[at, :].astype(jnp.float32) for ref in (key_ref, value_ref))
         scores = jnp.sum(key * query[None, :], axis=1)
         if quantised:
             scores *= scale_refs[0][at]
-        visible = begin + index * KEYS_OF_ONE + lanes <= last
+        visible = begin + index * BLOCK_OF_ONE + lanes <= last
         new = jnp.maximum(largest, jnp.where(visible, scores, NEVER))
         exp, shrink = jnp.where(visible, jnp.exp(scores - new), 0), jnp.exp(largest - new)
         weight = exp * scale_refs[1][at] if quantised else exp
@@ -150,12 +159,12 @@ def _attend_one(
         return mixed, new, total * shrink + exp
 
     start = (
-        jnp.zeros((KEYS_OF_ONE, query.shape[0]), jnp.float32),
-        jnp.full(KEYS_OF_ONE, NEVER, jnp.float32),
-        jnp.zeros(KEYS_OF_ONE, jnp.float32),
+        jnp.zeros((BLOCK_OF_ONE, query.shape[0]), jnp.float32),
+        jnp.full(BLOCK_OF_ONE, NEVER, jnp.float32),
+        jnp.zeros(BLOCK_OF_ONE, jnp.float32),
     )
     seen = jnp.clip(last + 1 - begin, 0, span)
-    steps = (seen + KEYS_OF_ONE - 1) // KEYS_OF_ONE
+    steps = (seen + BLOCK_OF_ONE - 1) // BLOCK_OF_ONE
     mixed, largest, total = jax.lax.fori_loop(0, steps, add, start)
     most = jnp.max(largest)
     share = jnp.exp(largest - most)
@@ -168,14 +177,13 @@ def _queries(
     query: Float[Array, "rows queries heads d_head"],
     cached: Sequence[Array],
     last_seen: Int[Array, "rows queries"],
-    interpret: bool,
 ) -> Partial:
     """Blocks of queries a row, by products of matrices: a prompt's, or a few that are guessed."""
     rows, count, heads, d_head = query.shape
     positions = cached[0].shape[2]
-    block = min(64, max(16, 1 << (count - 1).bit_length()))
+    block = min(_most_queries(d_head), max(16, 1 << (count - 1).bit_length()))
     padded = -(-count // block) * block
-    parts = _parts(positions // KEYS, 4 * rows * heads * padded // block)  # larger programs
+    parts = _parts(positions // BLOCK, 4 * rows * heads * padded // block)  # larger programs
     span = positions // parts
     query = jnp.pad(query.transpose(0, 2, 1, 3), [(0, 0), (0, 0), (0, padded - count), (0, 0)])
     last_seen = jnp.pad(last_seen, [(0, 0), (0, padded - count)], constant_values=-1)
@@ -203,7 +211,6 @@ def _queries(
             for last in ((d_head,), (), ())
         ],
         compiler_params=triton.CompilerParams(num_warps=4 if block == 16 else 8, num_stages=2),
-        interpret=interpret,
     )(query, last_seen, *cached)  # fmt: skip
     return mixed
 
@@ -219,12 +226,12 @@ def _attend(
 
     def add(index: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed, largest, total = so_far
-        at = pl.ds(index * KEYS, KEYS)
+        at = pl.ds(index * BLOCK, BLOCK)
         key, value = key_ref[at, :].astype(query.dtype), value_ref[at, :].astype(query.dtype)
         scores = _dot(query, key, 1) * query.shape[-1] ** -0.5
         if quantised:
             scores *= scale_refs[0][at][None, :]
-        where = begin + index * KEYS + jnp.arange(KEYS)
+        where = begin + index * BLOCK + jnp.arange(BLOCK)
         visible = where[None, :] <= last[:, None]
         new = jnp.maximum(largest, jnp.max(jnp.where(visible, scores, NEVER), axis=1))
         exp = jnp.where(visible, jnp.exp(scores - new[:, None]), 0)
@@ -241,7 +248,7 @@ def _attend(
         jnp.zeros(count, jnp.float32),
     )
     seen = jnp.clip(jnp.max(last) + 1 - begin, 0, span)
-    steps = (seen + KEYS - 1) // KEYS
+    steps = (seen + BLOCK - 1) // BLOCK
     mixed_ref[...], largest_ref[...], total_ref[...] = jax.lax.fori_loop(0, steps, add, start)
 
 
@@ -255,17 +262,13 @@ def can_multiply(x: Float[Array, "rows inner"], *weights: Shaped[Array, "inner c
 
 
 def products(
-    x: Float[Array, "1 inner"],
-    weights: Sequence[Shaped[Array, "inner columns"]],
-    tiling: Tiling | None = None,
-    *,
-    interpret: bool = False,
+    x: Float[Array, "1 inner"], weights: Sequence[Shaped[Array, "inner columns"]]
 ) -> list[Float32[Array, "1 columns"]]:
     """One row times several matrices of 16 bits or int8, in float32: one program reads them all.
 
     A memory's whole speed takes much to read at once, more than one of GPT-J's smaller matrices.
     """
-    tiling = tiling or TILINGS[weights[0].dtype.itemsize]
+    tiling = TILINGS[weights[0].dtype.itemsize]
     inner, columns = x.shape[1], tiling.columns
     blocks = [w.shape[1] // columns for w in weights]
     starts = [sum(blocks[:n]) for n in range(len(blocks))]
@@ -288,7 +291,6 @@ def products(
         out_specs=pl.BlockSpec((None, columns), lambda block, part: (part, block)),
         out_shape=jax.ShapeDtypeStruct((parts, sum(blocks) * columns), jnp.float32),
         compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=2),
-        interpret=interpret,
     )(x, *weights)
     whole = jnp.sum(made, axis=0, keepdims=True)
     return jnp.split(whole, [start * columns for start in starts[1:]], axis=1)
