@@ -258,10 +258,12 @@ class TestForward:
             drawn, _ = forward(params, cache, tokens[:, 20:], at + 20, config, adapter=adapter)
         return np.asarray(jnp.concatenate([read, drawn], axis=1), np.float32)
 
-    @pytest.mark.parametrize("kind", [None, "int8", "int4", "adapters"])
-    @pytest.mark.parametrize("quantised_cache", [False, True])
+    @pytest.mark.parametrize(
+        ("kind", "quantised_cache"),
+        [(None, False), ("int8", True), ("int4", False), ("adapters", True)],
+    )
     def test_it_is_the_same(self, monkeypatch, interpreted, kind, quantised_cache):
-        monkeypatch.setenv("GPTJ_NATIVE", "0")
+        monkeypatch.setattr(kernels, "in_use", lambda: False)
         params = jax.tree.map(lambda x: x.astype(BF16), init(jax.random.key(0), self.CONFIG))
         if kind and kind != "adapters":
             params = quantised(params, self.CONFIG, BF16, kind)
@@ -279,6 +281,7 @@ class TestForward:
         np.testing.assert_allclose(found, expected, atol=0.06)
 
     def test_out_of_a_stack_nothing_is_copied_for_them(self, monkeypatch, interpreted):
+        monkeypatch.setattr(kernels, "in_use", lambda: False)
         params = jax.tree.map(lambda x: x.astype(BF16), init(jax.random.key(0), self.CONFIG))
         monkeypatch.setattr(gpu, "in_use", lambda dtype: True)
         monkeypatch.setattr(kernels, "target", lambda: "gpu")
