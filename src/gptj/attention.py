@@ -74,7 +74,7 @@ def causal_attention(
     """
     if (backend or default_backend(query.dtype, query.shape[3])) == "cudnn":
         check_backend(backend, query.dtype, query.shape[3])
-        return _of_even_length(fused_attention, query, key, value, ends)
+        return fused_attention(query, key, value, ends)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     length = query.shape[2]
     size = max(128, -(-length // 8))
@@ -92,7 +92,7 @@ def causal_attention(
 
 
 def default_backend(dtype: DTypeLike, d_head: int) -> Backend:
-    """CuDNN where what is traced will run on a GPU on which it can, and XLA everywhere else."""
+    """That of cuDNN where what is traced will run on a GPU that has it, XLA everywhere else."""
     return "xla" if _missing_for_cudnn(dtype, d_head) else "cudnn"
 
 
@@ -124,21 +124,6 @@ def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
     return None
 
 
-def _of_even_length(attend: Callable[..., Array], *inputs: Array | None) -> Array:
-    """`attend` of rows with one position more where their length is odd.
-
-    cuDNN refuses those with a mask. What stands last is seen by none before it.
-    """
-    length = next(x.shape[1] for x in inputs if x is not None)
-    if length % 2 == 0:
-        return attend(*inputs)
-    longer = [
-        None if x is None else jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
-        for x in inputs
-    ]
-    return attend(*longer)[:, :length]
-
-
 def fused_attention(
     query: Float[Array, "batch length heads d_head"],
     key: Float[Array, "batch length heads d_head"],
@@ -148,8 +133,16 @@ def fused_attention(
 ) -> Float[Array, "batch length heads d_head"]:
     """Causal attention by `jax.nn.dot_product_attention`, each device's rows and heads for itself.
 
-    Where documents end goes in as a mask, of the length's square a row.
+    Where documents end goes in as a mask, of the length's square a row. cuDNN refuses one of an odd
+    length, so that such rows are made longer by a position, which sees itself and no other sees.
     """
+    length = query.shape[1]
+    if ends is not None and length % 2:
+        query, key, value = (
+            jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (query, key, value)
+        )
+        ends = jnp.pad(ends, [(0, 0), (0, 1)], constant_values=length + 1)
+        return fused_attention(query, key, value, ends, implementation)[:, :length]
 
     def attend(query: Array, key: Array, value: Array, *mask: Array) -> Array:
         return jax.nn.dot_product_attention(
