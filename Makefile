@@ -43,7 +43,7 @@ lint: $(TEST) ## check style, format and types
 
 docs: $(TEST) ## write what the program says itself, and build the site: build/docs/site
 	@$(RUN) docs/build.py
-	@$(RUN) docs/site.py
+	@$(RUN) docs/website.py
 
 bench: $(TEST) ## measure training speed on this machine's CPU, beside PyTorch's
 	@$(RUN) benchmarks/train_cpu.py $(BENCH_ARGS)

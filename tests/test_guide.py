@@ -48,6 +48,7 @@ def parts(page: str) -> list[Part]:
         if kind == "python":
             found.append(Part(kind, block))
             continue
+        block = block.replace("\\\n", "")
         command = r"^cat .*?^END$|^gptj (?:[^\"\n]|\"[^\"]*\")*"
         commands = re.findall(command, block, re.DOTALL | re.MULTILINE)
         assert len(commands) == len(re.findall(r"^(?:gptj|cat) ", block, re.MULTILINE)) > 0

@@ -33,7 +33,7 @@ def program(path):
     return module
 
 
-SITE = program(DOCS / "site.py")
+SITE = program(DOCS / "website.py")
 
 
 class Read(HTMLParser):
