@@ -41,8 +41,9 @@ lint: $(TEST) ## check style, format and types
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 
-docs: $(DEMO) ## write docs/reference.md from the program
+docs: $(TEST) ## write what the program says itself, and build the site: build/docs/site
 	@$(RUN) docs/build.py
+	@$(RUN) docs/website.py
 
 bench: $(TEST) ## measure training speed on this machine's CPU, beside PyTorch's
 	@$(RUN) benchmarks/train_cpu.py $(BENCH_ARGS)
@@ -53,7 +54,7 @@ COMPILE = $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-v
 	--custom-compile-command "make lock" --extra plot --group build
 
 lock: $(TEST) ## resolve the locks anew after a change of dependencies; LOCK_ARGS=--upgrade for the newest
-	@$(COMPILE) --extra test --extra dev --group torch-requires $(LOCK_ARGS) -o locks/test.txt
+	@$(COMPILE) --extra test --extra dev --group docs --group torch-requires $(LOCK_ARGS) -o locks/test.txt
 	@$(COMPILE) --constraint locks/test.txt $(LOCK_ARGS) -o locks/demo.txt
 
 clean: ## remove caches and build products; the environment stays

@@ -1,11 +1,14 @@
 """Documentation that is made from the program is what the program says today."""
 
+import ast
 import importlib.util
 import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
 def program(path):
@@ -31,13 +34,53 @@ def test_the_table_of_what_fits_is_what_is_planned():
 
 
 def test_every_link_of_the_documents_leads_somewhere():
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_readme_is_finished():
-    assert "@@" not in (ROOT / "README.md").read_text()
+def test_every_page_is_finished():
+    for page in PAGES:
+        assert "@@" not in page.read_text()
+
+
+def test_every_command_that_is_shown_is_one():
+    """Each verb of it is a verb, and each option one of that verb's."""
+    options = {}
+    for part in re.split(r"^### gptj ", REFERENCE, flags=re.MULTILINE)[1:]:
+        found = re.findall(r"--[a-z0-9][a-z0-9.-]*", part.split("\n### ")[0].split("\n## ")[0])
+        options[part.split()[0]] = {*found, "--help", "--debug"}
+    for page in PAGES:
+        text = re.sub(r" ?\\\n\s*", " ", page.read_text())
+        blocks = re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        for command in [*lines, *re.findall(r"(?<!`)`(gptj [^`\n]+)`(?!`)", text)]:
+            for verb, words in re.findall(r"(?:^|[/ ])gptj (?!--)(\S+)([^|#]*)", command):
+                if verb in ("VERB", "serve,") or not verb.isascii():
+                    continue
+                assert verb in options, f"{page.name}: {command}"
+                found = set(re.findall(r"(?<!\S)--[a-z0-9][a-z0-9.-]*", words))
+                assert found <= options[verb], f"{page.name}: {found - options[verb]} in {command}"
+
+
+def sentences():
+    """What the program's texts are, with … where something is filled in."""
+    for path in ROOT.glob("src/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", None) for part in node.values)
+                yield "".join(part if isinstance(part, str) else "…" for part in parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_what_is_troubleshot_is_what_the_program_says():
+    page = (ROOT / "docs" / "troubleshoot.md").read_text()
+    quoted = re.findall(r"^\| `([^|]*)` \| ", page, re.MULTILINE)
+    assert len(quoted) > 25
+    said = set(sentences())
+    strange = [each for each in quoted if each not in said and " " in each]
+    assert not strange
 
 
 def test_the_example_of_generating_runs(tiny_run, capsys):
@@ -50,7 +93,7 @@ def test_the_example_of_generating_runs(tiny_run, capsys):
 
 def test_the_table_of_fewer_bits_is_what_was_measured():
     kinds = json.loads((ROOT / "benchmarks/results/quantisation.json").read_text())["kinds"]
-    page = (ROOT / "docs/engine.md").read_text()
+    page = (ROOT / "docs/quantise.md").read_text()
     for kind, found in kinds.items():
         numbers = f"{found['perplexity']:.2f} | {found['kl']:.1e} | {100 * found['agrees']:.1f} %"
         assert f"| {kind} | {numbers} |" in page
@@ -67,7 +110,3 @@ def test_the_table_of_plans_is_what_its_commands_found():
     own = results["gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8"]
     assert own["fits"]
     assert own["compiled"]
-
-
-def test_the_guide_to_planning_is_finished():
-    assert "@@" not in (ROOT / "docs" / "planning.md").read_text()
