@@ -1,7 +1,7 @@
-"""Plan GPT-J and larger models on the hardware people have, and write the table of the guide.
+"""Plan GPT-J and larger models on the hardware people have, and write the tables of the guide.
 
     python benchmarks/plan_table.py            all rows that benchmarks/results/plan.json lacks
-    python benchmarks/plan_table.py --docs     only write the table into docs/planning.md
+    python benchmarks/plan_table.py --docs     only write the tables into docs/planning.md
 
 Each row is one `gptj plan` command; those for TPUs compile, in half a minute to two on two cores.
 The results hold what `--json` writes less the single collectives.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "plan.json"
 GUIDE = ROOT / "docs" / "planning.md"
-BEGIN, END = "<!-- the table, by benchmarks/plan_table.py -->", "<!-- its end -->"
+BEGIN, END = "<!-- the {}, by benchmarks/plan_table.py -->", "<!-- its end -->"
 
 COMMANDS = (
     "gptj plan gpt-j-6b --on v3-8 --mesh tensor=8 --batch 32",
@@ -44,6 +45,12 @@ COMMANDS = (
 
 SAVING = "gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8 --sequential"
 """Not in the table: what the guide says of the parallel block."""
+
+WITH_XLA = tuple(command for command in COMMANDS if re.search("gpt-j-6b --on (v4|v5|v6)", command))
+"""Of the table, also compiled with splash attention."""
+WITH_SPLASH = tuple(f"{command} --attention splash" for command in WITH_XLA)
+
+ALL = (*COMMANDS, SAVING, *WITH_SPLASH)
 
 
 def planned(command: str) -> dict[str, Any]:
@@ -69,11 +76,11 @@ def planned(command: str) -> dict[str, Any]:
 def measure() -> None:
     """Run the commands that have no result yet; each is kept as soon as it is there."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for command in (*COMMANDS, SAVING):
+    for command in ALL:
         if command not in kept:
             print(command, flush=True)
             kept[command] = planned(command)
-            ordered = {each: kept[each] for each in (*COMMANDS, SAVING) if each in kept}
+            ordered = {each: kept[each] for each in ALL if each in kept}
             RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
@@ -113,18 +120,47 @@ def row(number: int, found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def attention_table(results: dict[str, Any]) -> str:
+    """What splash attention changes of what a step with XLA's, the default, needs and takes."""
+    rows = [
+        "| row | on | attention | a device needs | reads and writes | which takes | "
+        "waits for links | step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for pair in zip(WITH_XLA, WITH_SPLASH, strict=True):
+        for attention, command in zip(("XLA", "splash"), pair, strict=True):
+            found = results[command]
+            seconds = found["seconds"]
+            cells = [
+                str(COMMANDS.index(pair[0]) + 1),
+                found["job"]["place"],
+                attention,
+                f"{found['memory']['needed'] / 2**30:.2f} GiB",
+                f"{found['traffic'] / 1e9:,.0f} GB",
+                f"{seconds['memory']:.2f} s",
+                f"{seconds['exposed']:.2f} s",
+                f"{seconds['predicted']:.2f} s",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(["```", *WITH_SPLASH, "```", "", *rows])
+
+
 def write_guide() -> None:
-    """Put the table between its marks."""
-    before, _, rest = GUIDE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Put each table between its marks."""
     results = json.loads(RESULTS.read_text())
-    GUIDE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
+    guide = GUIDE.read_text()
+    for name, written in (("table", table(results)), ("attention", attention_table(results))):
+        begin = BEGIN.format(name)
+        before, _, rest = guide.partition(begin)
+        _, _, after = rest.partition(END)
+        guide = f"{before}{begin}\n\n{written}\n\n{END}{after}"
+    GUIDE.write_text(guide)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--docs", action="store_true", help="only write the table")
+    parser.add_argument("--docs", action="store_true", help="only write the tables")
     if not parser.parse_args().docs:
         measure()
     write_guide()

@@ -102,8 +102,9 @@ def test_the_table_of_fewer_bits_is_what_was_measured():
 def test_the_table_of_plans_is_what_its_commands_found():
     plans = program(ROOT / "benchmarks" / "plan_table.py")
     results = json.loads(plans.RESULTS.read_text())
-    assert list(results) == [*plans.COMMANDS, plans.SAVING]
+    assert tuple(results) == plans.ALL
     assert plans.table(results) in plans.GUIDE.read_text()
+    assert plans.attention_table(results) in plans.GUIDE.read_text()
     for command, found in results.items():
         on = command.split("--on ")[1].split()[0]
         assert found["job"]["place"].startswith(on)

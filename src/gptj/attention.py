@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gptj import kernels
 from gptj.errors import UserError
-from gptj.kernels import gpu
+from gptj.kernels import gpu, tpu
 from gptj.matrices import sum_last
 from gptj.quantised import Int8Rows
 from gptj.sharding import spec
@@ -26,8 +26,9 @@ KeysValues = tuple[
     Float[Array, "batch heads keys d_head"],
 ]
 
-Backend = Literal["cudnn", "xla"]
-"""What computes causal attention: cuDNN's fused program, or what XLA makes of ours."""
+Backend = Literal["cudnn", "splash", "xla"]
+"""What computes causal attention: cuDNN's fused program, Pallas's for TPUs, or what XLA makes of
+ours."""
 
 Kept = Float[Array, "batch heads positions d_head"] | Int8Rows
 """Keys or values as a cache has them."""
@@ -66,15 +67,17 @@ def causal_attention(
     so nothing quadratic in the length is ever stored.
 
     Args:
-      ends: one past the last position that sees each key; without, those to the row's end do.
+      ends: one past the last position that sees each key, as `document_ends` has it; without,
+        those to the row's end do.
       backend: what computes it. Default: what `default_backend` says.
 
     Raises:
       UserError: the backend cannot.
     """
-    if (backend or default_backend(query.dtype, query.shape[3])) == "cudnn":
-        check_backend(backend, query.dtype, query.shape[3])
-        return fused_attention(query, key, value, ends)
+    check_backend(backend, query.dtype, query.shape[3])
+    chosen = backend or default_backend(query.dtype, query.shape[3])
+    if chosen != "xla":
+        return (fused_attention if chosen == "cudnn" else splash_attention)(query, key, value, ends)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     length = query.shape[2]
     size = max(128, -(-length // 8))
@@ -92,7 +95,10 @@ def causal_attention(
 
 
 def default_backend(dtype: DTypeLike, d_head: int) -> Backend:
-    """That of cuDNN where what is traced will run on a GPU that has it, XLA everywhere else."""
+    """That of cuDNN where what is traced will run on a GPU that has it, XLA everywhere else.
+
+    On a TPU too: splash attention promises no shorter step there, see docs/planning.md.
+    """
     return "xla" if _missing_for_cudnn(dtype, d_head) else "cudnn"
 
 
@@ -102,15 +108,27 @@ def check_backend(backend: Backend | None, dtype: DTypeLike, d_head: int) -> Non
     Raises:
       UserError: saying what it misses.
     """
-    if backend == "cudnn" and (missing := _missing_for_cudnn(dtype, d_head)):
+    if backend and (missing := _missing(backend, dtype, d_head)):
         raise UserError(f"attention={backend} needs {missing}: leave it out, or choose xla")
+
+
+def _missing(backend: Backend, dtype: DTypeLike, d_head: int) -> str | None:
+    """What a backend would need, if it cannot."""
+    if backend == "cudnn":
+        return _missing_for_cudnn(dtype, d_head)
+    return _missing_for_splash(d_head) if backend == "splash" else None
+
+
+def _target() -> str:
+    """The kind of the devices that what is traced will run on, which need not be here."""
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    kind: str = (jax.local_devices()[0] if target is None else target).device_kind
+    return kind
 
 
 def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
     """What cuDNN would need, if it cannot."""
-    device = jax.local_devices()[0]
-    target = jax.sharding.get_abstract_mesh().abstract_device
-    kind = device.device_kind if target is None else target.device_kind
+    device, kind = jax.local_devices()[0], _target()
     capability = gpu.capability(device) if kind == device.device_kind else 0.0
     if capability < 8:
         return f"an NVIDIA GPU, Ampere or later, and this is for {kind}"
@@ -124,12 +142,22 @@ def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
     return None
 
 
+def _missing_for_splash(d_head: int) -> str | None:
+    """What splash attention would need, if it cannot."""
+    kind = _target()
+    if not kind.startswith("TPU") or kind in ("TPU v2", "TPU v3"):
+        return f"a TPU, v4 or later, and this is for {kind}"
+    if d_head > tpu.MOST_DIMS:
+        return f"heads of up to {tpu.MOST_DIMS} dims, and these have {d_head}"
+    return None
+
+
 def fused_attention(
     query: Float[Array, "batch length heads d_head"],
     key: Float[Array, "batch length heads d_head"],
     value: Float[Array, "batch length heads d_head"],
     ends: Int[Array, "batch length"] | None = None,
-    implementation: Backend = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "batch length heads d_head"]:
     """Causal attention by `jax.nn.dot_product_attention`, each device's rows and heads for itself.
 
@@ -153,12 +181,43 @@ def fused_attention(
     visible: tuple[Array, ...] = ()
     if ends is not None:
         visible = (jnp.arange(query.shape[1])[:, None] < ends[:, None, None, :],)
+    return _on_each_device(attend, query, key, value, *visible)
+
+
+def splash_attention(
+    query: Float[Array, "batch length heads d_head"],
+    key: Float[Array, "batch length heads d_head"],
+    value: Float[Array, "batch length heads d_head"],
+    ends: Int[Array, "batch length"] | None = None,
+    interpret: bool = False,
+) -> Float[Array, "batch length heads d_head"]:
+    """Causal attention by `kernels.tpu`, each device's rows and heads for itself.
+
+    Args:
+      interpret: by any device, slowly.
+    """
+    attend = functools.partial(tpu.attention, interpret=interpret)
+    of_rows = () if ends is None else (ends,)
+    # A Pallas program does not say over which axes its results differ: over all that split them.
+    return _on_each_device(attend, query, key, value, *of_rows, check_vma=False)
+
+
+def _on_each_device(
+    attend: Callable[..., Array],
+    query: Float[Array, "batch length heads d_head"],
+    key: Float[Array, "batch length heads d_head"],
+    value: Float[Array, "batch length heads d_head"],
+    *of_rows: Array,
+    check_vma: bool = True,
+) -> Float[Array, "batch length heads d_head"]:
+    """`attend` by each device with its rows and heads; `of_rows` are alike for all heads."""
     split = spec("batch", None, "heads", None)
     if split is None:
-        return attend(query, key, value, *visible)
-    splits = (split,) * 3 + (spec("batch", None, None, None),) * len(visible)
-    each = jax.shard_map(attend, in_specs=splits, out_specs=split)
-    return each(query, key, value, *visible)
+        return attend(query, key, value, *of_rows)
+    splits = (split,) * 3 + tuple(spec("batch", *[None] * (x.ndim - 1)) for x in of_rows)
+    each = jax.shard_map(attend, in_specs=splits, out_specs=split, check_vma=check_vma)
+    mixed: Array = each(query, key, value, *of_rows)
+    return mixed
 
 
 def document_ends(

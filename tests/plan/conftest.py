@@ -20,7 +20,10 @@ def small_job() -> Callable[..., Job]:
     """A step of the small model; changes are fields of `Job`, or of its `compute`."""
 
     def job(on: str, mesh: tuple[int, int, int], **changes: object) -> Job:
-        of_compute = {"dtype": "bfloat16", "remat": "block", "lora": NO_LORA, "dpo_beta": None}
+        of_compute = {
+            **{"dtype": "bfloat16", "remat": "block", "attention": None},
+            **{"lora": NO_LORA, "dpo_beta": None},
+        }
         compute = StepConfig(**{k: changes.pop(k, value) for k, value in of_compute.items()})
         optimizer = changes.pop("optimizer", OptimizerConfig()).for_run(1000)
         fields = {"model": SMALL, "batch": 16, "accumulate": 2, "seq": 256} | changes

@@ -192,6 +192,8 @@ def test_libtpu_is_quiet_in_every_verb():
         (("--on", "h100:8", "--price", 2), ("price=2.0 says nothing without tokens",)),
         (("--on", "h100:8", "--tokens", -1), ("tokens=-1.0 must be above 0",)),
         (("--on", "h100:8", "--slots", 4), ("slots is not looked at", "training")),
+        (("--on", "h100:8", "--attention", "cudnn"), ("attention=cudnn", "by formula: leave it")),
+        (("--on", "h100:8", "--serve", "--attention", "xla"), ("attention is not looked at",)),
         (("--on", "h100:8", "--serve", "--remat", "dots"), ("remat is not looked at", "serve")),
         (("--on", "h100:8", "--search", "--mesh", "data=8"), ("search tries every mesh",)),
         (("--on", "h100:8", "--search", "--measure"), ("leave out sequential and measure",)),

@@ -39,6 +39,23 @@ def of_blocks(job, found):
 @pytest.mark.parametrize(("on", "mesh"), ON_TPU)
 def test_a_block_costs_one_all_reduce_each_way(on, mesh, small_job, compile_once):
     assert of_blocks(small_job(on, mesh), compile_once(on, mesh)) == 2
+    assert compile_once(on, mesh).attention == "xla"
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("on", "mesh"),
+    [
+        ("v5e-8", (4, 1, 2)),
+        pytest.param("v4-8", (1, 1, 4), marks=pytest.mark.slow),
+        pytest.param("v5p-8", (1, 2, 2), marks=pytest.mark.slow),
+        pytest.param("v6e-8", (2, 2, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_so_it_does_with_splash_attention(on, mesh, small_job, compile_once):
+    found = compile_once(on, mesh, attention="splash")
+    assert found.attention == "splash"
+    assert of_blocks(small_job(on, mesh), found) == 2
 
 
 def test_so_it_does_on_a_cpu(small_job, compile_once):

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from gptj.adapters import NO_LORA, LoRAConfig
+from gptj.attention import Backend
 from gptj.cli.flags import parse
 from gptj.config import ModelConfig
 from gptj.engine.config import EngineConfig, KVCache
@@ -57,6 +58,8 @@ class PlanCommand:
     """What the backward pass recomputes. Default: the recipe's, or block."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What the layers compute in. Default: the recipe's, or bfloat16."""
+    attention: Backend | None = None
+    """What computes attention. Default: the recipe's, or what training would take there."""
     optimizer: Kind | None = None
     """Default: the recipe's, or adamw."""
     moments: Literal["float32", "bfloat16"] | None = None
@@ -107,8 +110,8 @@ class PlanCommand:
         """Refuse what would not be looked at."""
         of_serving = ("slots", "positions", "quantize", "kv_cache")
         of_training = (
-            *("batch", "accumulate", "seq", "remat", "optimizer", "moments", "search"),
-            *("sequential", "measure", "tokens", "price", "lora", "preferences"),
+            *("batch", "accumulate", "seq", "remat", "attention", "optimizer", "moments"),
+            *("search", "sequential", "measure", "tokens", "price", "lora", "preferences"),
         )
         others, kind = (of_training, "serve") if self.serve else (of_serving, "training")
         for name in others:
@@ -218,12 +221,18 @@ def _job(command: PlanCommand, place: Place) -> Job:
     if "kind" in given:  # another optimizer has its own decay rates
         given |= {"b1": None, "b2": None}
     optimizer = dataclasses.replace(optimizer, **given).for_run(1000)
-    steps: dict[str, Any] = {"remat": command.remat, "dtype": command.dtype, "lora": command.lora}
+    names = ("remat", "dtype", "attention", "lora")
+    steps: dict[str, Any] = {name: getattr(command, name) for name in names}
     if command.lora == NO_LORA:
         del steps["lora"]
     compute = dataclasses.replace(
         recipe["compute"], **{name: value for name, value in steps.items() if value is not None}
     )
+    if place.platform == "gpu" and (command.attention or compute.attention == "splash"):
+        raise UserError(
+            f"attention={compute.attention} changes nothing of a plan for {place.name}, which is "
+            "by formula: leave it out"
+        )
     if command.preferences and compute.dpo_beta is None:
         compute = dataclasses.replace(compute, dpo_beta=DPO_BETA)
     seq = command.seq or recipe.get("seq") or model.context

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gptj.attention import Backend, default_backend
 from gptj.convert.load import abstract_params
 from gptj.errors import UserError
 from gptj.model import Params
@@ -65,6 +66,8 @@ class Compiled:
     exchanges: tuple[Exchange, ...]
     open_loops: int
     versions: str
+    attention: Backend | None = None
+    """Of a training step, what computes it."""
 
     @property
     def memory(self) -> int:
@@ -149,7 +152,9 @@ def compile_step(job: Job) -> Compiled | TooLarge:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return too_large(str(error), time.perf_counter() - begin)
-    return facts(compiled, job.place, job.mesh, mesh, begin, *state_bytes(state, base))
+        attention = job.compute.attention or default_backend(job.compute.dtype, job.model.d_head)
+    found = facts(compiled, job.place, job.mesh, mesh, begin, *state_bytes(state, base))
+    return dataclasses.replace(found, attention=attention)
 
 
 def facts(

@@ -10,7 +10,7 @@ from gptj import report
 from gptj.plan.job import mesh_words
 from gptj.plan.plan import Plan
 from gptj.plan.serve import ServePlan
-from gptj.plan.terminal import grouped, how, learning, verdict
+from gptj.plan.terminal import computing, grouped, how, verdict
 from gptj.report.html import Html, table, tag
 from gptj.report.scale import duration, number, size
 from gptj.report.sections import section
@@ -87,7 +87,7 @@ def _training(plan: Plan) -> list[Html]:
     words = [
         f"{human(plan.parameters)} parameters", f"mesh {mesh_words(job.mesh)}",
         f"{job.batch} {job.unit} of {job.seq} tokens, {job.accumulate} x {job.rows} a device",
-        f"{job.compute.dtype}, remat {job.compute.remat}, {learning(plan)}", how(plan),
+        computing(plan), how(plan),
     ]  # fmt: skip
     cards = [
         ("Memory", size(plan.memory.needed), f"of {size(plan.memory.available)} a device"),

@@ -97,6 +97,7 @@ class Plan:
             "compiled": self.is_compiled,
             "versions": self.found.versions,
             "compile_seconds": self.found.seconds,
+            "attention": self.found.attention,
             "fits": self.fits,
             "refusal": self.refusal,
             "memory": dataclasses.asdict(self.memory) | {"needed": self.memory.needed},

@@ -28,9 +28,15 @@ def headline(plan: Plan) -> str:
         f"{human(plan.parameters)} parameters on {place.name}: {place.devices} x "
         f"{place.accelerator.kind}{chips}, mesh {mesh_words(job.mesh)}\n"
         f"{job.batch} {job.unit} of {job.seq} tokens ({human(job.tokens)}) a step, "
-        f"{job.accumulate} x {job.rows} a device; {job.compute.dtype}, remat {job.compute.remat}, "
-        f"{learning(plan)}"
+        f"{job.accumulate} x {job.rows} a device; {computing(plan)}"
     )
+
+
+def computing(plan: Plan) -> str:
+    """How a step computes, and what learns."""
+    compute, attention = plan.job.compute, plan.found.attention
+    by = f"attention by {attention}, " if attention else ""
+    return f"{compute.dtype}, remat {compute.remat}, {by}{learning(plan)}"
 
 
 def learning(plan: Plan) -> str:

@@ -31,7 +31,7 @@ from gptj.train.progress import human
 from gptj.train.start import base_of, check_tokenizer, state_of
 from gptj.train.state import TrainState, abstract_state, new_state
 
-_NAMES = {"cudnn": "cuDNN", "xla": "XLA"}
+_NAMES = {"cudnn": "cuDNN", "splash": "splash attention", "xla": "XLA"}
 
 
 class Setup:
