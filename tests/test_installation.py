@@ -246,17 +246,21 @@ class TestExtras:
             command, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as server:
             try:
-                assert answers("http://127.0.0.1:8791/v1/models", server)["data"]
+                (choice,) = answers("http://127.0.0.1:8791/v1/completions", server)["choices"]
+                assert choice["text"]
             finally:
                 server.terminate()
 
 
 def answers(url: str, server: subprocess.Popen, seconds: float = 120) -> dict:
-    """What a server says once it is up."""
+    """What a server completes once it is up and warm."""
+    asked = urllib.request.Request(
+        url, b'{"prompt": "the cat", "max_tokens": 4}', {"Content-Type": "application/json"}
+    )
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
-            with urllib.request.urlopen(url) as response:
+            with urllib.request.urlopen(asked) as response:
                 return json.load(response)
         except OSError:
             time.sleep(0.5)
