@@ -21,8 +21,8 @@ MARKS = {"good": "", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
 class DoctorCommand:
     """Say what is here and what is missing, and what to do about it.
 
-    Of versions, devices, native programs, memory, disk and extras. It computes and downloads
-    nothing. It exits with 0, or with 1 where something is broken that every run needs.
+    It looks at versions, devices, native programs, memory, disk and extras. It computes and
+    downloads nothing. It exits with 0, or with 1 where something is broken that every run needs.
     """
 
     json: bool = False
@@ -31,7 +31,7 @@ class DoctorCommand:
 
 def run_doctor(args: Sequence[str]) -> int:
     """Run `gptj doctor`."""
-    command = parse(DoctorCommand, "doctor", args, "gptj doctor")
+    command = parse(DoctorCommand, "doctor", args, "gptj doctor --json")
     found = list(examine(Path.cwd()))
     broken = [each for each in found if each.state == "broken"]
     if command.json:
