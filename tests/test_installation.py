@@ -160,14 +160,15 @@ class TestAnInstallation:
         if not level.features <= build.features():
             pytest.skip(f"this processor is not of the level {level.name}")
         zipfile.ZipFile(wheel_of(parcels)).extractall(tmp_path)
-        program = (
-            "from gptj.kernels import build; import gptj.kernels, pytest, sys\n"
-            f"build.features = lambda: frozenset({sorted(level.features)!r})\n"
-            f"assert gptj.kernels.place().name == {level.file!r}\n"
-            f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(KERNELS)!r}]))"
+        (tmp_path / "of_a_level.py").write_text(
+            "def pytest_configure():\n"  # as late as pytest wants
+            "    from gptj import kernels\n"
+            f"    kernels.build.features = lambda: frozenset({sorted(level.features)!r})\n"
+            f"    assert kernels.place().name == {level.file!r}\n"
         )
+        words = ("-q", "-p", "no:cacheprovider", "-p", "of_a_level", str(KERNELS))
         done = subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-m", "pytest", *words],
             env={**os.environ, "PYTHONPATH": str(tmp_path)},
             cwd=ROOT,
             capture_output=True,
