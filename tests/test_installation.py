@@ -148,7 +148,7 @@ class TestAnInstallation:
         assert found["broken"] == 0
         (native,) = (row for row in found["found"] if row["part"] == "kernels")
         if NATIVE_HERE:
-            best = build.best(platform.machine(), build.features()).name
+            best = build.here().name
             whose = "compiled here" if pure else "a wheel's"
             assert native["found"].startswith(f"{whose}, for {best}: ")
 

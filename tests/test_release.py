@@ -188,17 +188,18 @@ class TestLevels:
     @pytest.mark.parametrize(
         ("has", "level"),
         [
-            ((), "x86-64"),
-            (build.X86_64[2].features - {"fma"}, "x86-64"),
-            (build.X86_64[1].features, "avx2"),
-            (build.X86_64[1].features | {"avx512f", "avx512_bf16"}, "avx2"),
-            (build.X86_64[2].features | {"amx_bf16", "amx_tile"}, "avx512"),
-            (build.X86_64[3].features | {"sha_ni"}, "avx512-bf16"),
-            (build.X86_64[4].features, "amx-bf16"),
+            ((), None),
+            (build.X86_64[3].features - {"fma"}, None),
+            (build.X86_64[0].features, "avx2"),
+            (build.X86_64[0].features | {"avx512f", "avx512_bf16"}, "avx2"),
+            (build.X86_64[1].features | {"amx_bf16", "amx_tile"}, "avx512"),
+            (build.X86_64[2].features | {"sha_ni"}, "avx512-bf16"),
+            (build.X86_64[3].features, "amx-bf16"),
         ],
     )
     def test_a_processor_gets_the_best_that_it_runs_whole(self, has, level):
-        assert build.best("x86_64", has).name == level
+        found = build.best("x86_64", has)
+        assert (found and found.name) == level
 
     def test_elsewhere_there_is_one_for_all(self):
         assert build.best("aarch64", ()).flags == ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 from collections import Counter
@@ -75,17 +74,20 @@ def native() -> Iterator[Finding]:
     from gptj import kernels
     from gptj.kernels import build
 
-    machine = platform.machine()
-    best = build.best(machine, build.features()).name
+    level = build.here()
     if kernels.left_out():
         yield Finding(
             "kernels", "CPU", "left out by GPTJ_NATIVE=0: slower", "note", "unset GPTJ_NATIVE"
         )
+    elif level is None:
+        yield Finding("kernels", "CPU", "none for a processor without AVX2 and FMA: slower", "note")
     elif (path := kernels.place()).exists():
         whose = "a wheel's" if path.parent == build.SOURCE.parent else "compiled here"
-        yield Finding("kernels", "CPU", f"{whose}, for {best}: {path}")
+        yield Finding("kernels", "CPU", f"{whose}, for {level.name}: {path}")
     elif compiler := build.compiler():
-        yield Finding("kernels", "CPU", f"to be compiled at first use, for {best}, by {compiler}")
+        yield Finding(
+            "kernels", "CPU", f"to be compiled at first use, for {level.name}, by {compiler}"
+        )
     else:
         yield Finding(
             "kernels", "CPU", "not here, and no compiler to make them: slower", "note",

@@ -112,7 +112,7 @@ def tiles() -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """The library, its programs made known to JAX."""
-    if left_out():
+    if left_out() or build.here() is None:
         return None
     path = place()
     try:

@@ -50,13 +50,13 @@ _V4 = _V3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"
 _BF16 = ("-march=x86-64-v4", "-mavx512bf16")
 _AMX = ("-mamx-tile", "-mamx-bf16")
 X86_64 = (
-    Level("x86-64", ("-march=x86-64",)),
     Level("avx2", ("-march=x86-64-v3",), _V3),
     Level("avx512", ("-march=x86-64-v4",), _V4),
     Level("avx512-bf16", _BF16, _V4 | {"avx512_bf16"}),
     Level("amx-bf16", (*_BF16, *_AMX), _V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}),
 )
-"""Each can run all that those before it can."""
+"""Each can run all that those before it can. A processor that cannot multiply and add at once has
+none: there a row's bits would depend on its company."""
 
 
 def levels(machine: str) -> Sequence[Level]:
@@ -71,15 +71,21 @@ def features() -> frozenset[str]:
     return frozenset(found[1].split() if found else ())
 
 
-def best(machine: str, has: Iterable[str]) -> Level:
-    """The last level that such a processor can run."""
-    return [level for level in levels(machine) if level.features <= frozenset(has)][-1]
+def best(machine: str, has: Iterable[str]) -> Level | None:
+    """The last level that such a processor can run, if it can any."""
+    here = [level for level in levels(machine) if level.features <= frozenset(has)]
+    return here[-1] if here else None
+
+
+def here() -> Level | None:
+    """That of this machine."""
+    return best(platform.machine(), features())
 
 
 def shipped(folder: Path = SOURCE.parent) -> Path | None:
     """The library of this installation for this processor, if a wheel brought one."""
-    path = folder / best(platform.machine(), features()).file
-    return path if path.exists() else None
+    level = here()
+    return folder / level.file if level and (folder / level.file).exists() else None
 
 
 def compiler() -> str | None:
