@@ -23,9 +23,10 @@ UNBUILT := rouge-score,sqlitedict,word2number
 unexport PYTHONDONTWRITEBYTECODE
 fingerprint = $(shell { echo "$(2)"; cat locks/$(1).txt pyproject.toml; } | cksum | cut -d' ' -f1)
 DEMO := $(VENV)/.demo-$(call fingerprint,demo)
+DIST := $(VENV)/.dist-$(call fingerprint,dist)
 TEST := $(VENV)/.test-$(call fingerprint,test,$(TORCH)$(LIBTPU))
 
-.PHONY: help demo test lint docs bench lock clean
+.PHONY: help demo test lint docs bench dist parcels lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -48,6 +49,21 @@ docs: $(TEST) ## write what the program says itself, and build the site: build/d
 bench: $(TEST) ## measure training speed on this machine's CPU, beside PyTorch's
 	@$(RUN) benchmarks/train_cpu.py $(BENCH_ARGS)
 
+dist: ## build what is released, in dist/: the source, wheels, and a list of the lock's parts
+	@$(MAKE) --no-print-directory VENV=$(VENV)-dist parcels
+
+# Its tools disagree with the tests' about versions: they have an environment of their own. The
+# wheel with the CPU's native programs is for Linux from as old a one on as they run on, which
+# auditwheel finds; where they cannot be compiled, the wheel for everyone is the only one.
+parcels: $(DIST)
+	@rm -rf dist build/wheel
+	@GPTJ_NATIVE=0 $(RUN) -m hatchling build -t sdist -t wheel
+	@$(RUN) -m hatchling build -t wheel -d build/wheel
+	@for wheel in build/wheel/*-linux_*.whl; do [ ! -e "$$wheel" ] || PATH="$(abspath $(VENV))/bin:$$PATH" \
+	  $(RUN) -m auditwheel repair --wheel-dir dist "$$wheel"; done
+	@$(RUN) -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type library \
+	  --output-reproducible --of JSON -o dist/gptj-jax-$$($(RUN) -m hatchling version).cdx.json locks/demo.txt
+
 # The demo's versions are the test's, so that one environment serves both.
 COMPILE = $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -56,6 +72,7 @@ COMPILE = $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-v
 lock: $(TEST) ## resolve the locks anew after a change of dependencies; LOCK_ARGS=--upgrade for the newest
 	@$(COMPILE) --extra test --extra dev --group docs --group torch-requires $(LOCK_ARGS) -o locks/test.txt
 	@$(COMPILE) --constraint locks/test.txt $(LOCK_ARGS) -o locks/demo.txt
+	@$(COMPILE) --group dist --constraint locks/demo.txt $(LOCK_ARGS) -o locks/dist.txt
 
 clean: ## remove caches and build products; the environment stays
 	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -83,6 +100,7 @@ define install
 endef
 
 $(DEMO): ; $(call install,demo,about half a minute)
+$(DIST): ; $(call install,dist,about half a minute)
 
 NO_LIBTPU := echo "no libtpu for this machine: the tests that compile for a TPU will skip"
 $(TEST): ; $(call install,test,about a minute,$(if $(TORCH),@$(QUIETLY); quietly $(INSTALL) $(TORCH)),$(if $(LIBTPU),@$(INSTALL) "$(LIBTPU)" >/dev/null 2>&1 || $(NO_LIBTPU)))

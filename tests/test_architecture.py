@@ -29,7 +29,7 @@ LEVELS = [
     {"convert"},
     {"train", "engine"},
     {"api", "plot", "report", "serve"},
-    {"bench", "evaluate", "plan"},
+    {"bench", "doctor", "evaluate", "plan"},
     {"surface"},
 ]
 SURFACE = {"__init__", "__main__", "cli"}
@@ -243,7 +243,7 @@ def locked(lock: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("lock", ["demo", "test"])
+@pytest.mark.parametrize("lock", ["demo", "dist", "test"])
 def test_a_lock_names_no_host_and_hashes_everything(lock):
     assert "://" not in (ROOT / "locks" / f"{lock}.txt").read_text(encoding="utf-8")
     agree(

@@ -19,7 +19,7 @@ from rich.console import Console
 import gptj as package
 from gptj import checkpoint, cli
 from gptj.bench import ServeBenchConfig
-from gptj.cli import bench, data, evaluate, models, plan, runs, serve
+from gptj.cli import bench, data, doctor, evaluate, models, plan, runs, serve
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.mixture import MixConfig
@@ -35,7 +35,7 @@ from gptj.train.metrics import read_metrics
 
 VERBS = (
     *("prepare", "mix", "train", "lr-find", "generate", "eval", "plot", "report", "show-rows"),
-    *("verify", "convert", "merge", "inspect", "diff", "serve", "bench", "plan"),
+    *("verify", "convert", "merge", "inspect", "diff", "serve", "bench", "plan", "doctor"),
 )
 CONVERTED = Converted(None, Path("out"), ())
 
@@ -119,6 +119,7 @@ class TestHelp:
                 "diff": lambda *_: Difference(True, 0, "", 0, 0),
             },
             bench: dict.fromkeys(("serve", "report"), hear),
+            doctor: {"examine": hear},
             runs: {
                 **dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
                 "lr_find": lambda config, _: (

@@ -16,6 +16,13 @@ def is_hub_id(spec: str) -> bool:
     return _HUB_ID.fullmatch(spec) is not None
 
 
+def folder() -> Path:
+    """Where downloads are kept."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def download(hub_id: str, what: str, patterns: Sequence[str]) -> Path:
     """The local folder with the files of `hub_id` that match `patterns`.
 

@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from gptj.caches import keep_programs
 from gptj.errors import UserError
 
 
@@ -21,9 +20,15 @@ class Verb:
     room: str
     """The module of this package that does it, loaded when it is asked for."""
     summary: str
+    compiles: bool = True
+    """Whether programs are compiled that are worth keeping."""
 
     def run(self, name: str, args: Sequence[str]) -> int | None:
         """Do it, with the words after the verb."""
+        if self.compiles:
+            from gptj.caches import keep_programs  # loads JAX
+
+            keep_programs()
         module = importlib.import_module(f"gptj.cli.{self.room}")
         code: int | None = getattr(module, f"run_{name.replace('-', '_')}")(args)
         return code
@@ -47,6 +52,7 @@ VERBS = {
     "serve": Verb("serve", "answer requests over HTTP"),
     "bench": Verb("bench", "measure how fast the engine answers"),
     "plan": Verb("plan", "say what a run needs on hardware that is not there"),
+    "doctor": Verb("doctor", "say what is here, what is missing, and how to get it", False),
 }
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -84,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in VERBS:
         print(f"gptj: no verb {args[0]!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    keep_programs()
-    code = guarded(f"gptj {args[0]}", lambda: VERBS[args[0]].run(args[0], args[1:]), debug)
+    name, verb = args[0], VERBS[args[0]]
+    code = guarded(f"gptj {name}", lambda: verb.run(name, args[1:]), debug, verb.compiles)
     if code == INTERRUPTED and argv is None:  # the end of Python would wait for the devices
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,18 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def hush_libtpu() -> None:
-    """Where the TPU's library is installed and no TPU is, have it not complain of that."""
-    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # which JAX set, having found no TPU
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v3-8")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-
-
-def guarded(name: str, run: Callable[[], int | None], debug: bool = False) -> int:
+def guarded(
+    name: str, run: Callable[[], int | None], debug: bool = False, compiles: bool = True
+) -> int:
     """Run it; a mistake of the user's becomes one sentence. Returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal cannot show
-    hush_libtpu()
+    if compiles:
+        from gptj.hardware import hush_libtpu  # loads JAX
+
+        hush_libtpu()
     try:
         code = run()
         sys.stdout.flush()

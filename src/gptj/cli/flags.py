@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import tyro
 
 from gptj.errors import UserError
-from gptj.sharding import make_mesh
 
 Options = TypeVar("Options")
 
@@ -32,6 +31,8 @@ class MeshShape:
     def use(self) -> Iterator[None]:
         """Set the mesh, unless it is of one device: then none is needed."""
         import jax
+
+        from gptj.sharding import make_mesh
 
         if self == MeshShape() and jax.process_count() == 1:
             yield

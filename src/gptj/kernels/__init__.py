@@ -2,8 +2,9 @@
 
 Those for a GPU are in `gptj.kernels.gpu`.
 
-They are compiled by `g++` the first time they are wanted, in some seconds, and kept in the user's
-cache folder. `GPTJ_NATIVE=0` in the environment leaves them out.
+A wheel for the machine brings them; else they are compiled by `g++` the first time they are wanted,
+in some seconds, and kept in the user's cache folder. `GPTJ_NATIVE=0` in the environment leaves them
+out.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import ctypes
 import functools
 import hashlib
 import os
-import shutil
-import subprocess
-import tempfile
+import re
 from pathlib import Path
 
 import jax
@@ -24,8 +23,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
 
 from gptj import caches
+from gptj.kernels import build
 
-SOURCE = Path(__file__).parent / "decode.cc"
 TARGETS = {
     "gptj_product": "GptjProduct",
     "gptj_product_int8": "GptjProductInt8",
@@ -34,7 +33,6 @@ TARGETS = {
     "gptj_attention_int8": "GptjAttentionInt8",
     "gptj_top_k": "GptjTopK",
 }
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
 
 MOST_ROWS = 64
 """With more rows than this a product is worth XLA's way,"""
@@ -94,6 +92,17 @@ def available() -> bool:
     return _library() is not None
 
 
+def left_out() -> bool:
+    """Whether the environment says to do without them."""
+    return os.environ.get("GPTJ_NATIVE") == "0"
+
+
+def place() -> Path:
+    """Where the library for this processor is, or will be once it is compiled."""
+    shipped = build.shipped()
+    return shipped if shipped is not None and _serves(shipped) else _own_place()
+
+
 def tiles() -> bool:
     """Whether products of bfloat16 numbers go by tiles here."""
     library = _library()
@@ -103,7 +112,13 @@ def tiles() -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """The library, its programs made known to JAX."""
-    if os.environ.get("GPTJ_NATIVE") == "0" or (path := _built()) is None:
+    if left_out() or build.here() is None:
+        return None
+    path = place()
+    try:
+        if not path.exists():
+            build.compile_to(path, jax.ffi.include_dir())
+    except build.CannotBuild:
         return None
     library = ctypes.CDLL(str(path))
     for name, symbol in TARGETS.items():
@@ -178,25 +193,24 @@ def _product(name: str, x: Array, *matrix: Array) -> Float32[Array, "rows column
     return made
 
 
-def _built() -> Path | None:
-    """Where it is, built if it is not there yet; none where that fails."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+def _serves(path: Path) -> bool:
+    """Whether this JAX takes such a library: one that asks for more than it has would break it."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    major, minor = (
+        int(found[1]) if (found := re.search(rf"#define XLA_FFI_API_{part} (\d+)", header)) else -1
+        for part in ("MAJOR", "MINOR")
+    )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # made for another C library
+        return False
+    return library.GptjApiMajor() == major and library.GptjApiMinor() <= minor
+
+
+def _own_place() -> Path:
+    """Where this machine's own is kept; a change of it, of JAX or of the sources makes another."""
+    folder = build.SOURCE.parent
+    sources = [path.read_bytes() for path in (build.SOURCE, *sorted(folder.glob("*.h")))]
     made_for = (*sources, jax.__version__.encode(), caches.processor().encode())
     name = hashlib.sha256(b"|".join(made_for)).hexdigest()[:16]
-    path = caches.folder() / f"decode-{name}.so"
-    if path.exists():
-        return path
-    if compiler is None:
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / "made.so"
-            include = f"-isystem{jax.ffi.include_dir()}"
-            command = [compiler, *FLAGS, include, str(SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True)
-            made.replace(path)  # others may be building the same
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return path
+    return caches.folder() / f"decode-{name}.so"

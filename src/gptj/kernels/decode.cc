@@ -149,6 +149,8 @@ ffi::Error TopK(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer
 }  // namespace
 
 extern "C" int GptjTiles() { return tiles(); }
+extern "C" int GptjApiMajor() { return XLA_FFI_API_MAJOR; }
+extern "C" int GptjApiMinor() { return XLA_FFI_API_MINOR; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProduct, Product,
                               ffi::Ffi::Bind()
