@@ -35,6 +35,9 @@ typedef uint32_t LooseWords __attribute__((vector_size(4 * kLanes), aligned(4), 
 
 struct BFloat16 { uint16_t bits; };
 
+// Sums and factors have names of their own: in an array, gcc would keep them in memory.
+#define EACH_OF_FOUR(DO) DO(0) DO(1) DO(2) DO(3)
+
 #define INLINE inline __attribute__((always_inline))
 
 // Keeps a vector in its register, where gcc would rather load it again for each use.
