@@ -148,3 +148,26 @@ def test_scores_far_apart_overflow_nothing():
     keys = keys.at[0, 0, 5].multiply(-1)
     found = attention(query, keys, keys, np.array([[31]], np.int32))
     np.testing.assert_allclose(found, 1e3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_a_table_are_its_rows(dtype):
+    table, numbers = drawn((11, 24), dtype), jnp.array([3, 0, 10, 3, 99, -1])
+    found = jax.jit(kernels.rows)(table, numbers)
+    assert found.dtype == table.dtype
+    np.testing.assert_array_equal(found, table[jnp.array([3, 0, 10, 3, 10, 0])])
+
+
+def test_an_embedding_is_looked_up_and_nothing_else_of_it_is_read():
+    config = ModelConfig(1, 32, 2, 8, 64, 64, 64, 16)
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), model.init(jax.random.key(0), config))
+    tokens = jnp.array([[5, 6, 7], [7, 6, 63]])
+
+    def looked_up(params, tokens):
+        with kernels.wanted():
+            return model.embed(params, tokens, jnp.bfloat16)
+
+    plain = model.embed(params, tokens, jnp.bfloat16)
+    program = jax.jit(looked_up).lower(params, tokens).compile()
+    np.testing.assert_array_equal(program(params, tokens), plain)
+    assert "f32[64,32]" not in program.as_text()

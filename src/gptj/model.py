@@ -22,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Key
 
+from gptj import kernels
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
 from gptj.cross_entropy import NO_Z_LOSS, TokenLosses, ZLoss, linear_cross_entropy
@@ -223,12 +224,21 @@ def embed(
 ) -> Float[Array, "batch length embed"]:
     """The rows of the embedding table for `tokens`, with the embedding's bias if there is one."""
     table = gather(params.embedding, ("vocab", "embed"), dtype)
-    x = table.at[tokens].get(out_sharding=spec("batch", None, None))
+    x = _rows(table, tokens)
     if params.embedding_bias is None:
         return x
     rows = reshape(x, (-1, x.shape[-1]), "batch", None)
     rows += spread(gather(params.embedding_bias, (None,), dtype), rows)
     return reshape(rows, x.shape, "batch", None, None)
+
+
+def _rows(
+    table: Float[Array, "vocab embed"], tokens: Int[Array, "batch length"]
+) -> Float[Array, "batch length embed"]:
+    """The table's rows. On a CPU XLA would widen all of a bfloat16 table to look a few up in it."""
+    if table.dtype == jnp.bfloat16 and kernels.in_use():
+        return kernels.rows(table, tokens.reshape(-1)).reshape(*tokens.shape, -1)
+    return table.at[tokens].get(out_sharding=spec("batch", None, None))
 
 
 def block(

@@ -32,6 +32,7 @@ TARGETS = {
     "gptj_attention": "GptjAttention",
     "gptj_attention_int8": "GptjAttentionInt8",
     "gptj_top_k": "GptjTopK",
+    "gptj_rows": "GptjRows",
 }
 
 MOST_ROWS = 64
@@ -184,6 +185,13 @@ def top_k(x: Float[Array, "rows columns"], count: int) -> tuple[Array, Array]:
     out = (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32))
     values, columns = jax.ffi.ffi_call("gptj_top_k", out)(x)
     return values, columns
+
+
+def rows(table: Array, numbers: Int[Array, " count"]) -> Array:
+    """Those rows of a table, `[count, columns]`; a number that is none of a row's is the nearest."""
+    out = jax.ShapeDtypeStruct((numbers.shape[0], table.shape[1]), table.dtype)
+    made: Array = jax.ffi.ffi_call("gptj_rows", out)(table, numbers.astype(jnp.int32))
+    return made
 
 
 def _product(name: str, x: Array, *matrix: Array) -> Float32[Array, "rows columns"]:

@@ -146,6 +146,19 @@ ffi::Error TopK(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer
   return ffi::Error::Success();
 }
 
+ffi::Error Rows(ffi::AnyBuffer table, ffi::Buffer<ffi::S32> numbers,
+                ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t count = table.dimensions()[0];
+  const size_t size = out->size_bytes() / std::max<int64_t>(numbers.element_count(), 1);
+  const char* from = static_cast<const char*>(table.untyped_data());
+  char* to = static_cast<char*>(out->untyped_data());
+  for (size_t n = 0; n < numbers.element_count(); ++n, to += size) {
+    const int64_t row = std::clamp<int64_t>(numbers.typed_data()[n], 0, count - 1);
+    std::memcpy(to, from + row * size, size);
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 extern "C" int GptjTiles() { return tiles(); }
@@ -202,3 +215,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjTopK, TopK,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjRows, Rows,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>());

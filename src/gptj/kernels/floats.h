@@ -12,9 +12,7 @@ constexpr int64_t kTogether = 4;  // rows of x that an unpacked block is multipl
 constexpr int64_t kFew = 2;       // rows of x for which it is not unpacked
 constexpr int64_t kStep = 2 * kLanes;
 
-// Sums and factors have names of their own: in an array, gcc would keep them in memory.
 #define EACH_OF_EIGHT(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
-#define EACH_OF_FOUR(DO) DO(0) DO(1) DO(2) DO(3)
 #define EACH_OF_ONE(DO) DO(0)
 
 // Rows of x, the numbers for a row of the matrix together. Of those held the last may be zeros.

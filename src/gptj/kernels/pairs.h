@@ -15,6 +15,16 @@
 
 namespace {
 
+#ifdef __AMX_BF16__
+// Whether the system lets this process use tiles: on Linux it is asked once.
+bool tiles() {
+  static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return allowed;
+}
+#else
+constexpr bool tiles() { return false; }
+#endif
+
 constexpr int64_t kTile = 16;  // rows of a tile of x, or pairs of rows of one of the matrix
 constexpr int64_t kLine = 64;  // bytes of a tile's row
 constexpr int kNear = 2;       // the cache into which numbers are asked for: the second
@@ -30,7 +40,8 @@ struct PairRows {
 
 template <typename M>
 PairRows arranged_in_pairs(const M& w, const BFloat16* x, int64_t rows) {
-  const int64_t step = rows < kTile ? 4 : kTile, held = (rows + step - 1) / step * step;
+  const int64_t step = rows == 1 && !tiles() ? 1 : rows < kTile ? 4 : kTile;
+  const int64_t held = (rows + step - 1) / step * step;
   const int64_t pitch = (w.inner + 2 * kTile - 1) / (2 * kTile) * 2 * kTile + 2 * kTile;
   float* room = scratch(1, held * pitch / 2 + rows * (w.inner / w.group));
   auto* numbers = reinterpret_cast<uint16_t*>(room);
@@ -53,17 +64,107 @@ INLINE uint32_t paired(float first, float second) {
   return paired(Vector{first}, Vector{second})[0];
 }
 
+// kSpan columns in pairs, as four vectors.
+struct Span {
+  __m512i at[4];
+};
+
+// Columns 16 j + 4 l and after in lane l of vector j, from bytes whose lane l has them as its dword
+// j: the low and the high bytes of a row's bfloat16 numbers, and of the next row's.
+INLINE Span interleaved(__m512i low, __m512i high, __m512i next_low, __m512i next_high) {
+  const __m512i a = _mm512_unpacklo_epi8(low, high), b = _mm512_unpackhi_epi8(low, high);
+  const __m512i c = _mm512_unpacklo_epi8(next_low, next_high);
+  const __m512i d = _mm512_unpackhi_epi8(next_low, next_high);
+  return {{_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c), _mm512_unpacklo_epi16(b, d),
+           _mm512_unpackhi_epi16(b, d)}};
+}
+
+// kSpan bytes, dwords ordered as `interleaved` wants them.
+INLINE __m512i spread(const void* at) {
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_loadu_si512(at));
+}
+
+// The bytes of the bfloat16 numbers from 0: the low ones, or the high ones.
+struct Bytes128 {
+  alignas(64) uint8_t low[128], high[128];
+  Bytes128() {
+    for (int n = 0; n < 128; ++n) {
+      const float value = static_cast<float>(n);
+      uint32_t bits;
+      __builtin_memcpy(&bits, &value, 4);
+      low[n] = static_cast<uint8_t>(bits >> 16);
+      high[n] = static_cast<uint8_t>(bits >> 24);
+    }
+  }
+};
+const Bytes128 kBytes;
+
+#ifdef __AVX512VBMI__
+INLINE __m512i looked_up(const uint8_t* table, __m512i number) {
+  return _mm512_permutex2var_epi8(_mm512_load_si512(table), number, _mm512_load_si512(table + 64));
+}
+
+// An int8 is looked up by its size, which is below 128, and gets its sign.
+INLINE Span span_of(const Plain<int8_t>& w, int64_t k, bool both, int64_t begin) {
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80)), none = _mm512_setzero_si512();
+  const __m512i a = spread(w.row(k, begin)), b = both ? spread(w.row(k + 1, begin)) : none;
+  const __m512i size_a = _mm512_abs_epi8(a), size_b = _mm512_abs_epi8(b);
+  // high | a & sign
+  const __m512i high_a = _mm512_ternarylogic_epi32(looked_up(kBytes.high, size_a), a, sign, 0xf8);
+  const __m512i high_b = _mm512_ternarylogic_epi32(looked_up(kBytes.high, size_b), b, sign, 0xf8);
+  return interleaved(looked_up(kBytes.low, size_a), high_a, looked_up(kBytes.low, size_b), high_b);
+}
+#endif
+
+INLINE Span span_of(const Int4& w, int64_t k, bool, int64_t begin) {
+  const __m512i low = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)kBytes.low));
+  const __m512i high = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)kBytes.high));
+  const __m512i pairs = spread(w.row(k, begin)), nibble = _mm512_set1_epi8(15);
+  const __m512i a = _mm512_and_si512(pairs, nibble);
+  const __m512i b = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
+  return interleaved(_mm512_shuffle_epi8(low, a), _mm512_shuffle_epi8(high, a),
+                     _mm512_shuffle_epi8(low, b), _mm512_shuffle_epi8(high, b));
+}
+
+INLINE Span span_of(const Plain<BFloat16>& w, int64_t k, bool both, int64_t begin) {
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), none = _mm512_setzero_si512();
+  const auto half = [&](int64_t row, int64_t column) {
+    return _mm512_permutexvar_epi64(order, _mm512_loadu_si512(w.row(row, column)));
+  };
+  const __m512i a = half(k, begin), b = half(k, begin + 32);
+  const __m512i c = both ? half(k + 1, begin) : none, d = both ? half(k + 1, begin + 32) : none;
+  return {{_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c), _mm512_unpacklo_epi16(b, d),
+           _mm512_unpackhi_epi16(b, d)}};
+}
+
+template <typename M>
+constexpr bool in_spans() {
+#ifdef __AVX512VBMI__
+  return true;
+#else
+  return !std::is_same_v<M, Plain<int8_t>>;
+#endif
+}
+
+// Asks for columns that come soon.
+template <typename M>
+INLINE void ask_for(const M& w, int64_t k, bool both, int64_t begin) {
+  const auto *at = w.row(k, begin), *next = w.row(k + both, begin);
+  constexpr int64_t line = kLine / sizeof(*at);
+  for (int64_t n = 0; n < kSpan; n += line) {
+    __builtin_prefetch(at + kAhead + n, 0, kNear);
+    if (next != at) __builtin_prefetch(next + kAhead + n, 0, kNear);
+  }
+}
+
 // kSpan columns of the matrix's row k with those of the one after, or of zeros where that is not
 // `both`. Beyond the matrix's columns they may be anything.
 template <typename W>
 INLINE void pair_up(const Plain<W>& w, int64_t k, bool both, int64_t begin, int64_t width,
                     uint32_t* to) {
   const W *at = w.row(k, begin), *next = w.row(k + both, begin);
-  constexpr int64_t line = kLine / sizeof(W);
-  for (int64_t n = 0; n < kSpan; n += line) {
-    __builtin_prefetch(at + kAhead + n, 0, kNear);
-    __builtin_prefetch(next + kAhead + n, 0, kNear);
-  }
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t n = 0; n < whole; n += kLanes) {
     store(to + n, paired(load(at + n), both ? load(next + n) : Vector{}));
@@ -74,7 +175,6 @@ INLINE void pair_up(const Plain<W>& w, int64_t k, bool both, int64_t begin, int6
 }
 INLINE void pair_up(const Int4& w, int64_t k, bool, int64_t begin, int64_t width, uint32_t* to) {
   const uint8_t* at = w.row(k, begin);
-  __builtin_prefetch(at + kAhead, 0, kNear);
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t n = 0; n < whole; n += kLanes) {
     const Ints pair = wide(at + n);
@@ -83,34 +183,50 @@ INLINE void pair_up(const Int4& w, int64_t k, bool, int64_t begin, int64_t width
   for (int64_t n = whole; n < width; ++n) to[n] = paired(at[n] & 15, at[n] >> 4);
 }
 
-// sums[m][n] += sum over k of x[m][k] * part[k][n], for four rows m and kSpan columns n.
-#define LOAD_PAIR(m) auto a##m = (__m512)load(sums + m * room + n);
-#define TAKE_PAIRS(m)                                                                             \
+// sums[m][n] += sum over k of x[m][k] * part[k][n], for four rows m and kSpan columns n. Other work
+// is done meanwhile, in small pieces: a processor shuffles while it multiplies.
+// Sixteen sums at a time: with fewer each would wait for the one before.
+#define EACH_SPAN(DO, m) DO(m, 0) DO(m, 1) DO(m, 2) DO(m, 3)
+#define LOAD_SUM(m, j) auto a##m##j = (__m512)load(sums + m * room + j * kLanes);
+#define STORE_SUM(m, j) store(sums + m * room + j * kLanes, (Vector)a##m##j);
+#define LOAD_COLUMNS(j) const auto w##j = (__m512bh)_mm512_load_si512(part + j * kLanes);
+#define TAKE_SUM(m, j) a##m##j = _mm512_dpbf16_ps(a##m##j, x##m, w##j);
+#define TAKE_PAIR_OF(m)                                                                           \
   {                                                                                               \
     int32_t both;                                                                                 \
-    __builtin_memcpy(&both, x + m * pitch + 2 * k, 4);                                            \
-    a##m = _mm512_dpbf16_ps(a##m, (__m512bh)_mm512_set1_epi32(both), w);                          \
+    __builtin_memcpy(&both, x + m * pitch, 4);                                                    \
+    const auto x##m = (__m512bh)_mm512_set1_epi32(both);                                          \
+    EACH_SPAN(TAKE_SUM, m)                                                                        \
   }
-#define STORE_PAIR(m) store(sums + m * room + n, (Vector)a##m);
+template <typename Work>
 INLINE void add_vectors(const uint16_t* x, int64_t pitch, const uint32_t* part, int64_t pairs,
-                        float* sums, int64_t room) {
-  for (int64_t n = 0; n < kSpan; n += kLanes) {
-    LOAD_PAIR(0) LOAD_PAIR(1) LOAD_PAIR(2) LOAD_PAIR(3)
-    for (int64_t k = 0; k < pairs; ++k) {
-      const auto w = (__m512bh)_mm512_loadu_si512(part + k * kSpan + n);
-      TAKE_PAIRS(0) TAKE_PAIRS(1) TAKE_PAIRS(2) TAKE_PAIRS(3)
-    }
-    STORE_PAIR(0) STORE_PAIR(1) STORE_PAIR(2) STORE_PAIR(3)
+                        float* sums, int64_t room, const Work& meanwhile) {
+  EACH_SPAN(LOAD_SUM, 0) EACH_SPAN(LOAD_SUM, 1) EACH_SPAN(LOAD_SUM, 2) EACH_SPAN(LOAD_SUM, 3)
+  for (int64_t k = 0; k < pairs; ++k, part += kSpan, x += 2) {
+    EACH_OF_FOUR(LOAD_COLUMNS)
+    EACH_OF_FOUR(TAKE_PAIR_OF)
+    meanwhile();
   }
+  EACH_SPAN(STORE_SUM, 0) EACH_SPAN(STORE_SUM, 1) EACH_SPAN(STORE_SUM, 2) EACH_SPAN(STORE_SUM, 3)
+}
+
+// The same for one row.
+#define LOAD_SPAN(j) auto a##j = (__m512)load(sums + j * kLanes);
+#define STORE_SPAN(j) store(sums + j * kLanes, (Vector)a##j);
+#define TAKE_COLUMNS(j)                                                                           \
+  a##j = _mm512_dpbf16_ps(a##j, both, (__m512bh)_mm512_load_si512(part + j * kLanes));
+INLINE void add_vector(const uint16_t* x, const uint32_t* part, int64_t pairs, float* sums) {
+  EACH_OF_FOUR(LOAD_SPAN)
+  for (int64_t k = 0; k < pairs; ++k, part += kSpan, x += 2) {
+    int32_t pair;
+    __builtin_memcpy(&pair, x, 4);
+    const auto both = (__m512bh)_mm512_set1_epi32(pair);
+    EACH_OF_FOUR(TAKE_COLUMNS)
+  }
+  EACH_OF_FOUR(STORE_SPAN)
 }
 
 #ifdef __AMX_BF16__
-
-// Whether the system lets this process use tiles: on Linux it is asked once.
-bool tiles() {
-  static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-  return allowed;
-}
 
 // What tiles hold while this lives: 0 to 3 sums, 4 numbers of x, 5 of the matrix.
 class Tiles {
@@ -131,8 +247,7 @@ class Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-// The same for as many rows as a tile has, and for pairs filled up with zeros to whole tiles. Other
-// work is done meanwhile, in small pieces: tiles take long, and few instructions.
+// The same for as many rows as a tile has, and for pairs filled up with zeros to whole tiles.
 #define LOAD_TILE(n) _tile_loadd(n, sums + n * kTile, room * 4);
 #define ADD_TILE(n)                                                                               \
   _tile_loadd(5, part + k * kSpan + n * kTile, kSpan * 4);                                        \
@@ -153,7 +268,6 @@ INLINE void add_tiles(const uint16_t* x, int64_t pitch, const uint32_t* part, in
 
 #else
 
-constexpr bool tiles() { return false; }
 struct Tiles {
   explicit Tiles(int64_t) {}
 };
@@ -161,6 +275,24 @@ template <typename Work>
 INLINE void add_tiles(const uint16_t*, int64_t, const uint32_t*, int64_t, float*, int64_t, Work) {}
 
 #endif
+
+// The same for one row and a whole span, which is multiplied as it is read.
+#define TAKE_SPAN(j) a##j = _mm512_dpbf16_ps(a##j, x, (__m512bh)span.at[j]);
+template <typename M>
+INLINE void add_row(const M& w, const uint16_t* numbers, int64_t first, int64_t depth,
+                    int64_t begin, float* sums) {
+  EACH_OF_FOUR(LOAD_SPAN)
+  for (int64_t k = 0; k < depth; k += 2) {
+    const bool both = k + 1 < depth;
+    ask_for(w, first + k, both, begin);
+    const Span span = span_of(w, first + k, both, begin);
+    int32_t pair;
+    __builtin_memcpy(&pair, numbers + first + k, 4);
+    const auto x = (__m512bh)_mm512_set1_epi32(pair);
+    EACH_OF_FOUR(TAKE_SPAN)
+  }
+  EACH_OF_FOUR(STORE_SPAN)
+}
 
 // Adds what a block gives to the sums of all rows, which are `room` apart. Some columns of it are
 // multiplied while those after them are put in pairs.
@@ -173,8 +305,26 @@ INLINE void add(const M& w, const PairRows& left, int64_t first, int64_t begin, 
   const auto put = [&](int64_t column, int64_t pair, uint32_t* part) {
     const int64_t some = std::min(kSpan, width - column);
     const bool both = 2 * pair + 1 < depth;
-    pair_up(w, first + 2 * pair, both, begin + column, some, part + pair * kSpan);
+    const int64_t k = first + 2 * pair;
+    uint32_t* to = part + pair * kSpan;
+    ask_for(w, k, both, begin + column);
+    if constexpr (in_spans<M>()) {
+      if (some == kSpan) {
+        const Span span = span_of(w, k, both, begin + column);
+        for (int j = 0; j < 4; ++j) _mm512_store_si512(to + j * kLanes, span.at[j]);
+        return;
+      }
+    }
+    pair_up(w, k, both, begin + column, some, to);
   };
+  if constexpr (in_spans<M>()) {
+    if (left.held == 1) {
+      for (; width >= kSpan; begin += kSpan, width -= kSpan, sums += kSpan) {
+        add_row(w, left.numbers, first, depth, begin, sums);
+      }
+      if (!width) return;
+    }
+  }
   for (auto& part : parts) std::fill(part + pairs * kSpan, part + padded * kSpan, 0u);
   for (int64_t pair = 0; pair < pairs; ++pair) put(0, pair, parts[0]);
   for (int64_t column = 0, turn = 0; column < width; column += kSpan, turn = 1 - turn) {
@@ -190,8 +340,10 @@ INLINE void add(const M& w, const PairRows& left, int64_t first, int64_t begin, 
       float* at = sums + m * room + column;
       if (tiles()) {
         add_tiles(x, left.pitch, parts[turn], padded, at, room, [&] { go_on(4); });
+      } else if (left.held == 1) {
+        add_vector(x, parts[turn], pairs, at);
       } else {
-        add_vectors(x, left.pitch, parts[turn], pairs, at, room);
+        add_vectors(x, left.pitch, parts[turn], pairs, at, room, [&] { go_on(1); });
       }
     }
     go_on(pairs);

@@ -61,7 +61,7 @@ void multiply(const Int4& w, const Left& left, int64_t begin, int64_t width, flo
 // of the result than stay near, and work for all threads.
 INLINE int64_t panel_width(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t most = std::min(kSums / rows, columns / (2 * threads));
-  return std::clamp<int64_t>(most / kSpan * kSpan, 256, 4096);
+  return std::clamp<int64_t>(most / kSpan * kSpan, 128, 4096);
 }
 
 // Runs work(begin, width, sums, room) for panels of columns, with room for the sums of `held` rows.

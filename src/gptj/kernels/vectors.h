@@ -35,6 +35,9 @@ typedef uint32_t LooseWords __attribute__((vector_size(4 * kLanes), aligned(4), 
 
 struct BFloat16 { uint16_t bits; };
 
+// Sums and factors have names of their own: in an array, gcc would keep them in memory.
+#define EACH_OF_FOUR(DO) DO(0) DO(1) DO(2) DO(3)
+
 #define INLINE inline __attribute__((always_inline))
 
 // Keeps a vector in its register, where gcc would rather load it again for each use.
@@ -49,12 +52,20 @@ INLINE Vector load(const BFloat16* at) {
   Words wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(at), Words) << 16;
   return reinterpret_cast<Vector>(wide);
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)  // gcc would take eight bytes apart one by one
+#ifdef __AVX2__  // gcc would take the bytes apart one by one
 INLINE Ints wide(const int8_t* at) {
+#ifdef __AVX512F__
+  return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+#else
   return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+#endif
 }
 INLINE Ints wide(const uint8_t* at) {
+#ifdef __AVX512F__
+  return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+#else
   return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+#endif
 }
 #else
 typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
