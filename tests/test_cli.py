@@ -18,12 +18,7 @@ from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
-<<<<<<< HEAD
-from gptj.bench import ServeBenchConfig
 from gptj.cli import bench, data, doctor, evaluate, models, plan, runs, serve
-=======
-from gptj.cli import bench, data, evaluate, models, plan, runs, serve
->>>>>>> d03e7f7 (gptj bench: train, decode, prefill, serve, load and data, each beside its limit and, in turns, beside peers)
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
 from gptj.data.mixture import MixConfig
@@ -122,12 +117,8 @@ class TestHelp:
                 "describe": lambda *_: [],
                 "diff": lambda *_: Difference(True, 0, "", 0, 0),
             },
-<<<<<<< HEAD
-            bench: dict.fromkeys(("serve", "report"), hear),
-            doctor: {"examine": hear},
-=======
             bench: {"_in_turns": hear},
->>>>>>> d03e7f7 (gptj bench: train, decode, prefill, serve, load and data, each beside its limit and, in turns, beside peers)
+            doctor: {"examine": hear},
             runs: {
                 **dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
                 "lr_find": lambda config, _: (
