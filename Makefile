@@ -46,8 +46,8 @@ docs: $(TEST) ## write what the program says itself, and build the site: build/d
 	@$(RUN) docs/build.py
 	@$(RUN) docs/website.py
 
-bench: $(TEST) ## measure training speed on this machine's CPU, beside PyTorch's
-	@$(RUN) benchmarks/train_cpu.py $(BENCH_ARGS)
+bench: $(TEST) ## measure training speed on this machine, beside PyTorch's
+	@$(RUN) -m gptj.cli bench train --peer transformers $(BENCH_ARGS)
 
 dist: ## build what is released, in dist/: the source, wheels, and a list of the lock's parts
 	@$(MAKE) --no-print-directory VENV=$(VENV)-dist parcels

@@ -18,7 +18,6 @@ from rich.console import Console
 
 import gptj as package
 from gptj import checkpoint, cli
-from gptj.bench import ServeBenchConfig
 from gptj.cli import bench, data, doctor, evaluate, models, plan, runs, serve
 from gptj.convert.convert import ConvertConfig, Converted
 from gptj.convert.inspect import Difference
@@ -118,7 +117,7 @@ class TestHelp:
                 "describe": lambda *_: [],
                 "diff": lambda *_: Difference(True, 0, "", 0, 0),
             },
-            bench: dict.fromkeys(("serve", "report"), hear),
+            bench: {"_in_turns": hear},
             doctor: {"examine": hear},
             runs: {
                 **dict.fromkeys(("train", "plot", "report", "rows_of", "verified"), hear),
@@ -157,7 +156,6 @@ class TestHelp:
             | PlotConfig
             | ConvertConfig
             | LrFindConfig
-            | ServeBenchConfig
             | ServeConfig
             | str
             | Path

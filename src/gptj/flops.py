@@ -25,7 +25,7 @@ def flops_per_token(config: ModelConfig, length: int, lora: LoRAConfig = NO_LORA
     if lora.rank is None:
         return whole
     own = sum(math.prod(weight.shape) for weight in jax.tree.leaves(table(config, lora)))
-    return whole - 2 * _multiplied(config, with_output=True) + 6 * own
+    return whole - 2 * multiplied(config, with_output=True) + 6 * own
 
 
 def hardware_flops_per_token(
@@ -44,13 +44,19 @@ def forward_flops_per_token(config: ModelConfig, length: int) -> int:
     return _forward(config, 2 * length, with_output=True)
 
 
+def prefill_flops(config: ModelConfig, length: int) -> int:
+    """Operations to read a prompt of `length` tokens, and to draw the first after it."""
+    drawn = 2 * (multiplied(config) - multiplied(config, with_output=False))
+    return length * _forward(config, length, with_output=False) + drawn
+
+
 def _forward(config: ModelConfig, length: int, *, with_output: bool) -> int:
-    return 2 * _multiplied(config, with_output=with_output) + (
+    return 2 * multiplied(config, with_output=with_output) + (
         2 * config.layers * config.d_model * length
     )
 
 
-def _multiplied(config: ModelConfig, *, with_output: bool) -> int:
+def multiplied(config: ModelConfig, *, with_output: bool = True) -> int:
     """The weights that are in products."""
     whole = weights(config)
     products = [weight for weight in jax.tree.leaves(whole.blocks) if weight.is_matrix]

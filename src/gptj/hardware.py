@@ -30,11 +30,12 @@ def peak_flops() -> float:
 
 
 @functools.cache
-def measured_flops(size: int = 1024, seconds: float = 0.1) -> float:
-    """The best rate of float32 products of `size` x `size` matrices on one device."""
+def measured_flops(size: int = 1024, seconds: float = 0.1, dtype: str = "float32") -> float:
+    """The best rate of products of `size` x `size` matrices on one device, summed in float32."""
     with jax.default_device(jax.local_devices()[0]):
-        square = jnp.ones((size, size), jnp.float32)
-        product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+        square = jnp.ones((size, size), dtype)
+        options = {"precision": "highest", "preferred_element_type": jnp.float32}
+        product = jax.jit(lambda a: jnp.matmul(a, a, **options))
         product(square).block_until_ready()
         best, end = float("inf"), time.perf_counter() + seconds
         while (begin := time.perf_counter()) < end:

@@ -43,6 +43,46 @@ class Point(NamedTuple):
     error: float | None = None
 
 
+class Bar(NamedTuple):
+    """A bar: whose it is, how long, and what is written at its end."""
+
+    name: str
+    size: float
+    said: str
+
+
+def plot_bars(
+    groups: Mapping[str, Sequence[Bar]], title: str, xlabel: str, limit: float | None, out: Path
+) -> None:
+    """Draw bars in groups, one below the other, and a line at what none can be longer than.
+
+    Raises:
+      UserError: `out` cannot be written, or matplotlib is not installed.
+    """
+    count = sum(map(len, groups.values())) + len(groups)
+    figure = _figure((8, 0.9 + 0.3 * count))
+    axes = figure.subplots()
+    colors: dict[str, str] = {}
+    at, ticks = 0.0, []
+    for group, bars in groups.items():
+        axes.text(0, at, group, fontsize=9, fontweight="bold", color=INK, va="center")
+        for bar in bars:
+            at += 1
+            color = colors.setdefault(bar.name.split()[0], COLORS[len(colors) % len(COLORS)])
+            axes.barh(at, bar.size, height=0.72, color=color)
+            axes.text(bar.size, at, f" {bar.said}", fontsize=8, color=INK, va="center")
+            ticks.append((at, bar.name))
+        at += 1.2
+    axes.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
+    axes.set_ylim(at - 0.6, -0.6)
+    if limit:
+        axes.axvline(limit, color=INK, linewidth=1.2)
+    axes.set_xlim(0, 1.15 * max(limit or 0, *(x.size for bars in groups.values() for x in bars)))
+    _finish(axes, title, xlabel)
+    axes.grid(False, axis="y")
+    _save(figure, out)
+
+
 def plot_scores(panels: Mapping[str, tuple[Sequence[Point], Point]], out: Path) -> None:
     """Draw scores against training FLOPs: of each title the models known, and one of our own.
 

@@ -188,7 +188,7 @@ def top_k(x: Float[Array, "rows columns"], count: int) -> tuple[Array, Array]:
 
 
 def rows(table: Array, numbers: Int[Array, " count"]) -> Array:
-    """Those rows of a table, `[count, columns]`; a number that is none of a row's is the nearest."""
+    """Those rows of a table, `[count, columns]`; for a number that no row has, the nearest."""
     out = jax.ShapeDtypeStruct((numbers.shape[0], table.shape[1]), table.dtype)
     made: Array = jax.ffi.ffi_call("gptj_rows", out)(table, numbers.astype(jnp.int32))
     return made

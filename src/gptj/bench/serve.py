@@ -4,60 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
-from typing import Literal
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gptj.api import load
-from gptj.config import PRESETS, ModelConfig, preset
-from gptj.convert.load import quantised
-from gptj.engine.config import EngineConfig
+from gptj.bench.config import ServeBench, check_context
+from gptj.bench.models import loaded
 from gptj.engine.engine import Engine
 from gptj.engine.request import Request, SamplingParams
 from gptj.errors import UserError
 from gptj.hardware import measured_bandwidth
-from gptj.model import Params, init
-from gptj.quantised import Quantisation
-
-
-@dataclasses.dataclass(frozen=True)
-class ServeBenchConfig:
-    """Drive the engine with a mix of requests, and say how soon and how fast it answers."""
-
-    model: str = "125m"
-    """A model of any kind, or the name of a preset, which gets random weights."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What to store and compute in."""
-    quantize: Quantisation | None = None
-    """Keep the matrices in so many bits."""
-    requests: int = 64
-    """How many requests are asked, in all."""
-    rate: float = 0.0
-    """Requests a second, at random moments; 0 asks them all at once."""
-    shortest: int = 64
-    """Tokens of the shortest prompt; lengths are drawn evenly."""
-    longest: int = 256
-    """Tokens of the longest prompt."""
-    new_tokens: int = 64
-    """Tokens that each request draws."""
-    temperature: float = 0.8
-    """0 always takes the likeliest token."""
-    seed: int = 0
-    """Of the lengths, the prompts and the moments: the same seed asks the same."""
-    engine: EngineConfig = EngineConfig()
-
-    def __post_init__(self) -> None:
-        for name in ("requests", "shortest", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.longest < self.shortest:
-            raise UserError(f"longest={self.longest} must be at least shortest={self.shortest}")
-        if not self.rate >= 0:
-            raise UserError(f"rate={self.rate} must be 0 (all at once) or above")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +47,7 @@ class ServeResult:
         return self.step_bytes / self.step_seconds / self.bandwidth
 
 
-def mix(config: ServeBenchConfig, vocab_size: int) -> list[Request]:
+def mix(config: ServeBench, vocab_size: int) -> list[Request]:
     """The requests: the same for the same seed, whatever the model."""
     draw = np.random.default_rng(config.seed)
     lengths = draw.integers(config.shortest, config.longest + 1, config.requests)
@@ -105,23 +62,13 @@ def mix(config: ServeBenchConfig, vocab_size: int) -> list[Request]:
     ]
 
 
-def serve(config: ServeBenchConfig) -> ServeResult:
+def serve(config: ServeBench) -> ServeResult:
     """Ask the mix of a warm engine, and time one decode step alone.
 
     Raises:
       UserError: the model cannot be loaded, or has no room for the longest request.
     """
-    params, shape = _model(config)
-    room = config.longest + config.new_tokens
-    if room > shape.context:
-        raise UserError(
-            f"longest={config.longest} and new_tokens={config.new_tokens} are together more than "
-            f"the model's context of {shape.context}: lower one"
-        )
-    options = dataclasses.replace(config.engine, positions=config.engine.positions or room)
-    engine = Engine(params, shape, None, options)
-    engine.warm_up()
-    requests = mix(config, shape.vocab_size)
+    engine, requests = ready(config)
     step_seconds, step_bytes = _step(engine, requests)
     draw = np.random.default_rng(config.seed + 1)
     waits = draw.exponential(1 / config.rate, len(requests)) if config.rate else [0] * len(requests)
@@ -139,6 +86,21 @@ def serve(config: ServeBenchConfig) -> ServeResult:
     )
 
 
+def ready(config: ServeBench) -> tuple[Engine, list[Request]]:
+    """A warm engine, and what to ask of it.
+
+    Raises:
+      UserError: the model cannot be loaded, or has no room for the longest request.
+    """
+    params, shape = loaded(config.model, config.dtype, config.quantize)
+    check_context(config, shape)
+    room = config.longest + config.new_tokens
+    options = dataclasses.replace(config.engine, positions=config.engine.positions or room)
+    engine = Engine(params, shape, None, options)
+    engine.warm_up()
+    return engine, mix(config, shape.vocab_size)
+
+
 def report(result: ServeResult, console: Console) -> None:
     """The result as a table."""
     table = Table("", "p50", "p95", "p99", box=None)
@@ -154,17 +116,6 @@ def report(result: ServeResult, console: Console) -> None:
         f"{result.step_bytes / result.step_seconds / 1e9:.1f} GB/s of "
         f"{result.bandwidth / 1e9:.1f}: {100 * result.share_of_bandwidth:.0f} % of the roofline"
     )
-
-
-def _model(config: ServeBenchConfig) -> tuple[Params[jax.Array], ModelConfig]:
-    if config.model in PRESETS and not Path(config.model).exists():
-        shape = preset(config.model)
-        params = init(jax.random.key(0), shape)
-        if config.quantize:
-            return quantised(params, shape, config.dtype, config.quantize), shape
-        return jax.tree.map(lambda x: x.astype(config.dtype), params), shape
-    loaded = load(config.model, dtype=config.dtype, quantize=config.quantize)
-    return loaded.params, loaded.config
 
 
 def _step(engine: Engine, requests: list[Request]) -> tuple[float, int]:

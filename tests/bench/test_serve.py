@@ -5,18 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from gptj.bench import ServeBenchConfig, mix
+from gptj.bench.config import ServeBench
+from gptj.bench.serve import mix
 
 SMALL = ("--shortest", 3, "--longest", 20, "--new-tokens", 20, "--requests", 5)
 ENGINE = ("--slots", 2, "--chunk", 16, "--burst", 4)
 
 
 def test_the_mix_is_the_same_for_the_same_seed_and_within_its_lengths():
-    config = ServeBenchConfig(requests=50, shortest=3, longest=9)
+    config = ServeBench(requests=50, shortest=3, longest=9)
     asked = mix(config, 100)
     assert asked == mix(config, 100)
     assert {len(request.prompt) for request in asked} == set(range(3, 10))
-    assert asked != mix(ServeBenchConfig(requests=50, shortest=3, longest=9, seed=1), 100)
+    assert asked != mix(ServeBench(requests=50, shortest=3, longest=9, seed=1), 100)
 
 
 @pytest.mark.parametrize("rate", [0, 50])
@@ -39,7 +40,6 @@ def test_the_figures_fit_together(gptj, tiny_run, tmp_path, rate):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("bench",), "gptj bench serve"),
         (("bench", "serve", "--requests", 0), "requests=0 must be at least 1"),
         (("bench", "serve", "--longest", 3), "longest=3 must be at least shortest=64"),
         (("bench", "serve", "--rate", -1), "rate=-1.0 must be 0"),

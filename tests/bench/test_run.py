@@ -1,0 +1,239 @@
+"""`gptj bench`: that the sides do the work they are credited with, and the figures fit together."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gptj.bench import own, peers, turns
+from gptj.bench.config import DecodeBench, LoadBench, PrefillBench, ServeBench, TrainBench
+from gptj.bench.recorded import ORIGINAL
+from gptj.bench.records import Limits, Side, Unavailable, Work
+from gptj.bench.run import run, sides_of
+from gptj.bench.work import works
+from gptj.config import ModelConfig, preset
+from gptj.engine.engine import Engine
+from gptj.errors import UserError
+from gptj.model import count_parameters
+
+LIMITS = Limits("cpu", 10e9, {"float32": 100e9, "bfloat16": 200e9})
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Sides are workers without a process, whose turns take what is written here."""
+    took = {"gptj": [9.0, 2.0, 4.0, 3.0], "transformers": [9.0, 6.0, 6.0, 6.0]}
+    heard = []
+
+    class Worker:
+        def __init__(self, side, bench, config, mesh):
+            if side.stored == "bfloat16" and side.system != "gptj":
+                raise Unavailable("no such type here")
+            self.side, self.seconds = side, iter(took.get(side.system, []))
+
+        def run(self, case):
+            heard.append((str(self.side), case))
+            return next(self.seconds), 1000 + len(heard)
+
+        def limits(self):
+            return LIMITS
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(turns, "Worker", Worker)
+    return heard
+
+
+def test_sides_take_turns_and_the_first_is_not_counted(in_this_process):
+    bench = TrainBench(stored=("float32",))
+    result = run("train", bench, ["transformers"], 3, "gptj bench train")
+    sides = [side for side, _ in in_this_process]
+    assert sides == ["gptj float32", "transformers float32"] * 4
+    ours, theirs = result.figures
+    assert (ours.seconds, theirs.seconds) == ([2.0, 4.0, 3.0], [6.0, 6.0, 6.0])
+    assert ours.median == 3
+    assert ours.rate == 4 * 512 / 3
+    (ratio,) = result.ratios
+    assert (ratio.median, ratio.least, ratio.most) == (2, 1.5, 3)
+    share, bound = result.share(ours)
+    assert bound == "compute"
+    assert share == pytest.approx(ours.work.flops / 100e9 / 3)
+    assert json.loads(json.dumps(result.as_json()))["figures"][0]["share"] == share
+
+
+def test_what_a_peer_cannot_do_here_is_left_out_and_said(in_this_process):
+    result = run("train", TrainBench(), ["transformers"], 1, "")
+    assert [str(each.side) for each in result.figures] == [
+        "gptj float32", "gptj bfloat16", "transformers float32"
+    ]  # fmt: skip
+    assert result.left_out == ["no such type here"]
+
+
+@pytest.mark.parametrize(
+    ("bench", "peer", "said"),
+    [
+        (TrainBench(), "ctranslate2", "nothing to measure for it: choose of transformers"),
+        (DecodeBench(stored=("int4",)), "ctranslate2", "has no int4: add one of float32"),
+        (LoadBench("x"), "original", "choose of transformers"),
+    ],
+)
+def test_a_peer_that_cannot_is_refused(bench, peer, said):
+    with pytest.raises(UserError, match=said):
+        sides_of("it", bench, [peer])
+
+
+class TestWork:
+    """What a side is credited with, counted another way."""
+
+    def test_a_token_drawn_reads_every_matrix_once_and_each_key_and_value(self):
+        config = ModelConfig(2, 32, 4, 4, 64, 257, 384, context=64)
+        matrices = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 384
+        for stored, size in (("float32", 4), ("bfloat16", 2), ("int8", 1), ("int4", 0.5)):
+            kept = 2 * 2 * 32 * (4 if stored == "float32" else 2)
+            bench = DecodeBench(slots=(3,), read=10, new=20)
+            (work,) = works(bench, config, stored).values()
+            assert work.amount == 3 * 20
+            assert work.bytes == 20 * (matrices * size + 3 * 20 * kept)
+
+    def test_training_costs_six_operations_a_weight_and_token_and_attention_besides(self):
+        config = preset("125m")
+        (work,) = works(TrainBench(), config, "float32").values()
+        products = count_parameters(config) - 50400 * 768
+        assert 1 < work.flops / (6 * products * 2048) < 1.05
+
+    def test_a_prompt_costs_a_third_of_training_on_it_and_draws_once(self):
+        config = preset("125m")
+        (read,) = works(PrefillBench(tokens=512), config, "float32").values()
+        (learnt,) = works(TrainBench(batch=1), config, "float32").values()
+        output = 2 * 511 * 50400 * 768
+        assert read.flops == pytest.approx((learnt.flops / 3) - output)
+
+    def test_the_limit_is_the_slower_of_reading_and_multiplying(self):
+        assert LIMITS.seconds(Work("x", 1, flops=50e9, bytes=1e9), "float32") == (0.5, "compute")
+        assert LIMITS.seconds(Work("x", 1, flops=50e9, bytes=4e9), "int8") == (0.4, "memory")
+
+    def test_what_was_recorded_of_the_original(self):
+        assert [round(each.share, 2) for each in ORIGINAL] == [0.35, 0.37]
+
+
+class TestSides:
+    """Each side really does it, on a model that takes no time."""
+
+    def test_ours_draw(self, tiny_model, monkeypatch):
+        config, drawn = ModelConfig.load(tiny_model), []
+        drawing = DecodeBench(str(tiny_model), slots=(4,), read=3, new=5)
+        cases = own.runs(drawing, config, "int8")
+        assert cases.keys() == works(drawing, config, "int8").keys()
+        plain = Engine.run
+
+        def counted(self, asked):
+            found = plain(self, asked)
+            drawn.append([len(one.tokens) for (one,) in found])
+            return found
+
+        monkeypatch.setattr(Engine, "run", counted)
+        cases["4 slots"]()
+        assert drawn == [[6] * 4, [1] * 4]
+
+    def test_ours_train(self, tiny_model):
+        bench = TrainBench(str(tiny_model), seq=16, batch=2)
+        step = own.runs(bench, ModelConfig.load(tiny_model), "float32")["a step"]
+        assert step() > 0
+        assert step() > 0
+
+    @pytest.mark.parametrize("system", ["transformers", "ctranslate2"])
+    def test_peers_draw_as_many(self, tiny_model, system, monkeypatch):
+        pytest.importorskip("torch")
+        library, config = pytest.importorskip(system), ModelConfig.load(tiny_model)
+        drawn = []
+        model = library.GPTJForCausalLM if system == "transformers" else library.Generator
+        name = "generate" if system == "transformers" else "generate_batch"
+        plain = getattr(model, name)
+
+        def counted(self, given, **options):
+            found = plain(self, given, **options)
+            rows = found[:, given.shape[1] :] if system == "transformers" else found
+            drawn.extend(
+                len(row) if system == "transformers" else len(row.sequences_ids[0]) for row in rows
+            )
+            return found
+
+        monkeypatch.setattr(model, name, counted)
+        bench = DecodeBench(str(tiny_model), slots=(2,), read=3, new=5)
+        cases = peers.runs(system, bench, config, "float32")
+        assert cases.keys() == works(bench, config, "float32").keys()
+        cases["2 slots"]()
+        assert drawn == [6, 6, 1, 1]
+        mix = ServeBench(str(tiny_model), requests=3, shortest=2, longest=4, new_tokens=2)
+        assert peers.runs(system, mix, config, "float32")["the mix"]() > 0
+
+    def test_a_peer_trains(self, tiny_model):
+        torch = pytest.importorskip("torch")
+        bench, before = TrainBench(str(tiny_model), seq=16, batch=2), torch.get_num_threads()
+        config = ModelConfig.load(tiny_model)
+        for stored in ("float32", "bfloat16"):
+            assert peers.runs("transformers", bench, config, stored)["a step"]() > 0
+        torch.set_num_threads(before)
+
+    def test_a_missing_peer_says_how_to_get_it(self):
+        with pytest.raises(UserError, match="pip install nosuch"):
+            peers._imported("no_such_library", "nosuch")
+
+
+def test_in_processes_of_their_own(gptj, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    found, bars = tmp_path / "found.json", tmp_path / "bars.png"
+    words = (
+        "--seq",
+        16,
+        "--batch",
+        4,
+        "--rows",
+        40,
+        "--rounds",
+        2,
+        "--json",
+        found,
+        "--plot",
+        bars,
+    )
+    code, said, err = gptj("bench", "data", tiny_data, *words)
+    assert (code, err) == (0, "")
+    assert "GB/s, multiplies" in said
+    assert "shuffled rows" in said
+    figures = json.loads(found.read_text())
+    assert figures["command"].startswith("gptj bench data ")
+    assert figures["machine"]["threads"] == len(os.sched_getaffinity(0))
+    (figure,) = figures["figures"]
+    assert len(figure["seconds"]) == 2
+    assert figure["peak_bytes"] > 1e7
+    assert figure["per_second"] == pytest.approx(40 / np.median(figure["seconds"]))
+    assert bars.stat().st_size > 1000
+
+
+def test_what_a_process_refuses_is_said(tmp_path):
+    bench = DecodeBench(str(tmp_path), stored=("float32",))
+
+    with pytest.raises(UserError, match="no model at"):
+        turns.Worker(Side("gptj", "float32"), bench, preset("demo"), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bench", "nothing"), "say what to measure: gptj bench train, decode"),
+        (("bench", "decode", "--slots", 0), "slots=(0,) must each be at least 1"),
+        (("bench", "decode", "--new", 5000), "read=32 and new=5000 are together more than"),
+        (("bench", "prefill", "--tokens", 2048), "tokens=2048 is more than the model's context"),
+        (("bench", "train", "--rounds", 0), "rounds=0 must be at least 1"),
+        (("bench", "train", "--plot", "x.gif"), "plot=x.gif must end in"),
+        (("bench", "train", "--stored"), "stored names no type"),
+        (("bench", "load", "no/such"), "no/such must be a folder or a file on this disk"),
+        (("bench", "serve", "--rate", 1, "--peer", "transformers"), "rate=1.0 cannot be asked"),
+        (("bench", "serve", "--plot", "x.png"), "plot=x.png needs a --peer"),
+    ],
+)
+def test_mistakes(refused, words, said):
+    refused(*words, said=(said,))
