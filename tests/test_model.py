@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gptj import cross_entropy, model
+from gptj.adapters import LoRAConfig, init, joined
 from gptj.attention import KEYS, cached_attention, causal_attention, rotary
 from gptj.config import PRESETS, ModelConfig, preset
 from gptj.cross_entropy import ZLoss
@@ -156,14 +157,25 @@ class TestRematerialisation:
             expected,
         )
 
-    def test_it_saves_memory(self, params):
-        def temporary(remat):
-            program = jax.jit(jax.grad(lambda p: model.loss(p, TOKENS, deep, remat=remat)))
-            return program.lower(deep_params).compile().memory_analysis().temp_size_in_bytes
-
+    @pytest.mark.parametrize("lora", [None, LoRAConfig(2)], ids=["whole", "adapters"])
+    def test_it_saves_memory(self, lora):
         deep = dataclasses.replace(CONFIG, layers=16)
-        deep_params = model.abstract(deep)
-        assert temporary("block") < 0.5 * temporary("none")
+        params = model.abstract(deep)
+        trained = (
+            params if lora is None else jax.eval_shape(lambda: init(jax.random.key(0), deep, lora))
+        )
+
+        def temporary(remat):
+            def loss(trained, params):
+                whole = trained if lora is None else joined(params, trained, deep, lora)
+                return model.loss(whole, TOKENS, deep, remat=remat)
+
+            program = jax.jit(jax.grad(loss)).lower(trained, params).compile()
+            return program.memory_analysis().temp_size_in_bytes
+
+        none, dots, block = map(temporary, ("none", "dots", "block"))
+        assert block < dots < none
+        assert block < 0.5 * none
 
     def test_an_unknown_policy_is_named(self, params):
         with pytest.raises(

@@ -17,6 +17,7 @@ from typing import TypeVar, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Key
@@ -25,6 +26,9 @@ from gptj import kernels
 from gptj.kernels import gpu
 from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised, split_as
 from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec
+
+PRODUCT = "product"
+"""What rematerialisation calls the products of activations and weights, adapters' added."""
 
 Matrix = Float[Array, "..."] | FewBits
 """A matrix in as many or as few bits as it is stored in."""
@@ -125,7 +129,9 @@ def einsum(
             preferred_element_type=_comes_out_as(dtype or x.dtype),
             out_sharding=spec(*axes, unreduced=unreduced),
         )
-    return product.astype(dtype or x.dtype)
+    product = product.astype(dtype or x.dtype)
+    # A partial sum, or one of two that are added, is nothing that a backward pass reads.
+    return product if unreduced or dtype else checkpoint_name(product, PRODUCT)
 
 
 def einsums(

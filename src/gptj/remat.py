@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from gptj.errors import UserError
+from gptj.matrices import PRODUCT
 
 Remat = Literal["none", "dots", "block", "offload"]
 """What the backward pass recomputes: nothing, all but the matrix products, or the whole block; to
@@ -21,7 +22,7 @@ def rematerialised(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
     if remat == "none":
         return layer
     if remat == "dots":
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        saved = jax.checkpoint_policies.save_only_these_names(PRODUCT)
         return jax.checkpoint(layer, policy=saved, prevent_cse=False)
     if remat == "block":
         return jax.checkpoint(layer, prevent_cse=False)

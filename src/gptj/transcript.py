@@ -19,6 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gptj.errors import UserError
+from gptj.tokenizer import END_OF_TEXT, Tokenizer
+
+END = "\ud800"
+"""Stands for the end-of-text token in a chat's text: half a character, so no message has it."""
 
 SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 """By role, the name in the plain transcript."""
@@ -32,11 +36,13 @@ Messages = Sequence[Mapping[str, str]]
 Render = Callable[[Messages, bool], str]
 """Messages to their text, which ends with the beginning of an answer if that is asked for.
 
-It raises `UserError` for messages that it refuses."""
+`END` in it is the end-of-text token, and what a message says of it is text. It raises `UserError`
+for messages that it refuses."""
 
 
 def plain(messages: Messages, answer: bool) -> str:
     """The plain transcript."""
+    _check(messages)
     told = "".join(f"{SPEAKERS[each['role']]}:\n{each['content']}\n\n" for each in messages)
     return told + "Assistant:\n" * answer
 
@@ -44,8 +50,8 @@ def plain(messages: Messages, answer: bool) -> str:
 def read_template(path: Path) -> Render:
     """A Jinja template: it sees `messages` and `add_generation_prompt`, and nothing of the host.
 
-    What it calls `bos_token` and `eos_token` is empty: in a text they would be spelled out and not
-    be tokens, no example begins with one, and the end-of-text that ends it is put there anyway.
+    What it calls `eos_token`, or spells `<|endoftext|>` itself, becomes `END`. Its `bos_token` is
+    empty, since no text begins with one here.
 
     Raises:
       UserError: there is no such template, it is not one, or Jinja is not installed.
@@ -60,13 +66,15 @@ def read_template(path: Path) -> Render:
         raise UserError(message)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"raise_exception": refuse, "bos_token": "", "eos_token": ""}
+    environment.globals |= {"raise_exception": refuse, "bos_token": "", "eos_token": END}
     try:
-        template = environment.from_string(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        template = environment.from_string(source.replace(END_OF_TEXT, END))
     except (OSError, UnicodeDecodeError, TemplateError) as error:
         raise UserError(f"chat_template={path} cannot be used: {error}") from error
 
     def render(messages: Messages, answer: bool) -> str:
+        _check(messages)
         try:
             return template.render(messages=messages, add_generation_prompt=answer)
         except UserError:
@@ -75,3 +83,22 @@ def read_template(path: Path) -> Render:
             raise UserError(f"the chat template refuses them: {error}") from error
 
     return render
+
+
+def encode(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a chat's text.
+
+    Raises:
+      UserError: it holds half of a character other than `END`.
+    """
+    first, *rest = (tokenizer.encode(piece) for piece in text.split(END))
+    return first + [token for piece in rest for token in (tokenizer.eos_id, *piece)]
+
+
+def _check(messages: Messages) -> None:
+    for number, each in enumerate(messages, start=1):
+        if any(END in str(value) for value in each.values()):
+            raise UserError(
+                f"message {number} holds half of a surrogate pair (U+D800), which is not a "
+                "character: remove it"
+            )

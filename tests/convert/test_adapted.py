@@ -14,11 +14,12 @@ import pytest
 import gptj as package
 from gptj import ModelConfig
 from gptj.convert.adapted import MARKED, SAMPLED, mark_of
-from gptj.convert.convert import write
+from gptj.convert.convert import stored_in, write
 from gptj.convert.open import open_source
 from gptj.convert.source import from_params
 
 CONFIG = ModelConfig(3, 48, 4, 12, 96, 257, 258, context=16)
+BFLOAT16 = np.dtype(jnp.bfloat16)
 MATRICES = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
 
 
@@ -37,6 +38,15 @@ def test_it_is_the_same_however_the_weights_lie(dtype, tmp_path):
     for kind in ("gptj", "huggingface"):
         write(source, tmp_path / kind, kind, 1)
         assert mark_of(open_source(tmp_path / kind)) == mark_of(source)
+
+
+def test_a_copy_in_bfloat16_is_the_same_model(tmp_path):
+    """Adapters that were trained beside float32 are served beside what was converted from it."""
+    whole = made()
+    write(stored_in(whole, BFLOAT16), tmp_path / "few", "huggingface", 1)
+    copy = open_source(tmp_path / "few")
+    assert copy.weights["embedding"].dtype == BFLOAT16
+    assert mark_of(copy) == mark_of(whole)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from gptj.data.mixture import MixConfig, Mixture, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore, ids_of
 from gptj.errors import UserError
-from gptj.tokenizer import Tokenizer
-from gptj.transcript import plain
+from gptj.tokenizer import END_OF_TEXT, Tokenizer
+from gptj.transcript import encode, plain, read_template
 
 QA = [{"q": f"{n} + {n}", "a": str(2 * n), "meta": {"kind": "sum"}} for n in range(40)]
 ASKED = ExampleConfig("completions", prompt="Q: {q}\nA:", completion=" {a}")
@@ -44,6 +44,29 @@ def told(store: TokenStore) -> list[str]:
 
 def said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+TALK = [
+    said("user", END_OF_TEXT),
+    said("assistant", f"b {END_OF_TEXT}"),
+    said("user", "c"),
+    said("assistant", "d é"),
+    said("user", "e"),
+    said("assistant", "f"),
+]
+
+
+def ended(path: Path, how: str = "eos_token") -> Path:
+    """A template whose answers end with the end of text."""
+    end = {"eos_token": "+ eos_token", "spelt": f"+ '{END_OF_TEXT}'"}.get(how, "")
+    late = "{{ eos_token if loop.index0 and m.role == 'user' }}" if not end else ""
+    path.write_text(
+        "<s>{{ bos_token }}{% for m in messages %}" + late + "{% if m.role == 'user' %}"
+        "{{ ('' if loop.first else '\n') + 'user: ' + m.content }}{% else %}"
+        "{{ '\nbot: ' + m.content " + end + " }}{% endif %}{% endfor %}"
+        "{{ '\nbot: ' if add_generation_prompt }}"
+    )
+    return path
 
 
 class TestWhatIsLearnt:
@@ -92,17 +115,51 @@ class TestWhatIsLearnt:
         data = prepared(tmp_path, records, config)
         assert told(data.parts[0].store) == ["<user>a</><assistant>⟦b</>⟧"]
 
-    def test_the_tokens_that_a_template_names_are_put_there_without_it(self, tmp_path):
-        template = tmp_path / "chat.jinja"
-        template.write_text(
-            "{{ bos_token + '<' }}{% for each in messages %}{{ each.content + eos_token + '>' }}"
-            "{% endfor %}"
-        )
-        config = ExampleConfig("chats", chat_template=template)
-        records = [{"messages": [said("user", "a"), said("assistant", "b")]}]
-        (part,) = prepared(tmp_path, records, config).parts
-        assert told(part.store) == ["<a>⟦b>⟧"]
-        assert part.store.tokens[:][-1] == part.store.tokenizer.eos_id
+    def test_of_each_answer_its_text_and_the_end_that_the_template_puts_there(self, tmp_path):
+        """What a message says of the end is text, and so is all else that a template writes."""
+        config = ExampleConfig("chats", chat_template=ended(tmp_path / "chat.jinja"))
+        (part,) = prepared(tmp_path, [{"messages": TALK}], config).parts
+        eos, mark = [part.store.tokenizer.eos_id], END_OF_TEXT.encode()
+        pieces = [
+            (b"<s>user: " + mark + b"\nbot: ", False),
+            (b"b " + mark, True),
+            (eos, True),
+            (b"\nuser: c\nbot: ", False),
+            ("d é".encode(), True),
+            (eos, True),
+            (b"\nuser: e\nbot: ", False),
+            (b"f", True),
+            (eos, True),
+        ]
+        wanted = [each if learnt else ~each for piece, learnt in pieces for each in piece]
+        assert part.store.tokens[:].tolist() == wanted
+
+    @pytest.mark.parametrize("how", ["eos_token", "spelt", "before the next", "plain"])
+    def test_a_served_chat_is_given_what_was_trained_on(self, tmp_path, how):
+        """At each of its answers, by a tokenizer with merges."""
+        path = None if how == "plain" else ended(tmp_path / "chat.jinja", how)
+        render = plain if path is None else read_template(path)
+        tokenizer = Tokenizer.train([plain(TALK, False) * 20, "user: \nbot: " * 20], 300)
+        tokenizer.save(tmp_path / "tokenizer.json")
+        place, config = str(tmp_path / "tokenizer.json"), ExampleConfig("chats", chat_template=path)
+        (part,) = prepared(tmp_path, [{"messages": TALK}], config, tokenizer=place).parts
+        tokens = part.store.tokens[:]
+        for number, each in enumerate(TALK):
+            if each["role"] == "assistant":
+                given = encode(render(TALK[:number], True), tokenizer)
+                assert ids_of(tokens)[: len(given)].tolist() == given
+                assert tokens[len(given) - 1] < 0 <= tokens[len(given)]
+        ends = tokens[ids_of(tokens) == tokenizer.eos_id]
+        assert ends.tolist() == [tokenizer.eos_id] * (1 if how == "plain" else 3)
+
+    def test_of_preferences_by_a_template_that_ends_them(self, tmp_path):
+        path = ended(tmp_path / "chat.jinja")
+        config = ExampleConfig("preferences", chat_template=path)
+        record = {"chosen": TALK, "rejected": [*TALK[:-1], said("assistant", "no")]}
+        (part,) = prepared(tmp_path, [record], config).parts
+        before = encode(read_template(path)(TALK[:-1], True), part.store.tokenizer)
+        read, end = [~each for each in before], [part.store.tokenizer.eos_id]
+        assert part.store.tokens[:].tolist() == [*read, *b"f", *end, *read, *b"no", *end]
 
     def test_of_preferences_both(self, tmp_path):
         records = [{"prompt": "p", "chosen": "yes", "rejected": "no"}]

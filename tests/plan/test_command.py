@@ -69,12 +69,16 @@ def test_serving_by_formula(gptj, tmp_path):
     out, page = tmp_path / "serve.json", tmp_path / "serve.html"
     code, said, _ = gptj(
         "plan", "--serve", "gpt-j-6b", "--on", "h200", "--quantize", "int8", "--kv-cache", "int8",
-        "--slots", 32, "--json", out, "--html", page,
+        "--slots", 32, "--max-adapters", 4, "--json", out, "--html", page,
     )  # fmt: skip
     assert code == 0
-    assert all(word in said for word in ("keys and values", "slots fit", "memory", "32 slots"))
-    assert json.loads(out.read_text())["weights"] < 7e9
-    assert "Slots that fit" in page.read_text()
+    assert all(
+        word in said for word in ("keys and values", "adapters", "slots fit", "memory", "32 slots")
+    )
+    found = json.loads(out.read_text())
+    assert found["weights"] < 7e9
+    assert found["job"]["adapter_rank"] == 16
+    assert all(word in page.read_text() for word in ("Slots that fit", "adapters"))
 
 
 def test_a_recipe_is_planned_as_it_trains_and_a_flag_wins(gptj, tmp_path):
@@ -213,6 +217,23 @@ def test_libtpu_is_quiet_in_every_verb():
         (("--on", "h100", "--serve", "--preferences"), ("preferences is not looked at", "serve")),
         (("--on", "h100", "--serve", "--lora-rank", 4), ("lora is not looked at", "serve")),
         (("--on", "h100:8", "--serve", "--mesh", "fsdp=8"), ("fsdp=8 would gather all weights",)),
+        (("--on", "h100", "--max-adapters", 4), ("max_adapters is not looked at", "training")),
+        (("--on", "h100", "--serve", "--max-adapters", -1), ("max_adapters=-1 must be",)),
+        (("--on", "h100", "--serve", "--max-adapter-rank", 4), ("no room", "give max_adapters")),
+        (
+            (
+                "--on",
+                "h100:8",
+                "--serve",
+                "--mesh",
+                "data=8",
+                "--max-adapters",
+                1,
+                "--max-adapter-rank",
+                0,
+            ),
+            ("max_adapter_rank=0 must be",),
+        ),
         (("--on", "h100", "--serve", "--positions", 4096), ("positions=4096", "context of 2048")),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 from gptj.config import ModelConfig, preset
 from gptj.convert.load import quantised
 from gptj.engine.cache import new_cache
+from gptj.engine.config import EngineConfig
+from gptj.engine.engine import Engine
 from gptj.errors import UserError
 from gptj.model import init
 from gptj.plan import serve
@@ -40,6 +42,31 @@ def test_the_weights_are_as_large_as_the_engines(quantize):
     else:
         params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     assert serve.weight_bytes(job(quantize=quantize)) == nbytes(params)
+
+
+@pytest.mark.parametrize(("count", "rank", "quantize"), [(3, 20, None), (1, 1, "int4")])
+def test_the_room_for_adapters_is_as_large_as_the_engines(count, rank, quantize):
+    params = init(jax.random.key(0), SMALL)
+    if quantize:
+        params = quantised(params, SMALL, "bfloat16", quantize)
+    else:
+        params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    options = EngineConfig(1, max_adapters=count, max_adapter_rank=rank)
+    real = nbytes(Engine(params, SMALL, None, options).device.params)
+    asked = job(adapters=count, adapter_rank=rank, quantize=quantize)
+    assert serve.weight_bytes(asked) + serve.adapter_bytes(asked) == real
+
+
+def test_adapters_take_room_from_slots_and_are_read_at_every_step():
+    model = preset("gpt-j-6b")
+    none, some = (serve.made(job(model=model, positions=2048, adapters=n)) for n in (0, 8))
+    # Of rank 1, but 16 columns are kept: 28 layers' in and out dims, of q, k, v, out and of two.
+    room = 2 * 8 * 16 * 28 * (4 * 2 + 2 * 5) * 4096
+    assert some.adapters == pytest.approx(room, rel=0.001)
+    assert some.needed - none.needed == some.adapters
+    assert some.longest == pytest.approx(none.longest - room / some.of_position, abs=1)
+    slower = some.rates[0].seconds - none.rates[0].seconds
+    assert slower == pytest.approx(room / 3350e9, rel=0.001)
 
 
 def test_gpt_j_on_one_gpu():
@@ -95,9 +122,10 @@ def test_what_does_not_fit_says_so():
 
 def test_the_decode_step_itself_is_compiled():
     """Beside weights and cache it needs little: its working set, and what is known of slots."""
-    found = serve.made(job("cpu:2", (1, 1, 2), dtype="float32"))
+    found = serve.made(job("cpu:2", (1, 1, 2), dtype="float32", adapters=64))
     assert "JAX" in found.versions
     assert 0 < found.temporaries < 64 * 2**20
+    assert found.adapters > 16 * 2**20
     assert found.fits
     plain = dataclasses.asdict(found.job.of(found.job.plain()))
     assert plain == dataclasses.asdict(found.job)

@@ -23,8 +23,8 @@ from gptj.serve.run import Gathering
 from gptj.serve.streams import EventStream
 from gptj.serve.transcript import read_transcript
 from gptj.serve.worker import Worker
-from gptj.tokenizer import Tokenizer
-from gptj.transcript import STOPS, plain
+from gptj.tokenizer import END_OF_TEXT, Tokenizer
+from gptj.transcript import END, STOPS, plain
 
 BYTES, SHAPE = Tokenizer.bytes(), ModelConfig(2, 32, 4, 8, 128, 257, 384, 128)
 
@@ -214,6 +214,30 @@ class TestATranscript:
             path.write_text(text)
             with pytest.raises(Refused, match=said):
                 read_transcript(ServeConfig(chat_template=path)).render([{"role": "user"}])
+
+    @pytest.mark.parametrize("template", [None, "{{ messages[0].content + eos_token }}"])
+    def test_of_messages_that_hold_half_a_character_is_refused(self, tmp_path, template):
+        """Or they could hold what stands for the end of text."""
+        path = tmp_path / "template.jinja"
+        path.write_text(template or "")
+        config = ServeConfig(chat_template=template and path)
+        with pytest.raises(Refused, match="message 1 holds half of a surrogate pair") as refused:
+            read_transcript(config).render([{"role": "user", "content": f"a{END}"}])
+        assert (refused.value.status, refused.value.param) == (400, "messages")
+
+    def test_ends_answers_with_the_token(self, serve, tmp_path):
+        """At which the next one stops too; what somebody says of it is text."""
+        path = tmp_path / "template.jinja"
+        path.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+        talk = [{"role": "user", "content": END_OF_TEXT}, {"role": "assistant", "content": "b"}]
+        with serve(ServeConfig(chat_template=path)) as served:
+            body = {"messages": talk, "max_tokens": 8, "logit_bias": {str(BYTES.eos_id): 100}}
+            found = served.post("/v1/chat/completions", body).json()
+            refused = served.post("/v1/completions", {"prompt": END})
+        usage, choice = found["usage"], found["choices"][0]
+        assert usage["prompt_tokens"] == len(END_OF_TEXT) + 3
+        assert (usage["completion_tokens"], choice["finish_reason"]) == (0, "stop")
+        assert refused.status_code == 400
 
     def test_a_template_that_is_none(self, tmp_path):
         path = tmp_path / "template.jinja"

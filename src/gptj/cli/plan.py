@@ -15,6 +15,7 @@ from gptj.adapters import NO_LORA, LoRAConfig
 from gptj.attention import Backend
 from gptj.cli.flags import parse
 from gptj.config import ModelConfig
+from gptj.engine.adapters import RANK
 from gptj.engine.config import EngineConfig, KVCache
 from gptj.errors import UserError
 from gptj.plan import search as searching
@@ -88,13 +89,17 @@ class PlanCommand:
     """With serve: keep the matrices in so many bits."""
     kv_cache: KVCache = "model"
     """With serve: keep keys and values in the model's dtype, or in int8."""
+    max_adapters: int = 0
+    """With serve: for how many low-rank adapters there is room beside the weights."""
+    max_adapter_rank: int | None = None
+    """With serve: the largest rank of one. Default: 16."""
     json: Path | None = None
     """Also write all of it to this file."""
     html: Path | None = None
     """Also write it as a page to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "seq", "slots", "positions"):
+        for name in ("batch", "accumulate", "seq", "slots", "positions", "max_adapter_rank"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
         for name in ("tokens", "price"):
@@ -108,7 +113,10 @@ class PlanCommand:
 
     def _check_kind(self) -> None:
         """Refuse what would not be looked at."""
-        of_serving = ("slots", "positions", "quantize", "kv_cache")
+        of_serving = (
+            *("slots", "positions", "quantize", "kv_cache"),
+            *("max_adapters", "max_adapter_rank"),
+        )
         of_training = (
             *("batch", "accumulate", "seq", "remat", "attention", "optimizer", "moments"),
             *("search", "sequential", "measure", "tokens", "price", "lora", "preferences"),
@@ -117,6 +125,11 @@ class PlanCommand:
         for name in others:
             if getattr(self, name) != PlanCommand.__dataclass_fields__[name].default:
                 raise UserError(f"{name} is not looked at when planning for {kind}: leave it out")
+        if self.max_adapter_rank is not None and not self.max_adapters:
+            raise UserError(
+                f"max_adapter_rank={self.max_adapter_rank} is of adapters, and there is no room "
+                "for any: give max_adapters too"
+            )
         if self.search and (self.mesh or self.accumulate or self.remat):
             raise UserError("search tries every mesh, accumulate and remat: leave them out")
         if self.search and (self.sequential or self.measure):
@@ -180,11 +193,13 @@ def _search(command: PlanCommand, place: Place, console: Console) -> None:
 def _serve(command: PlanCommand, place: Place, console: Console) -> None:
     model, _, _ = _asked(command)
     mesh = mesh_from(command.mesh) if command.mesh else _serving_mesh(model, place)
-    asked = EngineConfig() if command.slots is None else EngineConfig(command.slots)
+    rank = command.max_adapter_rank
+    asked = EngineConfig(command.slots or EngineConfig.slots, max_adapters=command.max_adapters)
     job = serving.ServeJob(
         place, model, mesh, asked.rounded(mesh[0] * mesh[1]).slots,
         command.positions or model.context,
         command.dtype or "bfloat16", command.quantize, command.kv_cache,
+        command.max_adapters, RANK if rank is None else rank,
     )  # fmt: skip
     plan = serving.made(job)
     terminal.show_serve(plan, console)

@@ -24,8 +24,8 @@ from gptj.quantised import dequantised, quantise
 SAMPLED = 32
 """Rows and columns of a matrix that its part in a model's mark is taken from."""
 
-MARKED = "2:"
-"""What a mark begins with: those of before were of fewer weights, and tell less."""
+MARKED = "3:"
+"""What a mark begins with: those of before told other models apart."""
 
 Halves = tuple[Float32[np.ndarray, "inner rank"], Float32[np.ndarray, "rank outer"]]
 """The two matrices of an adapter of one layer."""
@@ -50,6 +50,7 @@ def mark_of(source: Source) -> str:
 
     All vectors, which are few numbers, and of each matrix of the first layer, the last and outside
     the layers some rows and columns: adapters that were merged change nearly all of its numbers.
+    They are rounded to bfloat16 first, so that a model's copy in it is the same model.
     """
     digest = hashlib.sha256()
     sampled = re.compile(rf"blocks\.(0|{source.config.layers - 1})\.|(?!blocks\.)")
@@ -63,7 +64,7 @@ def mark_of(source: Source) -> str:
         else:
             continue
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(found, np.float32).tobytes())
+        digest.update(np.ascontiguousarray(found, jnp.bfloat16).tobytes())
     return MARKED + digest.hexdigest()
 
 

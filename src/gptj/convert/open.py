@@ -176,7 +176,7 @@ def _recorded(folder: Folder, config: ModelConfig) -> tuple[LoRAConfig, str, str
         ) from error
     if not mark.startswith(MARKED):
         raise UserError(
-            f"{folder}/{COURSE} marks the base as an earlier version did, which told fewer models "
+            f"{folder}/{COURSE} marks the base as an earlier version did, which told other models "
             "apart: train the adapters again, or merge them with that version"
         )
     return lora, base, mark

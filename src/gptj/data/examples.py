@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
-from gptj.transcript import SPEAKERS, Messages, Render, plain, read_template
+from gptj.transcript import (
+    END,
+    SPEAKERS,
+    Messages,
+    Render,
+    encode,
+    plain,
+    read_template,
+)
 
 Examples = Literal["completions", "chats", "preferences"]
 PROMPT, COMPLETION, CHOSEN, REJECTED = "{prompt}", "{completion}", "{chosen}", "{rejected}"
@@ -168,7 +176,7 @@ class ExampleReader:
         (before, chosen), (_, rejected) = (
             self._parts(each, len(each) - 1) for each in (first, second)
         )
-        chosen, rejected = (each[len(before) :].rstrip("\n") for each in (chosen, rejected))
+        chosen, rejected = (_answer(each[len(before) :]) for each in (chosen, rejected))
         if chosen == rejected:
             raise UserError("one text is both chosen and rejected: leave it out")
         return self._after(before, chosen, rejected)
@@ -179,7 +187,7 @@ class ExampleReader:
         after = self._render(messages[: number + 1], False)
         if not after.startswith(before):
             raise UserError(_REWRITTEN)
-        if not before or not after[len(before) :].strip():
+        if not before or not _answer(after[len(before) :]).strip():
             raise UserError(
                 f"message {number + 1} is an empty answer, or one that nothing comes before: "
                 "leave the chat out, or use another template"
@@ -189,8 +197,8 @@ class ExampleReader:
     def _chat(self, messages: Messages) -> NDArray[np.int64]:
         """All that comes before the last answer as it is given to the model then, and that answer.
 
-        Of the answers before it what ends them is learnt too: in the plain transcript the name of
-        who speaks next.
+        Of the answers before it what ends them is learnt too: the end-of-text that the template
+        puts there, in the plain transcript the name of who speaks next.
         """
         *earlier, last = [i for i, each in enumerate(messages) if each["role"] == _ASSISTANT]
         spans: list[tuple[int, int]] = []
@@ -204,17 +212,20 @@ class ExampleReader:
                 end += len(f"{SPEAKERS[messages[number + 1]['role']]}:")
             spans.append((len(before), end))
             told = after
-        begin, end = spans.pop()
-        answer = self._learnt(told[begin:end].rstrip("\n"))
-        return np.concatenate([self._marked(told[:begin], spans), answer])
+        begin, _ = spans.pop()
+        answer = self._learnt(_answer(told[begin:]))
+        before = told[:begin]
+        ends = ((first, before.find(END, first, past + 1) + 1 or past) for first, past in spans)
+        return np.concatenate([self._marked(before, list(ends)), answer])
 
     def _marked(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
         """The tokens of a text, of which those that begin in one of `spans` are learnt."""
         ids = self._learnt(text)
         if not spans:
             return ~ids
-        sizes = np.array([len(self._tokenizer.spelling[index]) for index in ids.tolist()])
-        if sizes.sum() != len(text.encode()):
+        spelling, end = self._tokenizer.spelling, self._tokenizer.eos_id
+        sizes = np.array([len(_utf8(END) if n == end else spelling[n]) for n in ids.tolist()])
+        if sizes.sum() != len(_utf8(text)):
             raise UserError(
                 "this tokenizer writes texts otherwise than they were, so that the answers before "
                 "the last cannot be found: give chats of one answer"
@@ -222,7 +233,7 @@ class ExampleReader:
         begins = np.cumsum(sizes) - sizes
         is_learnt = np.zeros(len(ids), bool)
         for span in spans:
-            first, past = (len(text[:place].encode()) for place in span)
+            first, past = (len(_utf8(text[:place])) for place in span)
             is_learnt |= (begins >= first) & (begins < past)
         return np.where(is_learnt, ids, ~ids)
 
@@ -233,7 +244,7 @@ class ExampleReader:
         return found
 
     def _learnt(self, text: str) -> NDArray[np.int64]:
-        return np.array(self._tokenizer.encode(text), np.int64)
+        return np.array(encode(text, self._tokenizer), np.int64)
 
 
 class _Template:
@@ -289,6 +300,15 @@ def _chat_in(where: str, record: Mapping[str, Any], field: str, option: str) -> 
         if role == _ASSISTANT and not content:
             raise UserError(f"{where} has an empty message {number} of the assistant's")
     return found
+
+
+def _answer(text: str) -> str:
+    """What is answered in a text, without its end."""
+    return text.partition(END)[0].rstrip("\n")
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _same(first: Messages, second: Messages) -> bool:

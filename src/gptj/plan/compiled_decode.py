@@ -15,9 +15,8 @@ from gptj.engine.cache import new_cache
 from gptj.engine.config import EngineConfig
 from gptj.engine.request import SamplingParams
 from gptj.engine.slots import Slots, one_slot
-from gptj.model import abstract
 from gptj.plan.compiled import Compiled, TooLarge, facts, mesh_of, too_large
-from gptj.plan.serve import ServeJob
+from gptj.plan.serve import ServeJob, params_of
 from gptj.sharding import BATCH_AXES
 
 
@@ -26,10 +25,7 @@ def compile_decode(job: ServeJob) -> Compiled | TooLarge:
     mesh = mesh_of(job.mesh, job.place)
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        params = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, job.dtype, sharding=x.sharding),
-            abstract(job.model),
-        )
+        params = jax.tree.map(lambda x: _placed(x, x.dtype, mesh), params_of(job))
         steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
         lowered = programs.decode.lower(
             params, _cache(job, mesh), _slots(job, mesh), steps, EngineConfig().burst, job.model
@@ -49,11 +45,16 @@ def _cache(job: ServeJob, mesh: jax.sharding.Mesh) -> Any:
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         # What a CPU keeps as bits because of its own compiler.
         is_bits = x.dtype == jnp.uint16 and job.place.platform != "cpu"
-        dtype = jnp.bfloat16 if is_bits else x.dtype
-        assert x.sharding is not None
-        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=NamedSharding(mesh, x.sharding.spec))
+        return _placed(x, jnp.dtype(jnp.bfloat16) if is_bits else x.dtype, mesh)
 
     return jax.tree.map(placed, jax.eval_shape(empty))
+
+
+def _placed(
+    x: jax.ShapeDtypeStruct, dtype: np.dtype[Any], mesh: jax.sharding.Mesh
+) -> jax.ShapeDtypeStruct:
+    assert x.sharding is not None
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=NamedSharding(mesh, x.sharding.spec))
 
 
 def _slots(job: ServeJob, mesh: jax.sharding.Mesh) -> Slots:

@@ -72,7 +72,7 @@ def activations(job: Job, remat: Remat | None = None) -> float:
 
     `block` keeps each layer's input, and `offload` keeps it elsewhere. `dots` keeps the products
     with weights as well, and `none` all that a product or a softmax is made of, weights that were
-    gathered over fsdp among them. Beside adapters `dots` keeps all of both products, in float32.
+    gathered over fsdp among them.
     """
     model, tensor, width = job.model, job.axis("tensor"), WIDTH[job.compute.dtype]
     d, f = model.d_model, model.d_ff
@@ -82,8 +82,6 @@ def activations(job: Job, remat: Remat | None = None) -> float:
         "dots": d + (3 * d + f) / tensor,
         "none": 2 * d + (4 * d + f) / tensor,
     }[remat or job.compute.remat]
-    if job.adapts and (remat or job.compute.remat) == "dots":
-        kept = d + 2 * (2 * d + (3 * d + f) / tensor) * 4 / width
     gathered = 0.0
     if (remat or job.compute.remat) == "none" and job.axis("fsdp") > 1:
         gathered = sum(part(each, job, gathered=True) for each in _in_layers(job))

@@ -188,8 +188,6 @@ def _serving(plan: ServePlan) -> list[Html]:
          "" if each.fits else "does not fit")
         for each in plan.rates
     ]  # fmt: skip
-    parts = {"weights": plan.weights, "keys and values": plan.cache}
-    parts["temporaries"] = plan.temporaries
     cards = [
         ("Memory", size(plan.needed), f"of {size(plan.available)} a device"),
         ("Slots that fit", f"{plan.most_slots:,}", f"of {job.positions} tokens"),
@@ -199,7 +197,7 @@ def _serving(plan: ServePlan) -> list[Html]:
         _header(job.place.name, f"{word}: {size(plan.needed)} of {size(plan.available)} a device",
                 plan.fits, words),
         _cards(cards),
-        section("Memory of a device", _stack(parts, plan.available)),
+        section("Memory of a device", _stack(plan.parts, plan.available)),
         section("A decode step at best, every slot at its longest",
                 table(("slots", "ms a token", "tokens/s", "bound", ""), rows, "plan")),
     ]  # fmt: skip

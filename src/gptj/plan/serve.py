@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from gptj.adapters import rooms_of, with_room
 from gptj.attention import KEYS
 from gptj.config import ModelConfig
 from gptj.convert.load import abstract_params
 from gptj.engine.config import KVCache
 from gptj.errors import UserError
 from gptj.flops import forward_flops_per_token
-from gptj.model import count_parameters
+from gptj.model import Block, Params, count_parameters
 from gptj.plan import remote
-from gptj.plan.compiled import Compiled, TooLarge, device_bytes, exchange_seconds
+from gptj.plan.compiled import TooLarge, device_bytes, exchange_seconds
 from gptj.plan.estimate import WIDTH
 from gptj.plan.job import Mesh, abstract_mesh, check_mesh
 from gptj.plan.place import Place, find
@@ -39,6 +41,10 @@ class ServeJob:
     dtype: str = "bfloat16"
     quantize: Quantisation | None = None
     kv_cache: KVCache = "model"
+    adapters: int = 0
+    """For how many there is room."""
+    adapter_rank: int = 1
+    """The largest of theirs."""
 
     def __post_init__(self) -> None:
         check_mesh(self.model, self.mesh, self.place)
@@ -110,6 +116,8 @@ class ServePlan:
     job: ServeJob
     parameters: int
     weights: float
+    adapters: float
+    """The room for them, taken or not."""
     cache: float
     """Keys and values of all its slots, at their longest."""
     of_position: float
@@ -124,9 +132,16 @@ class ServePlan:
     versions: str
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Of the bytes, by what a reader calls them."""
+        room = {"adapters": self.adapters} if self.job.adapters else {}
+        own = {"weights": self.weights, **room, "keys and values": self.cache}
+        return {**own, "temporaries": self.temporaries}
+
+    @property
     def needed(self) -> float:
         """Bytes in all."""
-        return self.weights + self.cache + self.temporaries
+        return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
@@ -153,6 +168,32 @@ def weight_bytes(job: ServeJob) -> int:
         return device_bytes(abstract_params(job.model, jnp.dtype(job.dtype), job.quantize))
 
 
+def params_of(job: ServeJob) -> Params[Any]:
+    """The shapes of the weights on the mesh that is set, with the room for adapters beside them.
+
+    Raises:
+      UserError: groups of int4 or nf4 do not fit the model, or the mesh, or the room does not.
+    """
+    own = abstract_params(job.model, jnp.dtype(job.dtype), job.quantize)
+    if not job.adapters:
+        return own
+    return jax.eval_shape(lambda p: with_room(p, job.model, job.adapters, job.adapter_rank), own)
+
+
+def adapter_bytes(job: ServeJob) -> int:
+    """Of one device's part of the room for adapters.
+
+    Raises:
+      UserError: the mesh does not divide the room.
+    """
+    if not job.adapters:
+        return 0
+    with abstract_mesh(job.mesh):
+        blocks = params_of(job).blocks
+        assert isinstance(blocks, Block)  # all layers, stacked
+        return device_bytes(rooms_of(blocks))
+
+
 def position_bytes(job: ServeJob) -> float:
     """Keys and values of one position of one slot, on one device that holds the slot."""
     model = job.model
@@ -168,7 +209,8 @@ def made(job: ServeJob, compiles: bool = True) -> ServePlan:
     Raises:
       UserError: the hardware's compiler is not installed.
     """
-    own, each = weight_bytes(job), position_bytes(job)
+    weights, adapters, each = weight_bytes(job), adapter_bytes(job), position_bytes(job)
+    own = weights + adapters
     available = job.place.accelerator.memory
     spare, versions = SPARE * available, "by formula, not compiled"
     if compiles and job.place.platform != "gpu" and not job.quantize:
@@ -176,21 +218,22 @@ def made(job: ServeJob, compiles: bool = True) -> ServePlan:
         if isinstance(found, TooLarge):
             available, spare = found.available, max(spare, found.needed - own - _cache(job))
         else:
-            spare, versions = _beside(job, found), found.versions
+            spare, versions = max(0.0, found.memory - own - _cache(job)), found.versions
     (rates,) = remote.axis_rates(job.place, [job.mesh])
     left = max(0.0, available - own - spare)
     per_part = int(left // (each * job.kept))
     return ServePlan(
         job=job,
         parameters=count_parameters(job.model),
-        weights=own,
+        weights=weights,
+        adapters=adapters,
         cache=_cache(job),
         of_position=each * job.axis("tensor"),
         temporaries=spare,
         available=available,
         most_slots=per_part * job.ways,
         longest=int(left // each),
-        rates=_rates(job, own, per_part, rates),
+        rates=_rates(job, weights, adapters, per_part, rates),
         versions=versions,
     )
 
@@ -199,12 +242,9 @@ def _cache(job: ServeJob) -> float:
     return position_bytes(job) * job.kept * job.slots / job.ways
 
 
-def _beside(job: ServeJob, found: Compiled) -> float:
-    """What a compiled step needs beside weights and cache."""
-    return max(0.0, found.memory - weight_bytes(job) - _cache(job))
-
-
-def _rates(job: ServeJob, own: float, per_part: int, rates: dict[str, float]) -> tuple[Rate, ...]:
+def _rates(
+    job: ServeJob, weights: float, adapters: float, per_part: int, rates: dict[str, float]
+) -> tuple[Rate, ...]:
     """The roofline of a decode step by its number of slots, up to twice what fits."""
     unit, tensor, slots = job.place.accelerator, job.axis("tensor"), job.ways
     found: list[Rate] = []
@@ -217,8 +257,9 @@ def _rates(job: ServeJob, own: float, per_part: int, rates: dict[str, float]) ->
             once = exchange_seconds("all-reduce", size, tensor, rates["tensor"])
             exchanged = once * (job.model.layers + 1)
         flops = forward_flops_per_token(job.model, job.positions) * rows / tensor
+        flops += 2 * rows * adapters / WIDTH[job.dtype]  # all are multiplied, whoever asks
         parts = {
-            "memory": (own + kept) / unit.bandwidth,
+            "memory": (weights + adapters + kept) / unit.bandwidth,
             "compute": flops / unit.peak_flops,
         }
         longer = max(parts, key=lambda name: parts[name])

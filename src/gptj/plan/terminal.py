@@ -222,9 +222,7 @@ def show_serve(plan: ServePlan, console: Console) -> None:
     word = "fits" if plan.fits else "does not fit"
     console.print(f"[bold]it {word}: {size(plan.needed)} of {size(plan.available)} a device[/]\n",
                   highlight=False)  # fmt: skip
-    parts = {"weights": plan.weights, "keys and values": plan.cache, "temporaries":
-             plan.temporaries}  # fmt: skip
-    _bars("memory a device", parts, max(plan.needed, plan.available), console)
+    _bars("memory a device", plan.parts, max(plan.needed, plan.available), console)
     table = Table("slots", "ms a token", "tokens/s", "bound", "", box=None)
     for each in plan.rates:
         table.add_row(str(each.slots), f"{1e3 * each.seconds:.3g}",

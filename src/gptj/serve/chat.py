@@ -75,7 +75,7 @@ class ChatJob:
         with in_words(CHAT_NAMES):
             sampling = self._sampling(self._asked.min_tokens or 1)
         prompt = self._service.transcript.render(messages)
-        (self._prompt,) = await self._service.read([prompt], sampling, CHAT_NAMES)
+        (self._prompt,) = await self._service.read([prompt], sampling, CHAT_NAMES, told=True)
         self._http.state.note.update(
             model=self._voice.name, stream=bool(self._asked.stream), prompts=1, seed=self._seed,
             user=self._asked.user,

@@ -26,6 +26,7 @@ from gptj.serve.line import Line
 from gptj.serve.metrics import Metrics
 from gptj.serve.refusal import Refused, in_words
 from gptj.serve.transcript import Transcript
+from gptj.transcript import END, encode
 
 T = TypeVar("T")
 
@@ -136,24 +137,27 @@ class Service:
         prompts: Sequence[str | list[int]],
         sampling: SamplingParams,
         names: Mapping[str, str],
+        told: bool = False,
     ) -> list[list[int]]:
         """The token ids of prompts that are to be gone on from as `sampling` says.
 
         Args:
           names: see `in_words`.
+          told: they are chats' texts, where the transcript may put end-of-text tokens.
 
         Raises:
           Refused: 400, a prompt is too long, or not text, or has tokens that do not exist.
         """
 
-        def encode() -> list[list[int]]:
+        def tokens() -> list[list[int]]:
+            one = len(prompts) == 1
             return [
-                self._tokens(f"prompt {n}" if len(prompts) > 1 else "the prompt", each, sampling)
+                self._tokens("the prompt" if one else f"prompt {n}", each, sampling, told)
                 for n, each in enumerate(prompts)
             ]
 
         with in_words(names):
-            return await self.aside(sum(map(len, prompts)), encode)
+            return await self.aside(sum(map(len, prompts)), tokens)
 
     @staticmethod
     def check_characters(what: str, text: str) -> None:
@@ -170,7 +174,9 @@ class Service:
                 f"{error.start}: remove it"
             ) from error
 
-    def _tokens(self, what: str, prompt: str | list[int], sampling: SamplingParams) -> list[int]:
+    def _tokens(
+        self, what: str, prompt: str | list[int], sampling: SamplingParams, told: bool
+    ) -> list[int]:
         most = self.config.max_prompt_tokens
         if isinstance(prompt, str) and len(prompt) > self._longest * (self.positions + 1):
             raise UserError(
@@ -178,7 +184,8 @@ class Service:
                 f"{self.positions} tokens: shorten the prompt"
             )
         if isinstance(prompt, str):
-            self.check_characters(what, prompt)
+            self.check_characters(what, prompt.replace(END, "") if told else prompt)
+            prompt = encode(prompt, self.tokenizer)
         request = Request(prompt, sampling)
         tokens = prompt_tokens(request, what, self.model, self.tokenizer, self.positions)
         if most is not None and len(tokens) > most:

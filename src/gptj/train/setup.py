@@ -153,13 +153,17 @@ class Setup:
             "rewind_after": config.rewind_after,
             "optimizer": dataclasses.asdict(self.optimizer),
             "compute": dataclasses.asdict(self.compute),
-            **({"base": self._mark} if self.adapts else {}),
+            **(self._base_course() if self.adapts else {}),
             "fresh_opt": config.fresh_opt,
         }
 
+    def _base_course(self) -> dict[str, str]:
+        """What tells the model beside which adapters are trained from others, and its copies."""
+        assert self.source is not None
+        return {"base": self._mark, "base_dtype": str(self.source.weights["embedding"].dtype)}
+
     @functools.cached_property
     def _mark(self) -> str:
-        """What tells the model beside which adapters are trained from others."""
         assert self.source is not None
         return mark_of(self.source)
 
