@@ -1,4 +1,4 @@
-"""Write what the program itself says: docs/reference.md, and what fits in docs/finetune.md.
+"""Write what is made: docs/reference.md, what fits in docs/finetune.md, docs/performance.md.
 
 make docs
 """
@@ -10,8 +10,13 @@ import inspect
 import io
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import performance
 
 REFERENCE = Path(__file__).parent / "reference.md"
 FINETUNE = Path(__file__).parent / "finetune.md"
@@ -47,11 +52,20 @@ def reference() -> str:
         "Made by `make docs` from the program; a test fails when it is out of date.",
         "## The command",
         block(printed([])),
-        *(f"### gptj {verb}\n\n{block(printed([verb]))}" for verb in VERBS),
+        *(part for verb in VERBS for part in helps(verb)),
         "## The Python package",
         *(entry(name) for name in names),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def helps(verb: str) -> Iterator[str]:
+    """What a verb's help prints; of `bench` also that of each subject."""
+    from gptj.cli.bench import SUBJECTS
+
+    yield f"### gptj {verb}\n\n{block(printed([verb]))}"
+    for subject in SUBJECTS if verb == "bench" else ():
+        yield f"#### gptj bench {subject}\n\n{block(printed([verb, subject]))}"
 
 
 def fitting() -> str:
@@ -122,5 +136,6 @@ def block(text: str) -> str:
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
     FINETUNE.write_text(with_fitting(FINETUNE.read_text()))
-    both = " and ".join(str(page.relative_to(Path.cwd())) for page in (REFERENCE, FINETUNE))
-    print(f"wrote {both}; start reading at README.md")
+    performance.PAGE.write_text(performance.page())
+    pages = (REFERENCE, FINETUNE, performance.PAGE)
+    print(f"wrote {', '.join(page.name for page in pages)}; start reading at README.md")

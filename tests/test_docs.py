@@ -25,6 +25,11 @@ def test_the_reference_is_current():
     assert is_current, "run `make docs`"  # and not both pages, line by line
 
 
+def test_the_figures_are_those_of_the_results():
+    performance = program(ROOT / "docs" / "performance.py")
+    assert performance.PAGE.read_text() == performance.page(), "run `make docs`"
+
+
 def test_the_table_of_what_fits_is_what_is_planned():
     build = program(ROOT / "docs" / "build.py")
     guide = build.FINETUNE.read_text()

@@ -12,6 +12,7 @@ from gptj.bench.recorded import ORIGINAL
 from gptj.bench.records import Limits, Side, Unavailable, Work
 from gptj.bench.run import run, sides_of
 from gptj.bench.work import works
+from gptj.cli import bench as cli_bench
 from gptj.config import ModelConfig, preset
 from gptj.engine.engine import Engine
 from gptj.errors import UserError
@@ -203,7 +204,7 @@ def test_in_processes_of_their_own(gptj, tiny_data, tmp_path, monkeypatch):
     assert (code, err) == (0, "")
     assert "GB/s, multiplies" in said
     assert "shuffled rows" in said
-    figures = json.loads(found.read_text())
+    figures = json.loads(found.read_text())["data"]
     assert figures["command"].startswith("gptj bench data ")
     assert figures["machine"]["threads"] == len(os.sched_getaffinity(0))
     (figure,) = figures["figures"]
@@ -218,6 +219,18 @@ def test_what_a_process_refuses_is_said(tmp_path):
 
     with pytest.raises(UserError, match="no model at"):
         turns.Worker(Side("gptj", "float32"), bench, preset("demo"), (1, 1, 1))
+
+
+def test_a_file_of_figures_keeps_those_of_other_subjects(tmp_path):
+    out = tmp_path / "new" / "found.json"
+    cli_bench._write(out, "train", {"a": 1})
+    cli_bench._write(out, "decode", {"b": 2})
+    cli_bench._write(out, "train", {"a": 3})
+    assert json.loads(out.read_text()) == {"train": {"a": 3}, "decode": {"b": 2}}
+    out.write_text('{"something": "else"}')
+    with pytest.raises(UserError, match="holds something else"):
+        cli_bench._write(out, "train", {})
+    assert out.read_text() == '{"something": "else"}'
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_the_figures_fit_together(gptj, tiny_run, tmp_path, rate):
     )
     assert code == 0
     assert all(word in said for word in ("time to first token", "tokens/s", "% of the roofline"))
-    found = json.loads(out.read_text())["measured"]
+    found = json.loads(out.read_text())["serve"]["measured"]
     assert found["tokens"] == 5 * 20
     assert len(found["first"]) == 5
     assert len(found["between"]) <= 5 * 19

@@ -65,7 +65,7 @@ class Outcome:
     rounds: int = 5
     """Counted turns of each side."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the figures to this file, beside those of other subjects that it has."""
     plot: Path | None = None
     """Also draw them as bars against the limit, to a .png, .svg or .pdf."""
 
@@ -122,7 +122,7 @@ def _in_turns(subject: str, command: Any, said: str, console: Console) -> None:
         )
     show(result, outcome.peer, console)
     if outcome.json:
-        _write(outcome.json, result.as_json())
+        _write(outcome.json, subject, result.as_json())
     if outcome.plot:
         picture(result, outcome.plot)
 
@@ -138,13 +138,22 @@ def _serve(command: Any, console: Console) -> None:
     report(result, console)
     if command.outcome.json:
         asked = dataclasses.asdict(command.bench)
-        _write(command.outcome.json, {"asked": asked, "measured": dataclasses.asdict(result)})
+        figures = {"asked": asked, "measured": dataclasses.asdict(result)}
+        _write(command.outcome.json, "serve", figures)
 
 
-def _write(out: Path, figures: Any) -> None:
+def _write(out: Path, subject: str, figures: Any) -> None:
+    """Put a subject's figures into a file, in place of its own that are there."""
     try:
+        known = json.loads(out.read_text()) if out.exists() else {}
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=2, default=str) + "\n")
+        if not isinstance(known, dict) or not known.keys() <= SUBJECTS.keys():
+            raise ValueError
+        out.write_text(json.dumps({**known, subject: figures}, indent=2, default=str) + "\n")
+    except ValueError:
+        raise UserError(
+            f"json={out} is there and holds something else: choose another file"
+        ) from None
     except OSError as error:
         raise UserError(
             f"json={out} cannot be written ({error.strerror}): choose another file"

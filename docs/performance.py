@@ -1,0 +1,112 @@
+"""Write docs/performance.md from the results under benchmarks/results/: for docs/build.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent / "performance.md"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+LINK = "../benchmarks/results"
+
+HEAD = """# Performance
+
+What was measured, each figure with the command that measures it; [the notebook](lab.md) says what \
+was tried. Made by `make docs` from the files in [`benchmarks/results/`](../benchmarks/results); a \
+test fails when it is out of date.
+
+`gptj bench` measures the programs that users run. Each side is a process of its own, the sides \
+take turns, and a figure is the median of the turns that count. The limit is what the machine gave \
+in the same run: to a plain reading of memory, or to a large product, whichever binds. What is \
+stored in fewer bits than 16 must be read in those bits, so that the same speed is less of its \
+limit. Ratios compare turn by turn, in brackets the least and the most."""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for path in sorted(RESULTS.glob("20*.json"), reverse=True):
+        for subject, found in json.loads(path.read_text()).items():
+            parts += subject_part(subject, found, path.name)
+    parts.append("## Everything else that was measured")
+    parts.append(others())
+    return "\n\n".join(parts) + "\n"
+
+
+def subject_part(subject: str, found: Any, name: str) -> Iterator[str]:
+    """What `gptj bench SUBJECT` found: the limits, a table, the ratios and the picture."""
+    machine, limits = found["machine"], found["limits"]
+    versions = ", ".join(f"{key} {machine[key]}" for key in VERSIONS if key in machine)
+    rates = " and ".join(f"{rate / 1e9:.0f} in {kind}" for kind, rate in limits["flops"].items())
+    yield f"## {subject.capitalize()}, {machine['processor']}, {machine['threads']} threads"
+    yield (
+        f"`{found['command']}`, {found['date']}, [`{name}`]({LINK}/{name}); {versions}. The "
+        f"machine reads {limits['bandwidth'] / 1e9:.1f} GB/s, and multiplies {rates} GFLOP/s."
+    )
+    yield table(found)
+    yield from ratios(found)
+    yield from (f"Left out: {why}." for why in found["left_out"])
+    if (PAGE.parent / "images" / f"bench-{subject}.png").exists():
+        yield f"![Each side beside the limit](images/bench-{subject}.png)"
+
+
+VERSIONS = ("python", "jax", "torch", "transformers", "ctranslate2")
+
+
+def table(found: Any) -> str:
+    """A row for each side of each case."""
+    unit = found["figures"][0]["work"]["unit"]
+    rows = [f"| | | {unit}/s | of the limit | peak GiB |", "|---" * 5 + "|"]
+    before = ""
+    for each in found["figures"]:
+        case = each["case"] if each["case"] != before else ""
+        before, rate = each["case"], each["per_second"]
+        share = f"{100 * each['share']:.0f} %, {each['bound']}" if "share" in each else ""
+        speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        peak = f"{each['peak_bytes'] / 2**30:.2f}"
+        rows.append(f"| {case} | {each['side']} | {speed} | {share} | {peak} |")
+    return "\n".join(rows)
+
+
+def ratios(found: Any) -> Iterator[str]:
+    """How many times as fast as each peer of the same type."""
+    if found["ratios"]:
+        rows = ["| | ours | over | times as fast |", "|---" * 4 + "|"]
+        for each in found["ratios"]:
+            spread = f"({each['least']:.2f} to {each['most']:.2f})"
+            cells = (each["case"], each["ours"], each["peer"], f"{each['median']:.2f} {spread}")
+            rows.append(f"| {' | '.join(cells)} |")
+        yield "\n".join(rows)
+
+
+def others() -> str:
+    """Of each other file what it holds, and the command that made it."""
+    rows = ["| what | command | machine | day |", "|---" * 4 + "|"]
+    for path in sorted(RESULTS.glob("[a-z]*.json")):
+        found = json.loads(path.read_text())
+        if "command" not in found:
+            continue
+        machine = found.get("machine", "")
+        where = found.get("device") or machine
+        where = where["processor"] if isinstance(where, dict) else where
+        what = f"[{TITLES.get(path.stem, path.stem)}]({LINK}/{path.name})"
+        rows.append(f"| {what} | `{found['command']}` | {where} | {found.get('date', '')} |")
+    return "\n".join(rows)
+
+
+TITLES = {
+    "arithmetic": "A small model learns to add, subtract and multiply",
+    "checkpoint_stall": "Training time that checkpoints cost",
+    "data": "Text to tokens, and rows of tokens",
+    "eval_cpu": "Scoring questions beside lm-eval's own model",
+    "finetune_lr": "Learning rates of fine-tuning",
+    "gpu": "One H200: training, reading, drawing",
+    "kills": "Fifty kills of a training run",
+    "load_6b": "Loading and converting 6B",
+    "quantisation": "Quality in fewer bits",
+    "serve_load": "A server under load",
+    "speculate": "Guessing ahead",
+    "train_scaling": "What splitting over devices costs",
+}
