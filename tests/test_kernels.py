@@ -18,13 +18,16 @@ def drawn(shape, dtype=jnp.float32, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
+def parts(w):
+    """A matrix as the programs take it."""
+    if isinstance(w, Int4):
+        return w.pairs, w.scale, w.low
+    return (w.values, w.scale) if isinstance(w, Int8) else (w,)
+
+
 @jax.jit
 def product(x, w):
-    if isinstance(w, Int4):
-        return kernels.product_int4(x, w.pairs, w.scale, w.low)
-    return (
-        kernels.product_int8(x, w.values, w.scale) if isinstance(w, Int8) else kernels.product(x, w)
-    )
+    return kernels.products(x, [parts(w)])[0]
 
 
 attention = jax.jit(kernels.attention)
@@ -68,6 +71,17 @@ def test_a_row_of_a_product_is_the_same_bits_in_any_company(kind, dtype):
     for rows in (1, 2, 3, 5, 8, 63):
         np.testing.assert_array_equal(product(x[:rows], w), whole[:rows])
     np.testing.assert_array_equal(product(x[::-1], w), whole[::-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_matrices_multiplied_together_are_as_alone(kind, dtype, rows):
+    x = drawn((rows, 256), dtype)
+    matrices = [matrix((256, columns), kind)[0] for columns in (300, 64, 1, 1111)]
+    found = jax.jit(lambda x, ws: kernels.products(x, [parts(w) for w in ws]))(x, matrices)
+    for made, w in zip(found, matrices, strict=True):
+        np.testing.assert_array_equal(made, product(x, w))
 
 
 def reference(query, keys, values, last_seen):

@@ -116,7 +116,7 @@ def einsum(
         wide = functools.partial(einsum, unreduced=unreduced, dtype=_comes_out_as(x.dtype))
         product = wide(subscripts, x, weight.base, *axes) + _low_rank(x, weight, axes, unreduced)
     elif kernels.worth(x):
-        product = _few_rows(x, weight)
+        (product,) = _few_rows(x, weight)
     elif _is_one_row(x, weight):
         (product,) = _one_row(x, weight)
     elif isinstance(weight, FewBits):
@@ -137,9 +137,12 @@ def einsum(
 def einsums(
     subscripts: str, x: Float[Array, "rows ..."], weights: Sequence[Weight], *axes: str | None
 ) -> list[Float[Array, "..."]]:
-    """The same of several weights alike; a GPU reads them together where there is one row."""
+    """The same of several weights alike, which native programs read together."""
     if _is_one_row(x, *weights):
         return [product.astype(x.dtype) for product in _one_row(x, *weights)]
+    matrices = [weight for weight in weights if not isinstance(weight, LowRank | LowRanks)]
+    if len(matrices) == len(weights) and kernels.worth(x):
+        return [product.astype(x.dtype) for product in _few_rows(x, *matrices)]
     return [einsum(subscripts, x, weight, *axes) for weight in weights]
 
 
@@ -239,25 +242,36 @@ def _product(
 ) -> Float[Array, "rows outer"]:
     """The product with one of an adapter's matrices."""
     if kernels.worth(x):
-        return kernels.product(x, matrix)
+        return kernels.products(x, [(matrix,)])[0]
     return jnp.einsum(
         "ri,io->ro", x, matrix, preferred_element_type=_is_kept_as(x.dtype), out_sharding=layout
     )
 
 
-def _few_rows(x: Float[Array, "rows ..."], weight: Matrix) -> Float[Array, "rows ..."]:
-    """The same, natively: all dims of `x` but the first are the first of `weight`."""
+def _few_rows(x: Float[Array, "rows ..."], *weights: Matrix) -> list[Float[Array, "rows ..."]]:
+    """The same, natively: all dims of `x` but the first are the first of the weights."""
     rows = x.reshape(x.shape[0], -1)
+    made = kernels.products(rows, [_parts(rows, weight) for weight in weights])
+    return [
+        product.reshape(x.shape[0], *_outer_shape(weight, x.ndim - 1))
+        for product, weight in zip(made, weights, strict=True)
+    ]
+
+
+def _parts(rows: Float[Array, "rows inner"], weight: Matrix) -> tuple[Array, ...]:
+    """A matrix as `kernels.products` takes it."""
     if isinstance(weight, Int4):
-        product = kernels.product_int4(rows, weight.pairs, weight.scale, weight.low)
-    elif isinstance(weight, Int8):
-        product = kernels.product_int8(rows, weight.values, weight.scale)
-    elif isinstance(weight, NF4):
-        product = kernels.product(rows, dequantised(weight, x.dtype))
-    else:
-        product = kernels.product(rows, weight.reshape(rows.shape[1], -1))
-        return product.reshape(x.shape[0], *weight.shape[x.ndim - 1 :])
-    return product.reshape(x.shape[0], *weight.outer_shape)
+        return weight.pairs, weight.scale, weight.low
+    if isinstance(weight, Int8):
+        return weight.values, weight.scale
+    if isinstance(weight, NF4):
+        return (dequantised(weight, rows.dtype),)
+    return (weight.reshape(rows.shape[1], -1),)
+
+
+def _outer_shape(weight: Matrix, inner_dims: int) -> tuple[int, ...]:
+    """The dims of a matrix that a product with it has."""
+    return weight.shape[inner_dims:] if isinstance(weight, Array) else weight.outer_shape
 
 
 @functools.partial(

@@ -20,6 +20,8 @@ def show(result: Result, peers: Sequence[Peer], console: Console) -> None:
     """Print the limits, every figure with its share of them, and the ratios to peers."""
     console.print(_limits(result))
     table = Table("", "", *_columns(result), box=None, header_style="")
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     for case, figures in _by_case(result):

@@ -15,20 +15,21 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int8
 
 from gptj import caches
 from gptj.kernels import build
 
 TARGETS = {
-    "gptj_product": "GptjProduct",
-    "gptj_product_int8": "GptjProductInt8",
-    "gptj_product_int4": "GptjProductInt4",
+    "gptj_products": "GptjProducts",
+    "gptj_products_int8": "GptjProductsInt8",
+    "gptj_products_int4": "GptjProductsInt4",
     "gptj_attention": "GptjAttention",
     "gptj_attention_int8": "GptjAttentionInt8",
     "gptj_top_k": "GptjTopK",
@@ -38,8 +39,9 @@ TARGETS = {
 MOST_ROWS = 64
 """With more rows than this a product is worth XLA's way,"""
 
-MOST_ROWS_IN_TILES = 256
-"""unless the processor multiplies its numbers in tiles (Intel's AMX), which XLA does not use."""
+MOST_ROWS_IN_PAIRS = 256
+"""unless the processor multiplies its numbers in pairs (AVX512-BF16, AMX), which needs no copy of a
+matrix in fewer bits."""
 
 MOST_QUERIES = 16
 """And with more queries a row than this, attention."""
@@ -66,8 +68,8 @@ def worth(x: Float[Array, "rows ..."]) -> bool:
 
 def most_rows(dtype: DTypeLike) -> int:
     """How many rows of these numbers a native product is worth."""
-    in_tiles = jnp.dtype(dtype) == jnp.bfloat16 and tiles()
-    return MOST_ROWS_IN_TILES if in_tiles else MOST_ROWS
+    in_pairs = jnp.dtype(dtype) == jnp.bfloat16 and pairs()
+    return MOST_ROWS_IN_PAIRS if in_pairs else MOST_ROWS
 
 
 def in_use() -> bool:
@@ -104,10 +106,10 @@ def place() -> Path:
     return shipped if shipped is not None and _serves(shipped) else _own_place()
 
 
-def tiles() -> bool:
-    """Whether products of bfloat16 numbers go by tiles here."""
+def pairs() -> bool:
+    """Whether products of bfloat16 numbers go in pairs here."""
     library = _library()
-    return library is not None and bool(library.GptjTiles())
+    return library is not None and bool(library.GptjPairs())
 
 
 @functools.cache
@@ -129,30 +131,22 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def product(
-    x: Float[Array, "rows inner"], w: Float[Array, "inner columns"]
-) -> Float32[Array, "rows columns"]:
-    """`x @ w` in float32; a row's sums go in one order, whatever the other rows."""
-    return _product("gptj_product", x, w)
+def products(
+    x: Float[Array, "rows inner"], matrices: Sequence[tuple[Array, ...]]
+) -> list[Float32[Array, "rows columns"]]:
+    """`x @ w` in float32 for each of the matrices, of as many rows and stored alike.
 
+    A row's sums go in one order, whatever the other rows, and whatever the other matrices.
 
-def product_int8(
-    x: Float[Array, "rows inner"],
-    values: Int8[Array, "inner columns"],
-    scale: Float32[Array, " columns"],
-) -> Float32[Array, "rows columns"]:
-    """The same for a matrix `values * scale`."""
-    return _product("gptj_product_int8", x, values, scale)
-
-
-def product_int4(
-    x: Float[Array, "rows inner"],
-    pairs: UInt8[Array, "inner/2 columns"],
-    scale: Float32[Array, "groups columns"],
-    low: Float32[Array, "groups columns"],
-) -> Float32[Array, "rows columns"]:
-    """The same for a matrix `low + scale * q` whose q are two a byte: see `gptj.quantised.Int4`."""
-    return _product("gptj_product_int4", x, pairs, scale, low)
+    Args:
+      matrices: of each the floats; or int8 and a scale a column; or pairs of 4 bits, and a scale
+        and a low end for each group and column (`gptj.quantised.Int4`).
+    """
+    name = ("gptj_products", "gptj_products_int8", "gptj_products_int4")[len(matrices[0]) - 1]
+    out = [jax.ShapeDtypeStruct((x.shape[0], w[0].shape[1]), jnp.float32) for w in matrices]
+    x = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
+    made: Sequence[Array] = jax.ffi.ffi_call(name, out)(x, *(part for w in matrices for part in w))
+    return list(made)
 
 
 def attention(
@@ -191,13 +185,6 @@ def rows(table: Array, numbers: Int[Array, " count"]) -> Array:
     """Those rows of a table, `[count, columns]`; for a number that no row has, the nearest."""
     out = jax.ShapeDtypeStruct((numbers.shape[0], table.shape[1]), table.dtype)
     made: Array = jax.ffi.ffi_call("gptj_rows", out)(table, numbers.astype(jnp.int32))
-    return made
-
-
-def _product(name: str, x: Array, *matrix: Array) -> Float32[Array, "rows columns"]:
-    out = jax.ShapeDtypeStruct((x.shape[0], matrix[0].shape[1]), jnp.float32)
-    x = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
-    made: Array = jax.ffi.ffi_call(name, out)(x, *matrix)
     return made
 
 

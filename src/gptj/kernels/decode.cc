@@ -12,49 +12,63 @@
 
 namespace {
 
-template <typename M>
-ffi::Error product(ffi::ThreadPool& pool, const M& w, ffi::AnyBuffer& x,
-                   ffi::ResultBuffer<ffi::F32>& out) {
+using Args = ffi::RemainingArgs;
+using Rets = ffi::RemainingRets;
+
+// Products of x with several matrices; `matrix(n)` is the n-th, of so many columns.
+template <typename M, typename Matrix>
+ffi::Error products(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Rets& outs, const Matrix& matrix) {
   const int64_t rows = x.dimensions()[0];
+  std::vector<Factor<M>> factors;
+  for (size_t n = 0; n < outs.size(); ++n) {
+    auto out = *outs.get<ffi::Buffer<ffi::F32>>(n);
+    factors.push_back({matrix(n, out->dimensions()[1]), out->typed_data()});
+  }
   if (x.element_type() == ffi::F32) {
-    product(pool, w, static_cast<const float*>(x.untyped_data()), rows, out->typed_data());
+    products(pool, factors, static_cast<const float*>(x.untyped_data()), rows);
   } else if (x.element_type() == ffi::BF16) {
-    product(pool, w, static_cast<const BFloat16*>(x.untyped_data()), rows, out->typed_data());
+    products(pool, factors, static_cast<const BFloat16*>(x.untyped_data()), rows);
   } else {
     return ffi::Error::InvalidArgument("what a matrix is multiplied by is float32 or bfloat16");
   }
   return ffi::Error::Success();
 }
 
-ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                   ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t inner = x.dimensions()[1], columns = out->dimensions()[1];
-  const void* numbers = w.untyped_data();
-  if (w.element_type() == ffi::F32) {
-    const Plain<float> floats{static_cast<const float*>(numbers), nullptr, inner, columns};
-    return product(pool, floats, x, out);
-  }
-  if (w.element_type() == ffi::BF16) {
-    const Plain<BFloat16> halves{static_cast<const BFloat16*>(numbers), nullptr, inner, columns};
-    return product(pool, halves, x, out);
-  }
+// The numbers of an argument: `parts` belong to each matrix, of which this is the `part`-th.
+template <typename T>
+const T* numbers(Args& args, size_t n, size_t parts, size_t part) {
+  return static_cast<const T*>(args.get<ffi::AnyBuffer>(n * parts + part)->untyped_data());
+}
+
+ffi::Error Products(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs) {
+  const int64_t inner = x.dimensions()[1];
+  const auto plain = [&](auto number) {
+    using W = decltype(number);
+    return products<Plain<W>>(pool, x, outs, [&](size_t n, int64_t columns) {
+      return Plain<W>{numbers<W>(args, n, 1, 0), nullptr, inner, columns};
+    });
+  };
+  const ffi::DataType kind = args.get<ffi::AnyBuffer>(0)->element_type();
+  if (kind == ffi::F32) return plain(float{});
+  if (kind == ffi::BF16) return plain(BFloat16{});
   return ffi::Error::InvalidArgument("a matrix without scales is float32 or bfloat16");
 }
 
-ffi::Error ProductInt8(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> w,
-                       ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t inner = x.dimensions()[1], columns = out->dimensions()[1];
-  const Plain<int8_t> bytes{w.typed_data(), scale.typed_data(), inner, columns};
-  return product(pool, bytes, x, out);
+ffi::Error ProductsInt8(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs) {
+  const int64_t inner = x.dimensions()[1];
+  return products<Plain<int8_t>>(pool, x, outs, [&](size_t n, int64_t columns) {
+    return Plain<int8_t>{numbers<int8_t>(args, n, 2, 0), numbers<float>(args, n, 2, 1), inner,
+                         columns};
+  });
 }
 
-ffi::Error ProductInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> pairs,
-                       ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> low,
-                       ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t inner = x.dimensions()[1], groups = scale.dimensions()[0];
-  const Int4 w{pairs.typed_data(), scale.typed_data(), low.typed_data(),
-               inner,              scale.dimensions()[1], inner / groups};
-  return product(pool, w, x, out);
+ffi::Error ProductsInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs) {
+  const int64_t inner = x.dimensions()[1];
+  const int64_t groups = args.get<ffi::AnyBuffer>(1)->dimensions()[0];
+  return products<Int4>(pool, x, outs, [&](size_t n, int64_t columns) {
+    return Int4{numbers<uint8_t>(args, n, 3, 0), numbers<float>(args, n, 3, 1),
+                numbers<float>(args, n, 3, 2), inner, columns, inner / groups};
+  });
 }
 
 template <typename C>
@@ -161,33 +175,37 @@ ffi::Error Rows(ffi::AnyBuffer table, ffi::Buffer<ffi::S32> numbers,
 
 }  // namespace
 
-extern "C" int GptjTiles() { return tiles(); }
+// Whether products of bfloat16 numbers go in pairs.
+extern "C" int GptjPairs() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
 extern "C" int GptjApiMajor() { return XLA_FFI_API_MAJOR; }
 extern "C" int GptjApiMinor() { return XLA_FFI_API_MINOR; }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProduct, Product,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProducts, Products,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductInt8, ProductInt8,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt8, ProductsInt8,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductInt4, ProductInt4,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt4, ProductsInt4,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::U8>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjAttention, Attention,
                               ffi::Ffi::Bind()

@@ -64,33 +64,54 @@ INLINE int64_t panel_width(int64_t rows, int64_t columns, int64_t threads) {
   return std::clamp<int64_t>(most / kSpan * kSpan, 128, 4096);
 }
 
-// Runs work(begin, width, sums, room) for panels of columns, with room for the sums of `held` rows.
-template <typename Work>
-void in_panels(ffi::ThreadPool& pool, int64_t held, int64_t columns, const Work& work) {
+// A matrix, and where its product with x goes.
+template <typename M>
+struct Factor {
+  M w;
+  float* out;
+};
+
+// Runs work(factor, begin, width, sums, room) for panels of columns of each of the matrices, with
+// room for the sums of `held` rows.
+template <typename M, typename Work>
+void in_panels(ffi::ThreadPool& pool, int64_t held, const std::vector<Factor<M>>& factors,
+               const Work& work) {
+  int64_t columns = 0;
+  for (const auto& factor : factors) columns += factor.w.columns;
   const int64_t panel = panel_width(held, columns, pool.num_threads());
   const int64_t room = panel + kSpan;  // rows of sums a power of two apart would be slow
-  each(pool, (columns + panel - 1) / panel, [&](int64_t number) {
-    const int64_t begin = number * panel, width = std::min(panel, columns - begin);
-    work(begin, width, scratch(0, held * room), room);
+  const auto panels = [panel](const M& w) { return (w.columns + panel - 1) / panel; };
+  int64_t count = 0;
+  for (const auto& factor : factors) count += panels(factor.w);
+  each(pool, count, [&](int64_t number) {
+    const Factor<M>* factor = factors.data();
+    for (; number >= panels(factor->w); ++factor) number -= panels(factor->w);
+    const int64_t begin = number * panel, width = std::min(panel, factor->w.columns - begin);
+    work(*factor, begin, width, scratch(0, held * room), room);
   });
 }
 
+// The products of x with matrices that have as many rows, and are stored alike.
 template <typename M, typename X>
-void product(ffi::ThreadPool& pool, const M& w, const X* x, int64_t rows, float* out) {
+void products(ffi::ThreadPool& pool, const std::vector<Factor<M>>& factors, const X* x,
+              int64_t rows) {
+  const M& first = factors[0].w;
 #ifdef __AVX512BF16__
   constexpr bool exact = !std::is_same_v<M, Plain<float>>;
   if constexpr (exact && std::is_same_v<X, BFloat16>) {
-    const PairRows left = arranged_in_pairs(w, x, rows);
-    in_panels(pool, left.held, w.columns, [&](auto begin, auto width, float* sums, auto room) {
+    const PairRows left = arranged_in_pairs(first, x, rows);
+    in_panels(pool, left.held, factors, [&](const Factor<M>& factor, int64_t begin, int64_t width,
+                                            float* sums, int64_t room) {
       const Tiles held(rows);
-      multiply(w, left, begin, width, out, sums, room);
+      multiply(factor.w, left, begin, width, factor.out, sums, room);
     });
     return;
   }
 #endif
-  const FloatRows left = arranged(w, x, rows);
-  in_panels(pool, left.held, w.columns, [&](auto begin, auto width, float* sums, auto room) {
-    multiply(w, left, begin, width, out, sums, room);
+  const FloatRows left = arranged(first, x, rows);
+  in_panels(pool, left.held, factors, [&](const Factor<M>& factor, int64_t begin, int64_t width,
+                                          float* sums, int64_t room) {
+    multiply(factor.w, left, begin, width, factor.out, sums, room);
   });
 }
 
