@@ -6,8 +6,9 @@
 
 Expect of the first, after eleven minutes, 99 % or more exact answers on 2,000 sums and differences
 each that are no part of the training data; with the adapters the same of products, and still of
-the others. The third trains for `gptj eval --tasks arithmetic_2da ...`; SETS are the files of those
-tasks, the problems in which are left out. Leaves runs/arithmetic/: the models, curves, summary.json.
+the others; of words about half the sums and differences. The third trains for `gptj eval --tasks
+arithmetic_2da ...`; SETS are the files of those tasks, the problems in which are left out. Leaves
+runs/arithmetic/: the models, curves and summary.json.
 """
 
 from __future__ import annotations
