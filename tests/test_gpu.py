@@ -116,7 +116,7 @@ def test_a_mask_is_never_of_an_odd_length(monkeypatch, ends):
     tokens = jax.random.randint(jax.random.key(9), (2, 9), 0, 4)
     q, k, v = (normal(2, 9, 2, 16, seed=n, dtype=jnp.float32) for n in range(3))
     where, lengths, own = (
-        document_ends(tokens, 3) if ends else None,
+        document_ends(tokens == 3) if ends else None,
         [],
         jax.nn.dot_product_attention,
     )
@@ -143,7 +143,7 @@ def test_fused_attention_is_causal_attention(ends, mesh):
             for n in range(3)
         )
         tokens = gptj.sharding.reshard(tokens, "batch", None)
-        where = document_ends(tokens, 3) if ends else None
+        where = document_ends(tokens == 3) if ends else None
 
         def both(attend):
             return jax.value_and_grad(lambda *x: jnp.sum(attend(*x, where) ** 2), (0, 1, 2))

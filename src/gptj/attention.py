@@ -220,23 +220,15 @@ def _on_each_device(
     return mixed
 
 
-def document_ends(
-    tokens: Int[Array, "batch length"], end_of_text: int, closes: bool = False
-) -> Int[Array, "batch length"]:
+def document_ends(begins: Bool[Array, "batch length"]) -> Int[Array, "batch length"]:
     """Where the document of each token ends in its row: `ends` of `causal_attention`.
 
-    An end-of-text begins the document after it, whose first token is predicted from there, in
-    training as when a text is scored.
-
     Args:
-      closes: it is the last of the document before it instead, as of an example, which a prompt
-        begins with nothing before it.
+      begins: whether a document begins at a token. Of texts it is the end-of-text before them, from
+        which their first token is predicted, in training as when a text is scored.
     """
-    length = tokens.shape[1]
-    begins = jnp.where(tokens == end_of_text, jnp.arange(length) + closes, length)
-    after = jax.lax.cummin(begins, axis=1, reverse=True)
-    if closes:
-        return after
+    length = begins.shape[1]
+    after = jax.lax.cummin(jnp.where(begins, jnp.arange(length), length), axis=1, reverse=True)
     return jnp.concatenate([after[:, 1:], jnp.full_like(after[:, :1], length)], axis=1)
 
 

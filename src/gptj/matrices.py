@@ -218,11 +218,7 @@ def _low_rank(
     product = _product(short.astype(x.dtype), pair.up, spec(*axes[:2], unreduced=unreduced))
     if len(axes) == 2:
         return product
-    outer = (
-        weight.base.shape[weight.inner_dims :]
-        if isinstance(weight.base, Array)
-        else weight.base.outer_shape
-    )
+    outer = _outer_shape(weight.base, weight.inner_dims)
     return reshape(product, (x.shape[0], *outer), *axes)
 
 

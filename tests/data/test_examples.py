@@ -13,6 +13,7 @@ from gptj.data.clean import CleanConfig
 from gptj.data.describe import random_documents
 from gptj.data.examples import ExampleConfig
 from gptj.data.mixture import MixConfig, Mixture, mix
+from gptj.data.packing import BEGINS
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.store import TokenStore, ids_of
 from gptj.errors import UserError
@@ -243,9 +244,27 @@ class TestRows:
 
 
 def ids(rows):
-    """What stands in rows, padding left as it is."""
-    return [[each if each >= 0 else (each if each == ~256 else ~each) for each in row]
-            for row in rows.tolist()]  # fmt: skip
+    """What stands in rows, padding as it is stored."""
+    padding = ~(256 | BEGINS)
+    return [
+        [~256 if each == padding else (~each if each < 0 else each) & ~BEGINS for each in row]
+        for row in rows.tolist()
+    ]
+
+
+def test_a_row_says_where_examples_begin_and_nothing_else(tmp_path):
+    pytest.importorskip("jinja2")
+    template = ended(tmp_path / "chat.jinja")
+    talks = [{"messages": TALK}, {"messages": TALK[:2]}, {"messages": TALK}]
+    data = prepared(tmp_path, talks, ExampleConfig("chats", chat_template=template))
+    (part,) = data.parts
+    store, width = part.store, len(part.store) + 9
+    (row,) = TrainBatches(data, width - 1, 1).batch(0)
+    unsigned = ids_of(row)
+    found = np.flatnonzero(unsigned & BEGINS)
+    assert found.tolist() == [*store.starts[:], *range(len(store), width)]
+    assert (unsigned & ~BEGINS)[: len(store)].tolist() == ids_of(store.tokens[:]).tolist()
+    assert np.sum(unsigned & ~BEGINS == 256) > 9 + 3  # others end a turn
 
 
 def test_a_few_are_held_out_whole(tmp_path):

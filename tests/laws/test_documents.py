@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 from gptj import model
 from gptj.attention import causal_attention, document_ends
 from gptj.config import ModelConfig
+from gptj.data.batches import TrainBatches
+from gptj.data.examples import ExampleConfig
+from gptj.data.mixture import Mixture
+from gptj.data.prepare import PrepareConfig, prepare
+from gptj.data.store import ids_of
 from gptj.sharding import make_mesh, place
-from gptj.train.objective import StepConfig, attend_in
+from gptj.train import objective
+from gptj.train.objective import StepConfig, attend_in, learnt
 
 CONFIG = ModelConfig(2, 64, 4, 16, 128, 100, 128, 64)
 EOS, LENGTH = 7, 48
@@ -39,7 +45,7 @@ def token_losses(params, tokens, config, compute):
 @settings(deadline=None)
 def test_ends_are_where_the_next_document_begins(begins):
     tokens = jnp.where(jnp.array(begins), EOS, 1)
-    found = document_ends(tokens, EOS).tolist()
+    found = document_ends(tokens == EOS).tolist()
     for row, ends in zip(begins, found, strict=True):
         for place_, end in enumerate(ends):
             later = [n for n in range(place_ + 1, 5) if row[n]]
@@ -72,7 +78,7 @@ def test_no_gradient_crosses_their_border():
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, LENGTH, 4, 16))
     tokens = np.ones((1, LENGTH), int)
     tokens[0, 20] = EOS
-    ends = document_ends(jnp.asarray(tokens), EOS)
+    ends = document_ends(jnp.asarray(tokens) == EOS)
 
     def second(key, value):
         return jnp.sum(causal_attention(query, key, value, ends=ends)[:, 20:] ** 2)
@@ -88,7 +94,7 @@ def test_where_positions_begin_changes_nothing():
     tokens = jnp.asarray(rows(4)[:, :-1])
     at = jnp.arange(LENGTH)
     starts = jax.lax.cummax(jnp.where(tokens == EOS, at, 0), axis=1)
-    attend = functools.partial(causal_attention, ends=document_ends(tokens, EOS))
+    attend = functools.partial(causal_attention, ends=document_ends(tokens == EOS))
     on, anew = (
         model.hidden_states(params, tokens, CONFIG, positions=positions, attend=attend)
         for positions in (jnp.broadcast_to(at, tokens.shape), at - starts)
@@ -101,3 +107,38 @@ def test_a_run_isolates_them_by_its_own_tokenizer(gptj, train_flags, tmp_path):
     assert gptj("train", *train_flags(out), "--isolate").code == 0
     compute = json.loads((out / "run.json").read_text())["compute"]
     assert (compute["isolate"], compute["end_of_text"]) == (True, 256)
+
+
+def test_a_turn_of_a_chat_sees_those_before_it_and_no_other_chat(tmp_path):
+    """Whose answers end with an end-of-text each, as those of most templates do."""
+    pytest.importorskip("jinja2")
+    template, config = tmp_path / "chat.jinja", ModelConfig(2, 64, 4, 16, 128, 257, 264, 128)
+    template.write_text(
+        "{% for m in messages %}{{ m.role[0] + ': ' + m.content }}"
+        "{{ eos_token if m.role == 'assistant' }}{% endfor %}{{ 'a: ' if add_generation_prompt }}"
+    )
+    talks = [["hello", "hi", "who?", "me"], ["no", "yes"], ["a", "b", "c", "d", "e", "f"]]
+    roles = ("user", "assistant")
+    lines = [
+        json.dumps({"messages": [
+            {"role": roles[n % 2], "content": text} for n, text in enumerate(talk)
+        ]})
+        for talk in talks
+    ]  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    examples = ExampleConfig("chats", chat_template=template)
+    paths = (str(tmp_path / "in.jsonl"),)
+    prepare(PrepareConfig(paths, tmp_path / "out", "bytes", held_out=0, examples=examples))
+    data = Mixture.open(tmp_path / "out")
+    (part,) = data.parts
+    row = jnp.asarray(TrainBatches(data, 127, 1).batch(0))
+    learns = StepConfig(examples=True, end_of_text=256)
+    params = model.init(jax.random.key(0), config)
+    rows_, counts = learnt(row)
+    _, (together, _) = objective.token_losses(params, rows_, counts, model=config, config=learns)
+    bounds = [*part.store.starts[:].tolist(), len(part.store)]
+    for begin, end in itertools.pairwise(bounds):
+        tokens = jnp.asarray(ids_of(part.store.tokens[begin:end]))[None]
+        _, (alone, _) = model.losses(params, tokens, config)
+        np.testing.assert_allclose(together[0, begin : end - 1], alone[0], rtol=2e-4, atol=2e-5)
+    assert int(jnp.sum(counts)) == sum(len(text) + 1 for talk in talks for text in talk[1::2])

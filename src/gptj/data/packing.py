@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
 
+BEGINS = 1 << 30
+"""A bit that no id has: flipped in that of a row's token where an example begins, or padding. What
+ends an answer within a chat is the same end-of-text, and ends no example."""
+
 READ = 1 << 24
 """Tokens that are looked through at a time."""
 
@@ -25,6 +29,8 @@ class PackedRows:
     """Tokens that there is room for."""
     left_out: int
     """Examples that are longer than a row."""
+    begins: NDArray[np.int64]
+    """Where each of the store's examples begins."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -35,16 +41,19 @@ class PackedRows:
         return range(start, start + int(self.lengths[row]))
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The tokens of some rows as they are stored; shape (rows, width).
+        """The tokens of some rows as they are stored, but for `BEGINS`; shape (rows, width).
 
         The padding is end-of-text, each a document of its own, which is only read; rows past the
         last are nothing else.
         """
-        found = np.full((len(rows), self.width), ~self.store.tokenizer.eos_id, np.int32)
+        padding = ~(self.store.tokenizer.eos_id | BEGINS)
+        found = np.full((len(rows), self.width), padding, np.int32)
         for into, row in zip(found, rows.tolist(), strict=True):
             if row < len(self):
                 own = self.tokens(row)
                 into[: len(own)] = self.store.tokens[own.start : own.stop]
+                first, past = np.searchsorted(self.begins, (own.start, own.stop))
+                into[self.begins[first:past] - own.start] ^= BEGINS
         return found
 
 
@@ -127,7 +136,7 @@ def pack(store: TokenStore, seq: int) -> PackedRows:
     begin = np.array(rows)
     starts = bounds[begin]
     lengths = bounds[past[begin]] - starts
-    return PackedRows(store, starts, lengths, width, int(np.sum(~fits)))
+    return PackedRows(store, starts, lengths, width, int(np.sum(~fits)), bounds[:-1])
 
 
 def shortest(store: TokenStore) -> int:

@@ -17,7 +17,7 @@ from gptj.data.batches import EvalBatches
 from gptj.data.store import TokenStore
 from gptj.model import Params, losses
 from gptj.sharding import Part, place, place_parts
-from gptj.train.objective import StepConfig, attend_in, learnt, preference_losses
+from gptj.train.objective import StepConfig, attend_in, ids_in, learnt, preference_losses
 from gptj.train.preferences import answers
 
 
@@ -60,7 +60,8 @@ def eval_step(
 ) -> Float[Array, ""]:
     """Weighted sum of the tokens' negative log-likelihoods, in nats."""
     attend, dtype = attend_in(tokens, compute), jnp.dtype(compute.dtype)
-    return losses(params, tokens, model, weights=weights, dtype=dtype, attend=attend)[0]
+    ids = ids_in(tokens, compute)
+    return losses(params, ids, model, weights=weights, dtype=dtype, attend=attend)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "compute"))

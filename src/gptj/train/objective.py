@@ -17,6 +17,7 @@ from gptj.adapters import NO_LORA, LoRAConfig
 from gptj.attention import Backend, causal_attention, document_ends
 from gptj.config import ModelConfig
 from gptj.cross_entropy import TokenLosses, ZLoss
+from gptj.data.packing import BEGINS
 from gptj.errors import UserError
 from gptj.model import Attend, Params, losses
 from gptj.remat import Remat
@@ -110,7 +111,10 @@ def objective(
 def learnt(
     tokens: Int[Array, "*accumulate batch length+1"],
 ) -> tuple[Int[Array, "*accumulate batch length+1"], Float[Array, "*accumulate batch length"]]:
-    """The ids of examples, and which targets are learnt, each 1; the others, only read, are 0."""
+    """The ids of examples, and which targets are learnt, each 1; the others, only read, are 0.
+
+    `BEGINS` stays in the ids where it is: see `ids_in`.
+    """
     ids = jnp.where(tokens < 0, ~tokens, tokens)
     return ids, (tokens[..., 1:] >= 0).astype(jnp.float32)
 
@@ -127,9 +131,16 @@ def parts_of(tokens: Int[Array, "accumulate batch length+1"], config: StepConfig
 def attend_in(rows: Int[Array, "batch length+1"], config: StepConfig) -> Attend:
     """How the inputs in some rows see one another."""
     ends = None
-    if config.isolate or config.examples:
-        ends = document_ends(rows[:, :-1], config.end_of_text, closes=config.examples)
+    if config.examples and not config.pairs:  # a pair's answers have each a row to themselves
+        ends = document_ends(rows[:, :-1] & BEGINS != 0)
+    elif config.isolate:
+        ends = document_ends(rows[:, :-1] == config.end_of_text)
     return functools.partial(causal_attention, ends=ends, backend=config.attention)
+
+
+def ids_in(rows: Int[Array, "batch length+1"], config: StepConfig) -> Int[Array, "batch length+1"]:
+    """The ids in some rows, which of examples also say where one begins."""
+    return rows & ~BEGINS if config.examples else rows
 
 
 def _token_loss(
@@ -203,7 +214,7 @@ def token_losses(
     """The loss of some rows, and each token's parts of it."""
     return losses(
         params,
-        rows,
+        ids_in(rows, config),
         model,
         weights=counts,
         dtype=jnp.dtype(config.dtype),
@@ -230,7 +241,7 @@ def _original_loss(
     rounded = jax.tree.map(lambda x: jax.lax.reduce_precision(x, bits.nexp, bits.nmant), params)
     return losses(
         rounded,
-        rows,
+        ids_in(rows, config),
         dataclasses.replace(model, vocab_size=model.padded_vocab_size),
         weights=counts,
         remat=config.remat,
