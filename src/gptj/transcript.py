@@ -15,6 +15,7 @@ and the model goes on from there. It ends where the model begins to speak for so
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def encode(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def _check(messages: Messages) -> None:
     for number, each in enumerate(messages, start=1):
-        if any(END in str(value) for value in each.values()):
+        if END in json.dumps(each, ensure_ascii=False, default=str):
             raise UserError(
                 f"message {number} holds half of a surrogate pair (U+D800), which is not a "
                 "character: remove it"

@@ -1,5 +1,6 @@
 """`gptj bench`: that the sides do the work they are credited with, and the figures fit together."""
 
+import dataclasses
 import json
 import os
 
@@ -18,6 +19,7 @@ from gptj.engine.engine import Engine
 from gptj.errors import UserError
 from gptj.model import count_parameters
 
+OURS32, OURS8 = Side("gptj", "float32"), Side("gptj", "int8")
 LIMITS = Limits("cpu", 10e9, {"float32": 100e9, "bfloat16": 200e9})
 
 
@@ -76,7 +78,7 @@ def test_what_a_peer_cannot_do_here_is_left_out_and_said(in_this_process):
     ("bench", "peer", "said"),
     [
         (TrainBench(), "ctranslate2", "nothing to measure for it: choose of transformers"),
-        (DecodeBench(stored=("int4",)), "ctranslate2", "has no int4: add one of float32"),
+        (DecodeBench(stored=("int4",)), "ctranslate2", "has no int4: ask for one of float32"),
         (LoadBench("x"), "original", "choose of transformers"),
     ],
 )
@@ -90,24 +92,30 @@ class TestWork:
 
     def test_a_token_drawn_reads_every_matrix_once_and_each_key_and_value(self):
         config = ModelConfig(2, 32, 4, 4, 64, 257, 384, context=64)
-        matrices = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 384
+        layers, output = 2 * (4 * 32 * 32 + 2 * 32 * 64), 32 * 384
         for stored, size in (("float32", 4), ("bfloat16", 2), ("int8", 1), ("int4", 0.5)):
             kept = 2 * 2 * 32 * (4 if stored == "float32" else 2)
             bench = DecodeBench(slots=(3,), read=10, new=20)
-            (work,) = works(bench, config, stored).values()
+            (work,) = works(bench, config, Side("gptj", stored)).values()
             assert work.amount == 3 * 20
-            assert work.bytes == 20 * (matrices * size + 3 * 20 * kept)
+            matrices = layers * size + output * max(size, 1)  # int4's own output is in int8
+            assert work.bytes == 20 * (matrices + 3 * 20 * kept)
+            int8 = dataclasses.replace(bench, kv_cache="int8")
+            (less,) = works(int8, config, Side("gptj", stored)).values()
+            assert less.bytes == 20 * (matrices + 3 * 20 * 2 * 2 * 32)
+            (same,) = works(int8, config, Side("transformers", stored)).values()
+            assert same == work
 
     def test_training_costs_six_operations_a_weight_and_token_and_attention_besides(self):
         config = preset("125m")
-        (work,) = works(TrainBench(), config, "float32").values()
+        (work,) = works(TrainBench(), config, OURS32).values()
         products = count_parameters(config) - 50400 * 768
         assert 1 < work.flops / (6 * products * 2048) < 1.05
 
     def test_a_prompt_costs_a_third_of_training_on_it_and_draws_once(self):
         config = preset("125m")
-        (read,) = works(PrefillBench(tokens=512), config, "float32").values()
-        (learnt,) = works(TrainBench(batch=1), config, "float32").values()
+        (read,) = works(PrefillBench(tokens=512), config, OURS32).values()
+        (learnt,) = works(TrainBench(batch=1), config, OURS32).values()
         output = 2 * 511 * 50400 * 768
         assert read.flops == pytest.approx((learnt.flops / 3) - output)
 
@@ -126,7 +134,7 @@ class TestSides:
         config, drawn = ModelConfig.load(tiny_model), []
         drawing = DecodeBench(str(tiny_model), slots=(4,), read=3, new=5)
         cases = own.runs(drawing, config, "int8")
-        assert cases.keys() == works(drawing, config, "int8").keys()
+        assert cases.keys() == works(drawing, config, OURS8).keys()
         plain = Engine.run
 
         def counted(self, asked):
@@ -164,7 +172,7 @@ class TestSides:
         monkeypatch.setattr(model, name, counted)
         bench = DecodeBench(str(tiny_model), slots=(2,), read=3, new=5)
         cases = peers.runs(system, bench, config, "float32")
-        assert cases.keys() == works(bench, config, "float32").keys()
+        assert cases.keys() == works(bench, config, Side(system, "float32")).keys()
         cases["2 slots"]()
         assert drawn == [6, 6, 1, 1]
         mix = ServeBench(str(tiny_model), requests=3, shortest=2, longest=4, new_tokens=2)
@@ -234,6 +242,31 @@ def test_a_file_of_figures_keeps_those_of_other_subjects(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("device", "mesh", "bench", "system", "said"),
+    [
+        ("NVIDIA H200", (1, 1, 1), TrainBench(), "transformers", "would run on the CPU"),
+        ("cpu", (2, 1, 1), TrainBench(), "transformers", "has one device"),
+        ("TPU v4", (1, 1, 1), TrainBench(), "gptj", "belongs to one process"),
+        ("cpu", (2, 1, 1), LoadBench("x"), "gptj", "a mesh changes nothing"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(device, mesh, bench, system, said):
+    limits = dataclasses.replace(LIMITS, device=device)
+    with pytest.raises(UserError, match=said):
+        turns._check(limits, [OURS32, Side(system, "bfloat16")], bench, mesh)
+
+
+def test_limits_are_those_of_all_devices():
+    assert LIMITS.of_devices(4).seconds(Work("x", 1, flops=100e9), "float32") == (0.25, "compute")
+
+
+def test_a_run_is_not_loaded_whole(tmp_path):
+    (tmp_path / "run.json").touch()
+    with pytest.raises(UserError, match="is a run, of which only a part is loaded"):
+        works(LoadBench(str(tmp_path)), None, OURS32)
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("bench", "nothing"), "say what to measure: gptj bench train, decode"),
@@ -246,6 +279,8 @@ def test_a_file_of_figures_keeps_those_of_other_subjects(tmp_path):
         (("bench", "load", "no/such"), "no/such must be a folder or a file on this disk"),
         (("bench", "serve", "--rate", 1, "--peer", "transformers"), "rate=1.0 cannot be asked"),
         (("bench", "serve", "--plot", "x.png"), "plot=x.png needs a --peer"),
+        (("bench", "serve", "--rounds", 3), "rounds=3 needs a --peer"),
+        (("bench", "data", "data", "--rows", 10), "rows=10 must be a multiple of batch=64"),
     ],
 )
 def test_mistakes(refused, words, said):

@@ -114,6 +114,8 @@ class DataBench:
 
     def __post_init__(self) -> None:
         _check_positive(self, "seq", "batch", "rows")
+        if self.rows % self.batch:
+            raise UserError(f"rows={self.rows} must be a multiple of batch={self.batch}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ class ServeBench:
     new_tokens: int = 64
     """Tokens that each request draws."""
     temperature: float = 0.8
-    """0 always takes the likeliest token."""
+    """0 always takes the likeliest token, as all sides do beside a peer."""
     seed: int = 0
     """Of the lengths, the prompts and the moments: the same seed asks the same."""
     engine: EngineConfig = EngineConfig()
@@ -171,7 +173,8 @@ def check_context(bench: DecodeBench | PrefillBench | ServeBench, config: ModelC
         ServeBench: ("longest", "new_tokens"),
     }
     names = rooms[type(bench)]
-    if sum(getattr(bench, name) for name in names) >= config.context + (len(names) > 1):
+    drawn_past_it = type(bench) is ServeBench  # the last token drawn is never read
+    if sum(getattr(bench, name) for name in names) >= config.context + drawn_past_it:
         said = " and ".join(f"{name}={getattr(bench, name)}" for name in names)
         raise UserError(
             f"{said} {'are together' if len(names) > 1 else 'is'} more than the model's context of "

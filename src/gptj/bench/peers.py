@@ -11,6 +11,7 @@ from typing import Any
 
 from gptj.bench.config import Bench, DecodeBench, LoadBench, PrefillBench, ServeBench, TrainBench
 from gptj.bench.inputs import batches, prompts
+from gptj.bench.machine import threads
 from gptj.bench.records import Runs, Unavailable
 from gptj.bench.work import name_of
 from gptj.config import ModelConfig
@@ -25,9 +26,6 @@ SUBJECTS = {
     "original": (TrainBench,),
 }
 """What each can be asked to do."""
-
-BATCH = 16
-"""Requests of a mix that are answered together, padded on the left."""
 
 Draw = Callable[[Sequence[list[int]], int], None]
 """Draws so many tokens after each prompt."""
@@ -50,7 +48,8 @@ def runs(system: str, bench: Bench, config: ModelConfig | None, stored: str) -> 
         from gptj.bench.serve import mix
 
         mixed: Any = [request.prompt for request in mix(bench, config.vocab_size)]
-        parts = [mixed[at : at + BATCH] for at in range(0, len(mixed), BATCH)]
+        size = bench.engine.slots  # answered together, padded on the left
+        parts = [mixed[at : at + size] for at in range(0, len(mixed), size)]
         return {"the mix": lambda: sum([_seconds(draw, each, bench.new_tokens) for each in parts])}
     if isinstance(bench, PrefillBench):
         asked = prompts(config, 1, bench.tokens)
@@ -82,7 +81,7 @@ def _torch_model(config: ModelConfig) -> Any:
     """Transformers' GPT-J of the same shape, with random weights."""
     torch = _imported("torch", "torch")
     transformers = _imported("transformers", "transformers")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads())
     shape = transformers.GPTJConfig(
         vocab_size=config.padded_vocab_size, n_positions=config.context, n_embd=config.d_model,
         n_layer=config.layers, n_head=config.heads, n_inner=config.d_ff,
@@ -162,7 +161,7 @@ def _ctranslate2(config: ModelConfig, stored: str) -> Draw:
         Converter(folder).convert(f"{folder}/converted", quantization=stored)
         generator = ctranslate2.Generator(
             f"{folder}/converted", device="cpu", compute_type=stored, inter_threads=1,
-            intra_threads=len(os.sched_getaffinity(0)),
+            intra_threads=threads(),
         )  # fmt: skip
 
     def draw(asked: Sequence[list[int]], new: int) -> None:

@@ -53,6 +53,11 @@ class Limits:
     flops: Mapping[str, float]
     """Operations a second of a large product, by the type of what is multiplied."""
 
+    def of_devices(self, count: int) -> Limits:
+        """Those of so many such devices."""
+        flops = {kind: rate * count for kind, rate in self.flops.items()}
+        return Limits(self.device, self.bandwidth * count, flops)
+
     def seconds(self, work: Work, stored: str) -> tuple[float, str]:
         """The least that the work could take, and what of: `memory` or `compute`.
 
@@ -73,7 +78,7 @@ class Figure:
     seconds: list[float]
     """Of each counted turn."""
     peak_bytes: int
-    """The most memory that the side's process ever had."""
+    """The most memory that the side's process had once it was ready."""
 
     @property
     def median(self) -> float:

@@ -47,7 +47,9 @@ def run(
         check_context(bench, config)
     if isinstance(bench, ServeBench) and bench.rate:
         raise UserError(f"rate={bench.rate} cannot be asked of a peer: leave it out")
-    sides = {side: works(bench, config, side.stored) for side in sides_of(subject, bench, peers)}
+    if isinstance(bench, ServeBench):
+        bench = dataclasses.replace(bench, temperature=0.0)
+    sides = {side: works(bench, config, side) for side in sides_of(subject, bench, peers)}
     limits, figures, left_out = measure(bench, sides, config, rounds, mesh, tell)
     return Result(
         subject=subject,
@@ -81,8 +83,7 @@ def sides_of(subject: str, bench: Bench, peers: Sequence[Peer]) -> list[Side]:
         own = [Side(peer, stored) for stored in types if stored in TYPES.get(peer, types)]
         if not own:
             raise UserError(
-                f"peer={peer} has no {' or '.join(types)}: add one of "
-                f"{', '.join(TYPES[peer])} to --stored"
+                f"peer={peer} has no {' or '.join(types)}: ask for one of {', '.join(TYPES[peer])}"
             )
         sides += own if peer in TYPES else []
     return [*sides, Side(READING)] if isinstance(bench, LoadBench) else sides

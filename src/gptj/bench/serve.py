@@ -70,6 +70,7 @@ def serve(config: ServeBench) -> ServeResult:
     """
     engine, requests = ready(config)
     step_seconds, step_bytes = _step(engine, requests)
+    engine.prefix.clear()  # those that were just read come again
     draw = np.random.default_rng(config.seed + 1)
     waits = draw.exponential(1 / config.rate, len(requests)) if config.rate else [0] * len(requests)
     asked, came = _answer(engine, requests, np.cumsum(waits).tolist())

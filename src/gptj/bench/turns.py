@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from gptj.bench.config import Bench
+from gptj.bench.config import Bench, DataBench, LoadBench
 from gptj.bench.records import OURS, Figure, Limits, Side, Unavailable, Work
 from gptj.config import ModelConfig
 from gptj.errors import UserError
@@ -42,13 +44,13 @@ class Worker:
 
     def run(self, case: str) -> tuple[float, int]:
         """Do a case's work once: seconds, and the most memory the process ever had."""
-        self._pipe.send(case)
+        self._send(case)
         found: tuple[float, int] = self._receive()
         return found
 
     def limits(self) -> Limits:
         """What this process measures of its device."""
-        self._pipe.send(None)
+        self._send(None)
         found: Limits = self._receive()
         return found
 
@@ -58,10 +60,14 @@ class Worker:
         self._process.join(timeout=10)
         self._process.kill()
 
+    def _send(self, case: str | None) -> None:
+        with contextlib.suppress(OSError):  # if it is gone, receiving says so
+            self._pipe.send(case)
+
     def _receive(self) -> Any:
         try:
             found = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             raise UserError(
                 f"{self.side} ended with status {self._process.exitcode}: what it said stands "
@@ -92,6 +98,9 @@ def measure(
         probe = Worker(Side("limits"), bench, config, (1, 1, 1))
         limits = probe.limits()
         probe.close()
+        _check(limits, sides, bench, mesh)
+        if limits.device != "cpu":
+            limits = limits.of_devices(math.prod(mesh))
         workers, left_out = [], []
         for side in sides:
             tell(f"starting {side}")
@@ -128,6 +137,7 @@ def _work(
     try:
         with _on(mesh):
             runs = _runs(side, bench, config)
+            _forget_peak()
             pipe.send(None)
             while True:
                 case = pipe.recv()
@@ -136,6 +146,30 @@ def _work(
         pipe.send(error)
     except (EOFError, KeyboardInterrupt):
         pass
+
+
+def _check(limits: Limits, sides: Iterable[Side], bench: Bench, mesh: Mesh) -> None:
+    """Refuse what would compare one thing with another."""
+    peers = [side for side in sides if side.system not in (OURS, READING)]
+    ours = [side for side in sides if side.system == OURS]
+    if math.prod(mesh) > 1 and isinstance(bench, LoadBench | DataBench):
+        raise UserError("a mesh changes nothing of this: leave it out")
+    if peers and math.prod(mesh) > 1:
+        raise UserError(f"{peers[0].system} has one device: leave out the mesh, or the peer")
+    if peers and limits.device != "cpu" and not isinstance(bench, LoadBench):
+        raise UserError(
+            f"{peers[0].system} would run on the CPU here, beside our {limits.device}: leave it "
+            "out, or set JAX_PLATFORMS=cpu"
+        )
+    if len(ours) > 1 and limits.device.startswith("TPU"):
+        raise UserError("a TPU belongs to one process at a time: name one type in --stored")
+
+
+def _forget_peak() -> None:
+    """Have the most memory counted from here on, where Linux can."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _runs(

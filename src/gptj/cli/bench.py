@@ -62,8 +62,8 @@ class Outcome:
     peer: tuple[Peer, ...] = ()
     """Others that do the same work in turns: `transformers` with PyTorch, `ctranslate2`; of
     `original`, Mesh Transformer JAX, what was recorded."""
-    rounds: int = 5
-    """Counted turns of each side."""
+    rounds: int | None = None
+    """Counted turns of each side. Default: 5. Not of `serve` without a peer."""
     json: Path | None = None
     """Also write the figures to this file, beside those of other subjects that it has."""
     plot: Path | None = None
@@ -86,6 +86,8 @@ def run_bench(args: Sequence[str]) -> None:
         from gptj.plot import check_picture
 
         check_picture(command.outcome.plot, "plot")
+    if command.outcome.json:
+        _known(command.outcome.json)
     said = shlex.join(["gptj", "bench", *args])
     console = Console(soft_wrap=True)
     if subject == "serve" and not command.outcome.peer:
@@ -118,7 +120,13 @@ def _in_turns(subject: str, command: Any, said: str, console: Console) -> None:
     outcome, mesh = command.outcome, dataclasses.astuple(command.mesh)
     with console.status("") as status:
         result = run(
-            subject, command.bench, outcome.peer, outcome.rounds, said, mesh, status.update
+            subject,
+            command.bench,
+            outcome.peer,
+            5 if outcome.rounds is None else outcome.rounds,
+            said,
+            mesh,
+            status.update,
         )
     show(result, outcome.peer, console)
     if outcome.json:
@@ -133,6 +141,8 @@ def _serve(command: Any, console: Console) -> None:
 
     if command.outcome.plot:
         raise UserError(f"plot={command.outcome.plot} needs a --peer to be drawn beside")
+    if command.outcome.rounds is not None:
+        raise UserError(f"rounds={command.outcome.rounds} needs a --peer to take turns with")
     with command.mesh.use():
         result = serve(command.bench)
     report(result, console)
@@ -142,18 +152,23 @@ def _serve(command: Any, console: Console) -> None:
         _write(command.outcome.json, "serve", figures)
 
 
-def _write(out: Path, subject: str, figures: Any) -> None:
-    """Put a subject's figures into a file, in place of its own that are there."""
+def _known(out: Path) -> dict[str, Any]:
+    """What a file has of other subjects; nothing if it is not there."""
     try:
         known = json.loads(out.read_text()) if out.exists() else {}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if not isinstance(known, dict) or not known.keys() <= SUBJECTS.keys():
-            raise ValueError
-        out.write_text(json.dumps({**known, subject: figures}, indent=2, default=str) + "\n")
     except ValueError:
-        raise UserError(
-            f"json={out} is there and holds something else: choose another file"
-        ) from None
+        known = None
+    if not isinstance(known, dict) or not known.keys() <= SUBJECTS.keys():
+        raise UserError(f"json={out} is there and holds something else: choose another file")
+    return known
+
+
+def _write(out: Path, subject: str, figures: Any) -> None:
+    """Put a subject's figures into a file, in place of its own that are there."""
+    whole = {**_known(out), subject: figures}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(whole, indent=2, default=str) + "\n")
     except OSError as error:
         raise UserError(
             f"json={out} cannot be written ({error.strerror}): choose another file"

@@ -63,7 +63,7 @@ def wanted(these: bool = True) -> contextlib.AbstractContextManager[None]:
 
 def worth(x: Float[Array, "rows ..."]) -> bool:
     """Whether a matrix times these rows is to be one of them."""
-    return in_use() and x.shape[0] <= most_rows(x.dtype)
+    return in_use() and 0 < x.shape[0] <= most_rows(x.dtype)
 
 
 def most_rows(dtype: DTypeLike) -> int:
@@ -142,6 +142,7 @@ def products(
       matrices: of each the floats; or int8 and a scale a column; or pairs of 4 bits, and a scale
         and a low end for each group and column (`gptj.quantised.Int4`).
     """
+    assert len({(len(w), w[0].dtype) for w in matrices}) == 1, "matrices are stored alike"
     name = ("gptj_products", "gptj_products_int8", "gptj_products_int4")[len(matrices[0]) - 1]
     out = [jax.ShapeDtypeStruct((x.shape[0], w[0].shape[1]), jnp.float32) for w in matrices]
     x = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
