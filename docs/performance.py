@@ -30,6 +30,7 @@ def page() -> str:
     for path in sorted(RESULTS.glob("20*.json"), reverse=True):
         for subject, found in json.loads(path.read_text()).items():
             parts += subject_part(subject, found, path.name)
+    parts += growth(json.loads((RESULTS / "growth.json").read_text()))
     parts.append("## Everything else that was measured")
     parts.append(others())
     return "\n\n".join(parts) + "\n"
@@ -79,6 +80,54 @@ def ratios(found: Any) -> Iterator[str]:
             cells = (each["case"], each["ours"], each["peer"], f"{each['median']:.2f} {spread}")
             rows.append(f"| {' | '.join(cells)} |")
         yield "\n".join(rows)
+
+
+THINGS = {
+    "step": "a training step",
+    "compile": "compiling it",
+    "memory": "its memory",
+    "decode": "a decode step",
+    "open": "opening a store",
+    "row": "reading a shuffled row",
+}
+
+
+def growth(found: Any) -> Iterator[str]:
+    """How what is measured grows with each size."""
+    machine, base = found["machine"], found["base"]
+    small = ", ".join(f"{size} {number}" for size, number in base.items())
+    yield "## Growth"
+    yield (
+        f"`{found['command']}`, {found['date']}, {machine['processor']}, {machine['threads']} "
+        f"threads. One size at a time is changed, the others are {small}; vocabulary 2,000. The "
+        "power of a size is fitted over the larger half; beside it that of the work: a step's "
+        "multiplications, a decode step's slots, a width's square of weights; nothing for "
+        "compiling, since layers are one loop, and for a store, whatever it holds."
+    )
+    rows = ["| | by | sizes | from | to | power | must be |", "|---" * 7 + "|"]
+    for each in found["curves"]:
+        sizes, values = each["sizes"], each["found"]
+        show = in_bytes if each["thing"] == "memory" else in_seconds
+        cells = (
+            THINGS[each["thing"]], each["size"], f"{sizes[0]:,} to {sizes[-1]:,}",
+            show(values[0]), show(values[-1]), f"{each['power']:.2f}", f"{each['must']:.2f}",
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    yield "\n".join(rows)
+    yield "![Time and memory against each size](images/growth.png)"
+
+
+def in_seconds(value: float) -> str:
+    """With a unit that fits."""
+    for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-9:.3g} ns"
+
+
+def in_bytes(value: float) -> str:
+    """In MiB."""
+    return f"{value / 2**20:.3g} MiB"
 
 
 def others() -> str:

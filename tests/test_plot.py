@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from gptj.errors import UserError
-from gptj.plot import PlotConfig, Point, _smooth, plot, plot_scores
+from gptj.plot import (
+    Bar,
+    Line,
+    PlotConfig,
+    Point,
+    _smooth,
+    plot,
+    plot_bars,
+    plot_growth,
+    plot_scores,
+)
 
 pytest.importorskip("matplotlib")
 
@@ -154,3 +164,29 @@ def test_without_flops_ours_is_a_line_across_and_no_frame_is_left_empty(tmp_path
     plot_scores(panels, tmp_path / "scores.png")
     assert list(drawn[0].axes[0].lines[-1].get_ydata()) == [40, 40]
     assert [axes.axison for axes in drawn[0].axes] == [True] * 4 + [False] * 2
+
+
+def test_bars_stand_in_groups_with_the_limit_beside_them(tmp_path, drawn):
+    groups = {
+        "1 slot": [Bar("gptj int8", 40.0, "130 tokens/s"), Bar("peer int8", 20.0, "60 tokens/s")],
+        "8 slots": [Bar("gptj int8", 90.0, "600 tokens/s")],
+    }
+    plot_bars(groups, "decode", "% of the limit", 100, tmp_path / "bars.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [40, 20, 90]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "gptj int8", "peer int8", "gptj int8"
+    ]  # fmt: skip
+    ours, peer, again = [bar.get_facecolor() for bar in axes.patches]
+    assert ours == again != peer
+    assert axes.lines[0].get_xdata()[0] == 100
+    assert axes.get_xlim()[1] > 100
+
+
+def test_growth_is_drawn_with_both_axes_logarithmic(tmp_path, drawn):
+    lines = [Line("layers", (1, 2, 4), (1.0, 2.0, 4.0)), Line("batch", (1, 8), (3.0, 9.0))]
+    plot_growth({"a step": lines, "compiling": lines[:1]}, tmp_path / "growth.svg")
+    step, compiling = drawn[0].axes
+    assert [len(axes.lines) for axes in (step, compiling)] == [2, 1]
+    assert {step.get_xscale(), step.get_yscale()} == {"log"}
+    assert step.get_title(loc="left") == "a step"

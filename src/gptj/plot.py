@@ -83,6 +83,34 @@ def plot_bars(
     _save(figure, out)
 
 
+class Line(NamedTuple):
+    """What was measured at each of some sizes."""
+
+    name: str
+    sizes: Sequence[float]
+    found: Sequence[float]
+
+
+def plot_growth(panels: Mapping[str, Sequence[Line]], out: Path) -> None:
+    """Draw how what each panel is named after grows with sizes, both axes logarithmic.
+
+    Raises:
+      UserError: `out` cannot be written, or matplotlib is not installed.
+    """
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure = _figure((4.2 * across, 3.4 * down))
+    frames = figure.subplots(down, across, squeeze=False).flat
+    for (title, lines), axes in zip(panels.items(), frames, strict=False):
+        for line, color in zip(lines, COLORS, strict=False):
+            axes.plot(line.sizes, line.found, "o-", color=color, markersize=4, label=line.name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.legend(frameon=False, fontsize=7)
+        _finish(axes, title, "size")
+    _save(figure, out)
+
+
 def plot_scores(panels: Mapping[str, tuple[Sequence[Point], Point]], out: Path) -> None:
     """Draw scores against training FLOPs: of each title the models known, and one of our own.
 

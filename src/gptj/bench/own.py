@@ -57,7 +57,7 @@ def runs(bench: Bench, config: ModelConfig | None, stored: str) -> Runs:
         engine = _warm(Engine(params, config, None, options))
         asked = prompts(config, 1, bench.tokens)
         return {f"{bench.tokens} tokens": lambda: _drawn(engine, asked, 1)}
-    return {name_of(n): _drawing(bench, params, config, n) for n in bench.slots}
+    return {name_of(n): drawing(bench, params, config, n) for n in bench.slots}
 
 
 def _answered(engine: Engine, requests: Sequence[Request]) -> float:
@@ -95,7 +95,7 @@ def _step(bench: TrainBench, model: ModelConfig, stored: str) -> Callable[[], fl
     return step
 
 
-def _drawing(
+def drawing(
     bench: DecodeBench, params: Any, config: ModelConfig, slots: int
 ) -> Callable[[], float]:
     """The engine with every slot drawing; what reading the prompts took is taken off."""
