@@ -30,7 +30,8 @@ def page() -> str:
     for path in sorted(RESULTS.glob("20*.json"), reverse=True):
         for subject, found in json.loads(path.read_text()).items():
             parts += subject_part(subject, found, path.name)
-    parts += growth(json.loads((RESULTS / "growth.json").read_text()))
+    if (RESULTS / "growth.json").exists():
+        parts += growth(json.loads((RESULTS / "growth.json").read_text()))
     parts.append("## Everything else that was measured")
     parts.append(others())
     return "\n\n".join(parts) + "\n"
