@@ -115,6 +115,12 @@ def growth(found: Any) -> Iterator[str]:
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     yield "\n".join(rows)
+    yield (
+        "Compiling takes longer up to rows of 1,024 tokens and no longer after: attention is "
+        "written out in blocks of at least 128 queries, eight at the most. A step grows faster "
+        "with the length than its multiplications, since on a CPU attention's go at a lower rate "
+        "than the matrices'. Rows are read from memory: the first time, they come from the disk."
+    )
     yield "![Time and memory against each size](images/growth.png)"
 
 
@@ -128,7 +134,7 @@ def in_seconds(value: float) -> str:
 
 def in_bytes(value: float) -> str:
     """In MiB."""
-    return f"{value / 2**20:.3g} MiB"
+    return f"{value / 2**20:,.0f} MiB"
 
 
 def others() -> str:

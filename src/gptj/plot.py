@@ -106,6 +106,10 @@ def plot_growth(panels: Mapping[str, Sequence[Line]], out: Path) -> None:
             axes.plot(line.sizes, line.found, "o-", color=color, markersize=4, label=line.name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        least = min(min(line.found) for line in lines)
+        most = max(max(line.found) for line in lines)
+        spare = max(1.2, (30 * least / most) ** 0.5)  # what hardly grows is to look so
+        axes.set_ylim(least / spare, most * spare)
         axes.legend(frameon=False, fontsize=7)
         _finish(axes, title, "size")
     _save(figure, out)
