@@ -256,6 +256,11 @@ def test_what_cannot_be_compared_is_refused(device, mesh, bench, system, said):
         turns._check(limits, [OURS32, Side(system, "bfloat16")], bench, mesh)
 
 
+def test_limits_are_the_best_that_was_measured():
+    slower = Limits("cpu", 20e9, {"float32": 50e9, "bfloat16": 300e9})
+    assert LIMITS.best(slower) == Limits("cpu", 20e9, {"float32": 100e9, "bfloat16": 300e9})
+
+
 def test_limits_are_those_of_all_devices():
     assert LIMITS.of_devices(4).seconds(Work("x", 1, flops=100e9), "float32") == (0.25, "compute")
 

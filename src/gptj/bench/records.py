@@ -53,6 +53,11 @@ class Limits:
     flops: Mapping[str, float]
     """Operations a second of a large product, by the type of what is multiplied."""
 
+    def best(self, other: Limits) -> Limits:
+        """The higher rates of two measurements of a device."""
+        flops = {kind: max(rate, other.flops[kind]) for kind, rate in self.flops.items()}
+        return Limits(self.device, max(self.bandwidth, other.bandwidth), flops)
+
     def of_devices(self, count: int) -> Limits:
         """Those of so many such devices."""
         flops = {kind: rate * count for kind, rate in self.flops.items()}

@@ -95,12 +95,8 @@ def measure(
       UserError: a side cannot do it here.
     """
     with contextlib.ExitStack() as stack:
-        probe = Worker(Side("limits"), bench, config, (1, 1, 1))
-        limits = probe.limits()
-        probe.close()
+        limits = _probed(bench, config)
         _check(limits, sides, bench, mesh)
-        if limits.device != "cpu":
-            limits = limits.of_devices(math.prod(mesh))
         workers, left_out = [], []
         for side in sides:
             tell(f"starting {side}")
@@ -125,7 +121,17 @@ def measure(
                 if turn:
                     figure.seconds.append(seconds)
                 figures[n] = dataclasses.replace(figure, peak_bytes=peak)
-    return limits, figures, left_out
+    limits = limits.best(_probed(bench, config))  # once more: others may have been busy
+    count = 1 if limits.device == "cpu" else math.prod(mesh)
+    return limits.of_devices(count), figures, left_out
+
+
+def _probed(bench: Bench, config: ModelConfig | None) -> Limits:
+    """What the device gives at best, measured by a process that does nothing else."""
+    probe = Worker(Side("limits"), bench, config, (1, 1, 1))
+    limits = probe.limits()
+    probe.close()
+    return limits
 
 
 def _work(

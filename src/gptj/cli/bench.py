@@ -90,6 +90,7 @@ def run_bench(args: Sequence[str]) -> None:
         _known(command.outcome.json)
     said = shlex.join(["gptj", "bench", *args])
     console = Console(soft_wrap=True)
+    console.width = max(console.width, 90)  # a table's names in one piece
     if subject == "serve" and not command.outcome.peer:
         _serve(command, console)
     else:
