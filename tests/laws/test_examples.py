@@ -9,6 +9,7 @@ import pytest
 
 from gptj import model
 from gptj.config import ModelConfig
+from gptj.data.packing import BEGINS
 from gptj.sharding import make_mesh, place
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.step import StepConfig, mean_gradient
@@ -31,11 +32,14 @@ EXAMPLES = [example() for _ in range(24)]
 
 def packed() -> np.ndarray:
     """All of them in eight rows, three in each, and padding."""
-    rows = np.full((8, LENGTH + 1), ~EOS, np.int32)
+    rows = np.full((8, LENGTH + 1), ~(EOS | BEGINS), np.int32)
     for number, row in enumerate(rows):
-        mine = EXAMPLES[3 * number : 3 * number + 3]
-        parts = np.concatenate([part for prompt, answer in mine for part in (~prompt, answer)])
-        row[: len(parts)] = parts
+        at = 0
+        for prompt, answer in EXAMPLES[3 * number : 3 * number + 3]:
+            own = np.concatenate([~prompt, answer])
+            own[0] ^= BEGINS
+            row[at : at + len(own)] = own
+            at += len(own)
     return rows
 
 
