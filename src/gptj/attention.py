@@ -249,7 +249,7 @@ def cached_attention(
       whole: all of them, where the rows of the cache are those of the query.
     """
     batch, length, heads, d_head = query.shape
-    if whole and length <= kernels.MOST_QUERIES and not d_head % kernels.LANES and kernels.in_use():
+    if whole and not d_head % kernels.LANES and kernels.in_use():
         return _natively(query, last_seen, kernels.attention, *whole)
     if whole and gpu.in_use(query.dtype) and gpu.fits(d_head):
         return _natively(query, last_seen, gpu.attention, *whole)

@@ -215,7 +215,10 @@ def feed_forward_out(
     GELU in GPT-J's tanh form (arXiv:1606.08415). The backward pass recomputes it, and not the
     product.
     """
-    active = settled(jax.nn.gelu(inner + spread(bias, inner, "ffn"), approximate=True))
+    if kernels.in_use():
+        active = kernels.gelu(inner, bias)
+    else:
+        active = settled(jax.nn.gelu(inner + spread(bias, inner, "ffn"), approximate=True))
     return einsum("rf,fe->re", active, weight, "batch", None, unreduced=("tensor",))
 
 

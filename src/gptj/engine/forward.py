@@ -80,7 +80,7 @@ def forward(
             whole = None
             if slot is None:
                 whole = now.keys, now.values
-            elif gpu.in_use(query.dtype):
+            elif gpu.in_use(query.dtype) or kernels.in_use():
                 whole = caching.row(now.keys, slot), caching.row(now.values, slot)
             return cached_attention(query, last_seen, read, whole)
 

@@ -52,7 +52,7 @@ def prefill(
     tokens, slot = reshard(tokens, "batch", None), reshard(slot, "batch")
     read, targets = tokens[:, :-1], tokens[:, 1:]
     own, theirs = cache[: config.layers], cache[config.layers :]
-    with kernels.wanted():
+    with kernels.wanted(), kernels.rounding():
         hidden, own = forward(params, own, read, start, config, slot=slot, adapter=adapter)
 
     def score() -> LogProbs:
@@ -79,7 +79,7 @@ def prefill_draft(
     """A draft model's part of it, by a program of its own: so the model's is always the same."""
     tokens, slot = reshard(tokens, "batch", None), reshard(slot, "batch")
     own, theirs = cache[: -draft.config.layers], cache[-draft.config.layers :]
-    with kernels.wanted():
+    with kernels.wanted(), kernels.rounding():
         _, theirs = forward(draft.params, theirs, tokens[:, :-1], start, draft.config, slot=slot)
     return (*own, *theirs)
 

@@ -15,19 +15,27 @@ namespace {
 using Args = ffi::RemainingArgs;
 using Rets = ffi::RemainingRets;
 
-// Products of x with several matrices; `matrix(n)` is the n-th, of so many columns.
+// Products of x with several matrices; `matrix(n)` is the n-th, of so many columns. They may be of
+// x rounded as the matrix is.
 template <typename M, typename Matrix>
-ffi::Error products(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Rets& outs, const Matrix& matrix) {
+ffi::Error products(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Rets& outs, const Matrix& matrix,
+                    bool rounded = false) {
   const int64_t rows = x.dimensions()[0];
   std::vector<Factor<M>> factors;
   for (size_t n = 0; n < outs.size(); ++n) {
     auto out = *outs.get<ffi::Buffer<ffi::F32>>(n);
     factors.push_back({matrix(n, out->dimensions()[1]), out->typed_data()});
   }
+  const auto multiplied = [&](auto* numbers) {
+    if constexpr (std::is_same_v<M, Plain<int8_t>>) {
+      if (rounded) return rounded_products(pool, factors, numbers, rows);
+    }
+    products(pool, factors, numbers, rows);
+  };
   if (x.element_type() == ffi::F32) {
-    products(pool, factors, static_cast<const float*>(x.untyped_data()), rows);
+    multiplied(static_cast<const float*>(x.untyped_data()));
   } else if (x.element_type() == ffi::BF16) {
-    products(pool, factors, static_cast<const BFloat16*>(x.untyped_data()), rows);
+    multiplied(static_cast<const BFloat16*>(x.untyped_data()));
   } else {
     return ffi::Error::InvalidArgument("what a matrix is multiplied by is float32 or bfloat16");
   }
@@ -54,12 +62,14 @@ ffi::Error Products(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs
   return ffi::Error::InvalidArgument("a matrix without scales is float32 or bfloat16");
 }
 
-ffi::Error ProductsInt8(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs) {
+ffi::Error ProductsInt8(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs,
+                        bool rounded) {
   const int64_t inner = x.dimensions()[1];
-  return products<Plain<int8_t>>(pool, x, outs, [&](size_t n, int64_t columns) {
+  const auto matrix = [&](size_t n, int64_t columns) {
     return Plain<int8_t>{numbers<int8_t>(args, n, 2, 0), numbers<float>(args, n, 2, 1), inner,
                          columns};
-  });
+  };
+  return products<Plain<int8_t>>(pool, x, outs, matrix, rounded);
 }
 
 ffi::Error ProductsInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs) {
@@ -173,6 +183,44 @@ ffi::Error Rows(ffi::AnyBuffer table, ffi::Buffer<ffi::S32> numbers,
   return ffi::Error::Success();
 }
 
+// GELU in its form with tanh(u), as GPT-J has it, is x / (1 + exp(-2 u)).
+INLINE Vector gelu(Vector x) {
+  x = x < -15.0f ? Vector{} - 15.0f : x;  // of which nothing is left
+  const Vector twice = -1.5957691216f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + exponential(twice > 87.0f ? Vector{} + 87.0f : twice));
+}
+
+// GELU of each number of a row and the bias of its column.
+template <typename T>
+void gelu(ffi::ThreadPool& pool, const T* x, const float* bias, T* out, int64_t rows,
+          int64_t columns) {
+  each(pool, rows, [&](int64_t row) {
+    const T* from = x + row * columns;
+    T* to = out + row * columns;
+    int64_t n = 0;
+    for (; n + kLanes <= columns; n += kLanes) store(to + n, gelu(load(from + n) + load(bias + n)));
+    for (; n < columns; ++n) {
+      alignas(64) T one[kLanes];
+      store(one, gelu(Vector{} + (single(from + n) + bias[n])));
+      to[n] = one[0];
+    }
+  });
+}
+
+ffi::Error Gelu(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> bias,
+                ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t rows = x.dimensions()[0], columns = x.dimensions()[1];
+  const auto run = [&](auto number) {
+    using T = decltype(number);
+    gelu(pool, static_cast<const T*>(x.untyped_data()), bias.typed_data(),
+         static_cast<T*>(out->untyped_data()), rows, columns);
+    return ffi::Error::Success();
+  };
+  if (x.element_type() == ffi::F32) return run(float{});
+  if (x.element_type() == ffi::BF16) return run(BFloat16{});
+  return ffi::Error::InvalidArgument("what GELU is of is float32 or bfloat16");
+}
+
 }  // namespace
 
 // Whether products of bfloat16 numbers go in pairs.
@@ -198,7 +246,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt8, ProductsInt8,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .RemainingArgs()
-                                  .RemainingRets());
+                                  .RemainingRets()
+                                  .Attr<bool>("rounded"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt4, ProductsInt4,
                               ffi::Ffi::Bind()
@@ -238,4 +287,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjRows, Rows,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjGelu, Gelu,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());

@@ -186,7 +186,6 @@ INLINE void pair_up(const Int4& w, int64_t k, bool, int64_t begin, int64_t width
 // sums[m][n] += sum over k of x[m][k] * part[k][n], for four rows m and kSpan columns n. Other work
 // is done meanwhile, in small pieces: a processor shuffles while it multiplies.
 // Sixteen sums at a time: with fewer each would wait for the one before.
-#define EACH_SPAN(DO, m) DO(m, 0) DO(m, 1) DO(m, 2) DO(m, 3)
 #define LOAD_SUM(m, j) auto a##m##j = (__m512)load(sums + m * room + j * kLanes);
 #define STORE_SUM(m, j) store(sums + m * room + j * kLanes, (Vector)a##m##j);
 #define LOAD_COLUMNS(j) const auto w##j = (__m512bh)_mm512_load_si512(part + j * kLanes);

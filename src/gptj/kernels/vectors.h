@@ -37,6 +37,7 @@ struct BFloat16 { uint16_t bits; };
 
 // Sums and factors have names of their own: in an array, gcc would keep them in memory.
 #define EACH_OF_FOUR(DO) DO(0) DO(1) DO(2) DO(3)
+#define EACH_SPAN(DO, m) DO(m, 0) DO(m, 1) DO(m, 2) DO(m, 3)
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -90,6 +91,28 @@ INLINE float single(const BFloat16* at) {
   return value;
 }
 INLINE float single(const int8_t* at) { return *at; }
+
+// Rounded to the nearest, of two as near to the even one.
+INLINE void store(BFloat16* at, Vector value) {
+  const Words bits = reinterpret_cast<Words>(value);
+  const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  *reinterpret_cast<Halves*>(at) = __builtin_convertvector(rounded, Halves);
+}
+
+INLINE Vector exponential(Vector x) {
+  x = x < -87.0f ? Vector{} - 87.0f : x;
+  const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * reinterpret_cast<Vector>(power);
+}
 
 INLINE float added(Vector x) {
   float total = 0;

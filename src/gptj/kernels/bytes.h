@@ -1,0 +1,191 @@
+// A matrix of bytes times rows that are rounded to bytes as well, as a prompt's may be when it is
+// read: processors multiply bytes by fours and add them in 32 bits (AVX512-VNNI).
+//
+// A row is rounded in chunks, each by a scale of its own, from its largest number. Where that would
+// lose more than kLost of a chunk's norm, what is lost is rounded once more, and multiplied as a
+// row of its own. So what becomes of a row depends on nothing but itself.
+
+#ifndef GPTJ_BYTES_H_
+#define GPTJ_BYTES_H_
+
+#include "pairs.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#define GPTJ_BYTES
+
+namespace {
+
+constexpr int64_t kChunk = 256;       // rows of a block of the matrix
+constexpr float kLost = 0.01f;        // of a chunk's norm
+constexpr float kMost = 127.0f;       // the largest byte
+constexpr int32_t kShift = 128;       // what makes a matrix's byte one without a sign
+constexpr int64_t kFours = kChunk / 4;
+
+// A row's chunk in bytes, or what was lost of it.
+struct alignas(64) Rounded {
+  int8_t bytes[kChunk];
+  float scale;
+  int32_t shifted;  // what kShift adds to its products
+  int64_t row;
+};
+
+// Rows in chunks; of each chunk those to be multiplied, in fours. Its memory is used again.
+struct ByteRows {
+  int64_t rows, chunks;
+  std::vector<Rounded> parts;                      // of a chunk first all rows, then what they lost
+  std::vector<std::vector<const Rounded*>> taken;  // those of a chunk
+
+  Rounded& part(int64_t chunk, int64_t level, int64_t row) {
+    return parts[(2 * chunk + level) * rows + row];
+  }
+};
+
+// Rounds `numbers` and leaves in them what is lost.
+INLINE void round_to_bytes(float* numbers, float largest, int64_t row, Rounded& to) {
+  const float scale = largest / kMost;
+  const __m512 times = _mm512_set1_ps(largest > 0 ? kMost / largest : 0.0f);
+  const __m512 limit = _mm512_set1_ps(kMost);
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t k = 0; k < kChunk; k += 16) {
+    const __m512 x = _mm512_loadu_ps(numbers + k);
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(x, times), limit));
+    _mm_store_si128(reinterpret_cast<__m128i*>(to.bytes + k), _mm512_cvtsepi32_epi8(rounded));
+    sum = _mm512_add_epi32(sum, rounded);
+    const __m512 kept = _mm512_mul_ps(_mm512_cvtepi32_ps(rounded), _mm512_set1_ps(scale));
+    _mm512_storeu_ps(numbers + k, _mm512_sub_ps(x, kept));
+  }
+  to.scale = scale;
+  to.shifted = -kShift * _mm512_reduce_add_epi32(sum);
+  to.row = row;
+}
+
+// One chunk of a row, rounded; and again, where too much of it is lost.
+template <typename X>
+void round_chunk(const X* x, int64_t count, int64_t row, Rounded& first, Rounded& second) {
+  alignas(64) float numbers[kChunk] = {};
+  __m512 most = _mm512_setzero_ps(), squares = most;
+  int64_t whole = count / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) store(numbers + k, load(x + k));
+  for (int64_t k = whole; k < count; ++k) numbers[k] = single(x + k);
+  for (int64_t k = 0; k < kChunk; k += 16) {
+    const __m512 value = _mm512_load_ps(numbers + k);
+    most = _mm512_max_ps(most, _mm512_abs_ps(value));
+    squares = _mm512_fmadd_ps(value, value, squares);
+  }
+  const float largest = _mm512_reduce_max_ps(most), norm = _mm512_reduce_add_ps(squares);
+  // A number loses up to half a step, and evenly spread up to that the twelfth of a step's square.
+  const float step = largest / kMost, lost = static_cast<float>(count) * step * step / 12.0f;
+  round_to_bytes(numbers, largest, row, first);
+  second.row = -1;
+  if (lost > kLost * kLost * norm) round_to_bytes(numbers, step / 2, row, second);
+}
+
+const Rounded kNothing = {{}, 0.0f, 0, -1};
+
+template <typename X>
+const ByteRows& arranged_in_bytes(ffi::ThreadPool& pool, const Plain<int8_t>& w, const X* x,
+                                  int64_t rows) {
+  static thread_local ByteRows held;
+  ByteRows& left = held;  // of this thread, whichever looks at it
+  const int64_t chunks = (w.inner + kChunk - 1) / kChunk;
+  left.rows = rows;
+  left.chunks = chunks;
+  if (left.parts.size() < size_t(2 * chunks * rows)) left.parts.resize(2 * chunks * rows);
+  each(pool, rows, [&](int64_t row) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t k = chunk * kChunk, count = std::min(kChunk, w.inner - k);
+      round_chunk(x + row * w.inner + k, count, row, left.part(chunk, 0, row),
+                  left.part(chunk, 1, row));
+    }
+  });
+  if (left.taken.size() < size_t(chunks)) left.taken.resize(chunks);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    auto& taken = left.taken[chunk];
+    taken.clear();
+    for (int64_t n = 0; n < 2 * rows; ++n) {
+      const Rounded& part = left.part(chunk, 0, n);
+      if (part.row >= 0) taken.push_back(&part);
+    }
+    while (taken.size() % 4) taken.push_back(&kNothing);
+  }
+  return left;
+}
+
+// kSpan columns of four rows of the matrix from k, by fours and without signs; zeros below its end.
+INLINE void put_fours(const Plain<int8_t>& w, int64_t k, int64_t begin, int64_t width,
+                      uint32_t* to) {
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kShift));
+  const auto read = [&](int64_t row) {
+    if (row >= w.inner) return _mm512_setzero_si512();
+    const int8_t* at = w.row(row, begin);
+    __builtin_prefetch(at + kAhead, 0, kNear);
+    if (width >= kSpan) return _mm512_xor_si512(spread(at), sign);
+    alignas(64) int8_t some[kSpan] = {};
+    __builtin_memcpy(some, at, width);
+    return _mm512_xor_si512(spread(some), sign);
+  };
+  // Bytes of two rows, then of two and two: as two halves of a number would be.
+  const Span span = interleaved(read(k), read(k + 1), read(k + 2), read(k + 3));
+  for (int j = 0; j < 4; ++j) _mm512_store_si512(to + j * kLanes, span.at[j]);
+}
+
+// sums[row][n] += scale * sum over k of bytes[k] * part[k][n], for four of those taken.
+#define LOAD_SHIFT(m, j) auto a##m##j = _mm512_set1_epi32(p##m->shifted);
+#define LOAD_FOURS(j) const __m512i w##j = _mm512_load_si512(part + j * kLanes);
+#define TAKE_FOUR(m, j) a##m##j = _mm512_dpbusd_epi32(a##m##j, w##j, x##m);
+#define TAKE_FOURS_OF(m)                                                                          \
+  {                                                                                               \
+    int32_t four;                                                                                 \
+    __builtin_memcpy(&four, p##m->bytes + 4 * k, 4);                                              \
+    const __m512i x##m = _mm512_set1_epi32(four);                                                 \
+    EACH_SPAN(TAKE_FOUR, m)                                                                       \
+  }
+#define ADD_SCALED(m, j)                                                                          \
+  store(at##m + j * kLanes, (Vector)_mm512_fmadd_ps(_mm512_cvtepi32_ps(a##m##j), scale##m,        \
+                                                    (__m512)load(at##m + j * kLanes)));
+#define ADD_PART(m)                                                                               \
+  if (p##m->row >= 0) {                                                                           \
+    const __m512 scale##m = _mm512_set1_ps(p##m->scale);                                          \
+    float* at##m = sums + p##m->row * room;                                                       \
+    EACH_SPAN(ADD_SCALED, m)                                                                      \
+  }
+INLINE void add_bytes(const Rounded* const* taken, const uint32_t* part, float* sums,
+                      int64_t room) {
+  const Rounded *p0 = taken[0], *p1 = taken[1], *p2 = taken[2], *p3 = taken[3];
+  EACH_SPAN(LOAD_SHIFT, 0) EACH_SPAN(LOAD_SHIFT, 1)
+  EACH_SPAN(LOAD_SHIFT, 2) EACH_SPAN(LOAD_SHIFT, 3)
+  for (int64_t k = 0; k < kFours; ++k, part += kSpan) {
+    EACH_OF_FOUR(LOAD_FOURS)
+    EACH_OF_FOUR(TAKE_FOURS_OF)
+  }
+  EACH_OF_FOUR(ADD_PART)
+}
+
+// Columns [begin, begin + width) of out = x @ w. The sums of a row of x are `room` apart.
+void multiply(const Plain<int8_t>& w, const ByteRows& left, int64_t begin, int64_t width,
+              float* out, float* sums, int64_t room) {
+  alignas(64) uint32_t part[kFours * kSpan];
+  std::fill(sums, sums + left.rows * room, 0.0f);
+  for (int64_t chunk = 0; chunk < left.chunks; ++chunk) {
+    const auto& taken = left.taken[chunk];
+    for (int64_t column = 0; column < width; column += kSpan) {
+      const int64_t some = std::min(kSpan, width - column);
+      for (int64_t k = 0; k < kFours; ++k) {
+        put_fours(w, chunk * kChunk + 4 * k, begin + column, some, part + k * kSpan);
+      }
+      for (size_t m = 0; m < taken.size(); m += 4) {
+        add_bytes(taken.data() + m, part, sums + column, room);
+      }
+    }
+  }
+  for (int64_t m = 0; m < left.rows; ++m) {
+    const float* from = sums + m * room;
+    float* to = out + m * w.columns + begin;
+    for (int64_t n = 0; n < width; ++n) to[n] = from[n] * w.scale[begin + n];
+  }
+}
+
+}  // namespace
+
+#endif  // __AVX512VNNI__ and __AVX512BF16__
+#endif  // GPTJ_BYTES_H_
