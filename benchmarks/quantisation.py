@@ -30,6 +30,7 @@ import numpy as np
 from figures import RESULTS, write
 
 import gptj
+from gptj import kernels
 from gptj.engine.cache import Cache, new_cache
 from gptj.engine.forward import forward
 from gptj.model import logits
@@ -45,6 +46,8 @@ class Kind(NamedTuple):
     dtype: str = "float32"
     quantize: str | None = None
     int8_cache: bool = False
+    natively: bool = False
+    """By a CPU's native programs, as the engine reads a prompt."""
 
 
 KINDS = {
@@ -55,6 +58,8 @@ KINDS = {
     "int8 cache": Kind(int8_cache=True),
     "int8, int8 cache": Kind(quantize="int8", int8_cache=True),
     "int4, int8 cache": Kind(quantize="int4", int8_cache=True),
+    "bfloat16, int8": Kind("bfloat16", "int8"),
+    "bfloat16, int8, natively": Kind("bfloat16", "int8", natively=True),
 }
 
 
@@ -99,7 +104,8 @@ def measure(path: str, kind: Kind, tokens: np.ndarray, expected: np.memmap) -> d
         count = len(piece) - 1
         padded = np.pad(piece, (0, CHUNK - count))  # read after the chunk's end, and seen by none
         given, targets = padded[:CHUNK], padded[1 : CHUNK + 1]
-        rows, cache = read(model.params, cache, given, np.full(1, start, np.int32), config)
+        with kernels.wanted(kind.natively), kernels.rounding():
+            rows, cache = read(model.params, cache, given, np.full(1, start, np.int32), config)
         if kind == Kind():
             expected[row : row + count] = np.asarray(rows)[:count]
         reference = np.pad(expected[row : row + count], [(0, CHUNK - count), (0, 0)])
@@ -162,7 +168,7 @@ def main() -> None:
 
 def line(name: str, found: dict[str, float]) -> str:
     return (
-        f"{name:18} perplexity {found['perplexity']:9.4f}   KL {found['kl']:.2e}   "
+        f"{name:24} perplexity {found['perplexity']:9.4f}   KL {found['kl']:.2e}   "
         f"agrees {100 * found['agrees']:6.2f} %   {found['weights_bytes'] / 1e6:9.2f} MB   "
         f"{found['cache_bytes_a_token']:7.0f} bytes of cache a token"
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
+from gptj import kernels
 from gptj.attention import KEYS
 from gptj.config import ModelConfig
 from gptj.quantised import Int8Rows, int8_rows
@@ -106,6 +107,8 @@ def write_one(
         parts = _parts(all_rows)
         return reshape(jax.vmap(put)(parts, pieces, slot, at), all_rows.shape, *AXES)
 
+    if kernels.in_use() and not isinstance(rows, Int8Rows):
+        return kernels.put(rows, new, slot[0], at[0])
     return _put(put_all, rows, new)
 
 

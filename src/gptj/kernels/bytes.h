@@ -16,7 +16,7 @@
 namespace {
 
 constexpr int64_t kChunk = 256;       // rows of a block of the matrix
-constexpr float kLost = 0.01f;        // of a chunk's norm
+constexpr float kLost = 0.015f;       // of a chunk's norm
 constexpr float kMost = 127.0f;       // the largest byte
 constexpr int32_t kShift = 128;       // what makes a matrix's byte one without a sign
 constexpr int64_t kFours = kChunk / 4;

@@ -183,6 +183,24 @@ ffi::Error Rows(ffi::AnyBuffer table, ffi::Buffer<ffi::S32> numbers,
   return ffi::Error::Success();
 }
 
+// Tokens' heads put into a slot of a cache from a position on; the cache is also what comes out.
+ffi::Error Put(ffi::AnyBuffer, ffi::AnyBuffer tokens, ffi::Buffer<ffi::S32> slot,
+               ffi::Buffer<ffi::S32> at, ffi::Result<ffi::AnyBuffer> cache) {
+  const auto from = tokens.dimensions(), to = cache->dimensions();
+  const int64_t count = from[1], heads = from[2], positions = to[2];
+  const size_t size = tokens.size_bytes() / (count * heads);  // of one head of a token
+  const int64_t own = std::clamp<int64_t>(*slot.typed_data(), 0, to[0] - 1) * heads;
+  const int64_t begin = std::clamp<int64_t>(*at.typed_data(), 0, positions - count);
+  const char* read = static_cast<const char*>(tokens.untyped_data());
+  char* write = static_cast<char*>(cache->untyped_data());
+  for (int64_t n = 0; n < count; ++n) {
+    for (int64_t head = 0; head < heads; ++head, read += size) {
+      std::memcpy(write + ((own + head) * positions + begin + n) * size, read, size);
+    }
+  }
+  return ffi::Error::Success();
+}
+
 // GELU in its form with tanh(u), as GPT-J has it, is x / (1 + exp(-2 u)).
 INLINE Vector gelu(Vector x) {
   x = x < -15.0f ? Vector{} - 15.0f : x;  // of which nothing is left
@@ -294,4 +312,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjGelu, Gelu,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjPut, Put,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>());
