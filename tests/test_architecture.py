@@ -59,7 +59,7 @@ WITHOUT_JAX = {"errors", "config", "hub", "bpe", "tokenizer", "transcript", "dat
 JAX = {"jax", "jaxlib", "optax", "orbax"}
 
 MODULE_LINES = 400
-FUNCTION_LINES = 80
+FUNCTION_LINES = 60
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

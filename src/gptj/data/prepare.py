@@ -206,39 +206,28 @@ def _prepare(
     config.clean.check(inputs)
     check_listed(inputs.sources)
     # The inputs are read once per stage and not held: they may be larger than memory.
-    kind = config.examples.examples
-    how = ReadConfig(
-        config.text_field,
-        config.split_by,
-        config.strict,
-        config.clean,
-        config.examples,
-        given if isinstance(given, Tokenizer) else None,
-        config.exclude,
-    )
+    how = _how(config, given if isinstance(given, Tokenizer) else None)
     how.check(inputs)
     reading = Reading(inputs, how)
     if before:
-        before.check(config.split_by, config.held_out, kind)
+        before.check(config.split_by, config.held_out, config.examples.examples)
         before.check_new(reading)
         leave_out_held(reading.documents(), before.stores, reading.drops)
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops, how.tokenizer)
-    splits = plan_groups(
-        reading.documents(), config.held_out, config.seed, config.split_by, kind is not None
-    )
+    whole = config.examples.examples is not None
+    splits = plan_groups(reading.documents(), config.held_out, config.seed, config.split_by, whole)
     if before and any(split.unit != "nothing" for split in splits.values()):
         leave_out_trained(reading.documents(), splits, before.stores, reading.drops)
     if isinstance(given, Tokenizer):
         tokenizer = given
     else:
-        documents = divided(reading.documents(), splits)
-        texts = (document.text for document, held in documents if not held)
-        tokenizer = Tokenizer.train(texts, given)
+        learnt = divided(reading.documents(), splits)
+        tokenizer = Tokenizer.train((document.text for document, held in learnt if not held), given)
         how = dataclasses.replace(how, tokenizer=tokenizer)
-    first_shard = before.next_shard if before else 0
     parts = tuple(portions(inputs))
     reading = dataclasses.replace(reading, config=how)
-    writing = Writing(scratch, reading, parts, splits, tokenizer, first_shard)
+    shard = before.next_shard if before else 0
+    writing = Writing(scratch, reading, parts, splits, tokenizer, shard)
     with continuing(config.out, scratch, _key(config, writing, before)):
         done = _write(writing, config.ray)
         try:
@@ -249,10 +238,7 @@ def _prepare(
         if before:
             before.add(scratch / COMPLETE, tokenizer, written)
         else:
-            for side, each in written.items():
-                finish(place_of(*side, scratch / COMPLETE), tokenizer, each, kind)
-            groups = config.split_by is not None
-            appear(scratch / COMPLETE, config.out, config.force, groups=groups)
+            _appear(config, scratch / COMPLETE, tokenizer, written)
     for portion in done:
         reading.drops.take(portion.dropped)
     return PrepareReport(
@@ -267,6 +253,28 @@ def _prepare(
         dropped=reading.drops.report(),
         is_more=before is not None,
     )
+
+
+def _how(config: PrepareConfig, tokenizer: Tokenizer | None) -> ReadConfig:
+    """How the inputs are read."""
+    return ReadConfig(
+        config.text_field,
+        config.split_by,
+        config.strict,
+        config.clean,
+        config.examples,
+        tokenizer,
+        config.exclude,
+    )
+
+
+def _appear(
+    config: PrepareConfig, made: Path, tokenizer: Tokenizer, written: dict[StoreKey, list[Written]]
+) -> None:
+    """Complete the stores that were made, and let them be seen where they were asked for."""
+    for side, each in written.items():
+        finish(place_of(*side, made), tokenizer, each, config.examples.examples)
+    appear(made, config.out, config.force, groups=config.split_by is not None)
 
 
 def _everywhere(config: PrepareConfig) -> list[str]:

@@ -71,9 +71,14 @@ def new_cache(
 
 
 def write(
-    rows: Rows, new: Float[Array, "slots length heads d_head"], at: Int[Array, " slots"]
+    rows: Rows,
+    new: Float[Array, "some length heads d_head"],
+    at: Int[Array, " some"],
+    slot: Int[Array, " ways"] | None = None,
 ) -> Rows:
-    """`new` put at each slot's own position."""
+    """`new` put at each slot's own position, or with `slot` at one's in each part of the mesh."""
+    if slot is not None:
+        return _write_one(rows, new, slot, at)
 
     def put(row: Array, piece: Array, begin: Array) -> Array:
         return jax.lax.dynamic_update_slice(row, piece, (0, begin, 0))
@@ -81,8 +86,12 @@ def write(
     return _put(lambda all_rows, piece: jax.vmap(put)(all_rows, piece, at), rows, new)
 
 
-def read(rows: Rows, index: Int[Array, ""]) -> Float[Array, "slots heads keys d_head"]:
-    """The `index`-th 256 positions of every slot."""
+def read(
+    rows: Rows, index: Int[Array, ""], slot: Int[Array, " ways"] | None = None
+) -> Float[Array, "some heads keys d_head"]:
+    """The `index`-th 256 positions of every slot, or of one slot in each part of the mesh."""
+    if slot is not None:
+        return _read_one(rows, slot, index)
     return _get(lambda x: jax.lax.dynamic_slice_in_dim(x, index * KEYS, KEYS, axis=2), rows)
 
 
@@ -90,7 +99,7 @@ def read(rows: Rows, index: Int[Array, ""]) -> Float[Array, "slots heads keys d_
 # number within the part. Without a mesh plain slices do, which are in place on a CPU.
 
 
-def write_one(
+def _write_one(
     rows: Rows,
     new: Float[Array, "ways length heads d_head"],
     slot: Int[Array, " ways"],
@@ -112,7 +121,7 @@ def write_one(
     return _put(put_all, rows, new)
 
 
-def read_one(
+def _read_one(
     rows: Rows, slot: Int[Array, " ways"], index: Int[Array, ""]
 ) -> Float[Array, "ways heads keys d_head"]:
     """The `index`-th 256 positions of one slot of each part."""

@@ -11,7 +11,7 @@ from gptj.adapters import choose
 from gptj.attention import KeysValues, cached_attention
 from gptj.config import ModelConfig
 from gptj.engine import cache as caching
-from gptj.engine.cache import Cache, LayerCache, Rows
+from gptj.engine.cache import Cache, LayerCache
 from gptj.kernels import gpu
 from gptj.model import Block, Params, block, embed, final_norm
 from gptj.sharding import reshape, reshard
@@ -49,33 +49,18 @@ def forward(
     """
     tokens, start = reshard(tokens, "batch", None), reshard(start, "batch")
     positions = start[:, None] + jnp.arange(tokens.shape[1])
-    at, last_seen = start, positions
-    if ring is not None:
-        size = config.context - 1
-        at = jnp.where(ring, start % size, start)
-        last_seen = jnp.where(ring[:, None], jnp.minimum(positions, size - 1), positions)
-    if active is not None:
-        last_seen = jnp.where(active[:, None], last_seen, 0)
-
-    def put(rows: Rows, new: Array) -> Rows:
-        if slot is None:
-            return caching.write(rows, new, at)
-        return caching.write_one(rows, new, slot, at)
-
-    def get(rows: Rows, index: Array) -> Array:
-        if slot is None:
-            return caching.read(rows, index)
-        return caching.read_one(rows, slot, index)
+    at, last_seen = _places(start, positions, config.context - 1, ring, active)
 
     def layer(x: Array, stored: Block[Array], seen: LayerCache) -> tuple[Array, LayerCache]:
         now = seen
 
         def attend(query: Array, key: Array, value: Array) -> Array:
             nonlocal now
-            now = LayerCache(put(seen.keys, key), put(seen.values, value))
+            keys = caching.write(seen.keys, key, at, slot)
+            now = LayerCache(keys, caching.write(seen.values, value, at, slot))
 
             def read(index: Array) -> KeysValues:
-                return get(now.keys, index), get(now.values, index)
+                return caching.read(now.keys, index, slot), caching.read(now.values, index, slot)
 
             whole = None
             if slot is None:
@@ -88,16 +73,36 @@ def forward(
             stored = choose(stored, rows)
         return block(x, stored, config, positions, attend), now
 
-    rows = None
-    if adapter is not None:
-        each = jnp.broadcast_to(reshard(adapter, "batch")[:, None], tokens.shape)
-        rows = reshape(each, (-1,), "batch")
+    rows = None if adapter is None else _by_row(adapter, tokens)
     x, new = embed(params, tokens, params.embedding.dtype), []
     with kernels.wanted(kernels.is_wanted() and _may_read_layers(params)):
         for stored, seen in zip(layers_of(params), cache, strict=True):
             x, now = layer(x, stored, seen)
             new.append(now)
     return final_norm(params, x, config), tuple(new)
+
+
+def _by_row(adapter: Int[Array, " batch"], tokens: Tokens) -> Int[Array, " rows"]:
+    """A row's number for each of its tokens."""
+    each = jnp.broadcast_to(reshard(adapter, "batch")[:, None], tokens.shape)
+    return reshape(each, (-1,), "batch")
+
+
+def _places(
+    start: Int[Array, " batch"],
+    positions: Int[Array, "batch length"],
+    size: int,
+    ring: Bool[Array, " batch"] | None,
+    active: Bool[Array, " batch"] | None,
+) -> tuple[Int[Array, " batch"], Int[Array, "batch length"]]:
+    """Where in the cache a row's tokens are written, and the last key that each of them sees."""
+    at, last_seen = start, positions
+    if ring is not None:
+        at = jnp.where(ring, start % size, start)
+        last_seen = jnp.where(ring[:, None], jnp.minimum(positions, size - 1), positions)
+    if active is not None:
+        last_seen = jnp.where(active[:, None], last_seen, 0)
+    return at, last_seen
 
 
 def layers_of(params: Params[Array]) -> tuple[Block[Array], ...]:

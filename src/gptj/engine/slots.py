@@ -114,19 +114,16 @@ def one_slot(
       allowed: by token whether it may come next, where the completion is guided.
     """
     vocab = config.padded_vocab_size
-    bias, ends, in_prompt = (np.zeros(vocab, dtype) for dtype in (np.float32, bool, bool))
+    ends, in_prompt = np.zeros(vocab, bool), np.zeros(vocab, bool)
     ends[list(sampling.ends(eos))] = True
     in_prompt[prompt] = True
+    bias = np.zeros(vocab, np.float32)
     if sampling.allowed_tokens is not None:
         allowed = ends.copy()
         allowed[list(sampling.allowed_tokens)] = True
         bias[~allowed] = -np.inf
-    for token, value in sampling.logit_bias.items():
-        bias[token] += value
-    bias[list(sampling.banned_tokens)] = -np.inf
+    _add_bias(sampling, bias)
     i32 = np.int32
-    known = np.zeros(history, np.int32)
-    known[: len(prompt)] = prompt[:history]
     values: dict[str, Any] = {
         "token": i32(prompt[-1]),
         "position": i32(len(prompt) - 1),
@@ -148,7 +145,14 @@ def one_slot(
         "allowed": np.ones(vocab, bool) if allowed is None else allowed,
         "in_prompt": in_prompt,
         "drawn": np.zeros(vocab, i32),
-        "history": known,
+        "history": np.array((prompt + [0] * history)[:history], i32),
+        **{name: np.float32(getattr(sampling, name)) for name in _NUMBERS},
     }
-    values |= {name: np.float32(getattr(sampling, name)) for name in _NUMBERS}
     return Slots(**values)
+
+
+def _add_bias(sampling: SamplingParams, bias: np.ndarray) -> None:
+    """Add to each token's logit what the request says of it."""
+    for token, value in sampling.logit_bias.items():
+        bias[token] += value
+    bias[list(sampling.banned_tokens)] = -np.inf
