@@ -47,13 +47,14 @@ class Level:
 _V2 = frozenset(["cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2"])
 _V3 = _V2 | frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"])
 _V4 = _V3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
-_BF16 = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vbmi")
+_PAIRS = _V4 | frozenset(["avx512_bf16", "avx512vbmi", "avx512_vnni"])
+_BF16 = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni")
 _AMX = ("-mamx-tile", "-mamx-bf16")
 X86_64 = (
     Level("avx2", ("-march=x86-64-v3",), _V3),
     Level("avx512", ("-march=x86-64-v4",), _V4),
-    Level("avx512-bf16", _BF16, _V4 | {"avx512_bf16", "avx512vbmi"}),
-    Level("amx-bf16", (*_BF16, *_AMX), _V4 | {"avx512_bf16", "avx512vbmi", "amx_tile", "amx_bf16"}),
+    Level("avx512-bf16", _BF16, _PAIRS),
+    Level("amx-bf16", (*_BF16, *_AMX), _PAIRS | {"amx_tile", "amx_bf16"}),
 )
 """Each can run all that those before it can. A processor that cannot multiply and add at once has
 none: there a row's bits would depend on its company."""

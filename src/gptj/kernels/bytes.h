@@ -10,7 +10,7 @@
 
 #include "pairs.h"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)  // tiles are faster
 #define GPTJ_BYTES
 
 namespace {
@@ -187,5 +187,5 @@ void multiply(const Plain<int8_t>& w, const ByteRows& left, int64_t begin, int64
 
 }  // namespace
 
-#endif  // __AVX512VNNI__ and __AVX512BF16__
+#endif  // GPTJ_BYTES
 #endif  // GPTJ_BYTES_H_

@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kTogether = 4;  // rows of x that an unpacked block is multiplied with
 constexpr int64_t kFew = 2;       // rows of x for which it is not unpacked
 constexpr int64_t kStep = 2 * kLanes;
+constexpr int64_t kStreams = 8;  // rows of the matrix that are read together, for one of x
 
 #define EACH_OF_EIGHT(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
 #define EACH_OF_ONE(DO) DO(0)
@@ -39,7 +40,9 @@ FloatRows arranged(const M& w, const X* x, int64_t rows) {
 
 // sums[n] += sum over k of x[k][0] * w[k][n], for the rows k of a block and `width` columns n.
 #define TAKE(j) const float x##j = x[(k + j) * pitch];
-#define ADD(j) a += x##j * load(at + j * columns + n);
+#define ADD(j)                                                                                    \
+  if (n % line == 0) __builtin_prefetch(at + (j + kStreams) * columns + n, 0, kNear);              \
+  a += x##j * load(at + j * columns + n);
 #define ADD_SINGLE(j) sums[n] = __builtin_fmaf(x##j, single(at + j * columns + n), sums[n]);
 #define ADD_ROWS(COUNT, EACH)                                                                     \
   for (; k + COUNT <= depth; k += COUNT) {                                                        \
@@ -58,8 +61,9 @@ template <typename W>
 INLINE void add_row(const Plain<W>& w, const float* x, int64_t pitch, int64_t first, int64_t depth,
                     int64_t begin, int64_t width, float* sums) {
   const int64_t whole = width / kLanes * kLanes, columns = w.columns;
+  constexpr int64_t line = kLine / sizeof(W);
   int64_t k = 0;
-  ADD_ROWS(8, EACH_OF_EIGHT)
+  ADD_ROWS(kStreams, EACH_OF_EIGHT)
   ADD_ROWS(1, EACH_OF_ONE)
 }
 

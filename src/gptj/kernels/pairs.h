@@ -26,8 +26,6 @@ constexpr bool tiles() { return false; }
 #endif
 
 constexpr int64_t kTile = 16;  // rows of a tile of x, or pairs of rows of one of the matrix
-constexpr int64_t kLine = 64;  // bytes of a tile's row
-constexpr int kNear = 2;       // the cache into which numbers are asked for: the second
 
 // Rows of x, each as long as tiles want it, and a line apart from the next: rows a power of two
 // apart would be slow. Of those held the last may be zeros.
@@ -148,14 +146,21 @@ constexpr bool in_spans() {
 #endif
 }
 
+// How far from `column` of a block's `width` those are that come soon: at its end they are the first
+// of the next block, which lies `depth` rows below.
+template <typename M>
+INLINE int64_t ahead(const M& w, int64_t depth, int64_t column, int64_t width) {
+  return column + kAhead < width ? kAhead : w.row(depth, kAhead) - w.row(0, width);
+}
+
 // Asks for columns that come soon.
 template <typename M>
-INLINE void ask_for(const M& w, int64_t k, bool both, int64_t begin) {
+INLINE void ask_for(const M& w, int64_t k, bool both, int64_t begin, int64_t soon) {
   const auto *at = w.row(k, begin), *next = w.row(k + both, begin);
   constexpr int64_t line = kLine / sizeof(*at);
   for (int64_t n = 0; n < kSpan; n += line) {
-    __builtin_prefetch(at + kAhead + n, 0, kNear);
-    if (next != at) __builtin_prefetch(next + kAhead + n, 0, kNear);
+    __builtin_prefetch(at + soon + n, 0, kNear);
+    if (next != at) __builtin_prefetch(next + soon + n, 0, kNear);
   }
 }
 
@@ -279,11 +284,11 @@ INLINE void add_tiles(const uint16_t*, int64_t, const uint32_t*, int64_t, float*
 #define TAKE_SPAN(j) a##j = _mm512_dpbf16_ps(a##j, x, (__m512bh)span.at[j]);
 template <typename M>
 INLINE void add_row(const M& w, const uint16_t* numbers, int64_t first, int64_t depth,
-                    int64_t begin, float* sums) {
+                    int64_t begin, int64_t soon, float* sums) {
   EACH_OF_FOUR(LOAD_SPAN)
   for (int64_t k = 0; k < depth; k += 2) {
     const bool both = k + 1 < depth;
-    ask_for(w, first + k, both, begin);
+    ask_for(w, first + k, both, begin, soon);
     const Span span = span_of(w, first + k, both, begin);
     int32_t pair;
     __builtin_memcpy(&pair, numbers + first + k, 4);
@@ -306,7 +311,7 @@ INLINE void add(const M& w, const PairRows& left, int64_t first, int64_t begin, 
     const bool both = 2 * pair + 1 < depth;
     const int64_t k = first + 2 * pair;
     uint32_t* to = part + pair * kSpan;
-    ask_for(w, k, both, begin + column);
+    ask_for(w, k, both, begin + column, ahead(w, depth, column, width));
     if constexpr (in_spans<M>()) {
       if (some == kSpan) {
         const Span span = span_of(w, k, both, begin + column);
@@ -318,10 +323,12 @@ INLINE void add(const M& w, const PairRows& left, int64_t first, int64_t begin, 
   };
   if constexpr (in_spans<M>()) {
     if (left.held == 1) {
-      for (; width >= kSpan; begin += kSpan, width -= kSpan, sums += kSpan) {
-        add_row(w, left.numbers, first, depth, begin, sums);
+      const int64_t whole = width / kSpan * kSpan;
+      for (int64_t n = 0; n < whole; n += kSpan) {
+        add_row(w, left.numbers, first, depth, begin + n, ahead(w, depth, n, width), sums + n);
       }
-      if (!width) return;
+      if (width == whole) return;
+      begin += whole, width -= whole, sums += whole;
     }
   }
   for (auto& part : parts) std::fill(part + pairs * kSpan, part + padded * kSpan, 0u);

@@ -8,6 +8,8 @@
 namespace {
 
 constexpr int64_t kSpan = 64;  // columns that are unpacked together: in bytes, a line of the cache
+constexpr int64_t kLine = 64;  // bytes of a line of the cache, and of a tile's row
+constexpr int kNear = 2;       // the cache into which numbers are asked for: the second
 constexpr int64_t kAhead = 2 * kSpan;  // columns from these to those that are asked for already
 
 // A matrix whose columns have a scale each, or none.
