@@ -56,7 +56,7 @@ def days() -> Figure:
     figure = Figure(figsize=(10.5, 6), layout="constrained")
     axes = figure.subplots()
     for kind, least, color in (("h200", 1, GPU), ("b200", 8, COLORS[4])):
-        counts = [2**n for n in range(9) if 2**n >= least]
+        counts = [count for count in (1, 8, 32, 128, 256) if count >= least]
         axes.plot(counts, [gpus(kind, count) for count in counts], color=color, linewidth=2)
     axes.text(2.1, 260, "H200; H100 likewise", color=GPU)
     axes.text(256, 0.93, "B200, at half its peak", color=COLORS[4], ha="right")
@@ -89,15 +89,8 @@ def _in_words(axes: Any) -> None:
     axes.set_yscale("log")
     ticks = [2**n for n in range(9)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    marks = {
-        1: "a day",
-        3: "3 days",
-        7: "a week",
-        30: "a month",
-        91: "3 months",
-        365: "a year",
-        1095: "3 years",
-    }
+    marks = {1: "a day", 3: "3 days", 7: "a week", 30: "a month", 91: "3 months"}
+    marks |= {365: "a year", 1095: "3 years"}
     axes.set_yticks(list(marks), list(marks.values()))
     axes.minorticks_off()
     axes.grid(True, color=FAINT, alpha=0.3, linewidth=0.6)
@@ -125,10 +118,8 @@ def shares() -> Iterator[Share]:
         yield Share(f"planned: {place}", used["gptj_mfu"], used["gptj_hfu"], False)
     found = results("gpu.json")
     first = found["earlier"]["train, products and sums as on a CPU"]
-    for name, tried in (
-        ("at first", first),
-        ("as it is", found["cases"]["train gpt-j-6b"]["tried"]),
-    ):
+    last = found["cases"]["train gpt-j-6b"]["tried"]
+    for name, tried in (("at first", first), ("as it is", last)):
         best = max((x for x in tried if x["remat"] == "dots"), key=lambda x: x["mfu"])
         made = hardware_flops_per_token(SIX, 2048, best["remat"]) / least
         yield Share(f"one H200's step, {name}", best["mfu"], best["mfu"] * made, True)
