@@ -44,6 +44,7 @@ lint: $(TEST) ## check style, format and types
 
 docs: $(TEST) ## write what the program says itself, and build the site: build/docs/site
 	@$(RUN) docs/build.py
+	@$(RUN) docs/book.py
 	@$(RUN) docs/website.py
 
 bench: $(TEST) ## measure training speed on this machine, beside PyTorch's
