@@ -130,7 +130,7 @@ def trained_on_novels() -> tuple[str, str]:
         demo = [sys.executable, "recipes/demo.py", str(NOVELS)]
         subprocess.run(demo, check=True, cwd=ROOT)
     heldout = gptj.TokenStore.open(ROOT / "data" / run.name / "heldout")
-    return str(run), "".join(heldout.text(n) for n in range(len(heldout.documents) - 1))
+    return str(run), "".join(heldout.text(n) for n in range(heldout.manifest.documents))
 
 
 def main() -> None:

@@ -157,6 +157,7 @@ TITLES = {
     "checkpoint_stall": "Training time that checkpoints cost",
     "data": "Text to tokens, and rows of tokens",
     "eval_cpu": "Scoring questions beside lm-eval's own model",
+    "exactness": "What company changes in an answer",
     "finetune_lr": "Learning rates of fine-tuning",
     "gpu": "One H200: training, reading, drawing",
     "kills": "Fifty kills of a training run",

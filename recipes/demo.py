@@ -131,7 +131,7 @@ def write_samples(model: gptj.Model, heldout: gptj.TokenStore) -> list[dict[str,
     for index, sampling in enumerate(
         [{"temperature": 0.0}, {"top_p": 0.9, "seed": 1}, {"top_p": 0.9, "seed": 2}]
     ):
-        prompt = opening(heldout.text(index * len(heldout.documents[1:]) // 3))
+        prompt = opening(heldout.text(index * heldout.manifest.documents // 3))
         how = "greedy" if "temperature" in sampling else "p=0.9"
         print(f"\n--- {how} ---\n{prompt}", end="", flush=True)
         text = model.generate(

@@ -41,7 +41,8 @@ def test_every_chapter_is_in_the_book():
 
 
 def test_what_a_program_prints_is_written_below_it():
-    page = "Text\n\n```python\nx = 1\n```\n\nmore\n\n```python\nprint(x + 1)\n```\n\n```text\nold\n```\nend\n"
+    first, second = "```python\nx = 1\n```\n", "```python\nprint(x + 1)\n```\n\n```text\nold\n```\n"
+    page = f"Text\n\n{first}\nmore\n\n{second}end\n"
     assert BOOK.executed(page) == page.replace("old", "2")
     with pytest.raises(ZeroDivisionError):
         BOOK.executed("```python\n1 / 0\n```\n")
