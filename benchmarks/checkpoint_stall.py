@@ -25,9 +25,10 @@ from figures import RESULTS, write
 from gptj.checkpoint import KeepPolicy, Saver
 from gptj.config import ModelConfig
 from gptj.model import count_parameters
+from gptj.train.objective import StepConfig
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.state import TrainState, new_state
-from gptj.train.step import StepConfig, train_step
+from gptj.train.step import train_step
 
 MODEL = ModelConfig(6, 512, 8, 64, 2048, 8192, 8192, context=256)
 BATCH, SEQUENCE = 4, 128

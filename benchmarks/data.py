@@ -24,6 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +107,8 @@ def memory(folder: Path, tokenizer: Path, megabytes: int) -> dict[str, float]:
     with subprocess.Popen([sys.executable, *map(str, words)]) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:  # what `wait` tells includes what its parent had
-            lines = status.read_text().splitlines()
-            peak = max([peak, *(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))])
+            said = status.read_text().splitlines()
+            peak = max([peak, *(int(x.split()[1]) for x in said if x.startswith("VmHWM"))])
             time.sleep(0.2)
     if process.returncode:
         raise SystemExit("preparing did not succeed")
@@ -137,8 +138,7 @@ def waiting(folder: Path, text: Path, tokenizer: Path, steps: int) -> dict[str, 
 
 def sparse_store(folder: Path, tokens: int) -> None:
     """A store of which nearly nothing is on the disk."""
-    from gptj.data.store import Manifest, ShardRecord, SourceRecord
-    from gptj.data.write import TOKENIZER
+    from gptj.data.store import TOKENIZER, Manifest, ShardRecord, SourceRecord
     from gptj.tokenizer import Tokenizer
 
     folder.mkdir()
@@ -205,7 +205,7 @@ def beside_zarr(folder: Path) -> dict[str, int]:
     ).result()
     zarr.write(tokens).result()
     flat = TokenStore.open(folder / "flat").tokens
-    sides = {
+    sides: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "flat": lambda starts: flat.windows(starts, seq + 1),
         "zarr3": lambda starts: np.stack(
             [r.result() for r in [zarr[s : s + seq + 1].read() for s in starts.tolist()]]

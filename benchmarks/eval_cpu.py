@@ -24,7 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from figures import RESULTS, threads, write
+from figures import RESULTS, write
+
+from gptj.bench.machine import threads
 
 VOCAB, ENDINGS = 50257, 4
 SIDES = ("ours", "harness")
@@ -67,7 +69,7 @@ def ours(folder: Path, count: int, batch: int) -> Answer:
 
     model = gptj.load(folder / "own")
     asked = [Asked.of(context, ending) for context, ending in questions(count)]
-    return lambda: [tuple(each) for each in score(model.params, model.config, asked)]
+    return lambda: [(each[0], each[1]) for each in score(model.params, model.config, asked)]
 
 
 def harness(folder: Path, count: int, batch: int) -> Answer:

@@ -75,7 +75,10 @@ def by_engine(engine: gptj.Engine, prompts: np.ndarray, size: int, new: int) -> 
     asked = [gptj.Request(prompt.tolist(), sampling) for prompt in prompts]
     done = [each for n in range(0, len(asked), size) for each in engine.run(asked[n : n + size])]
     numbers = np.array(
-        [[[one.logprob, *(p for _, p in one.top)] for one in each.logprobs] for (each,) in done]
+        [
+            [[one.logprob, *(p for _, p in one.top)] for one in each.logprobs or ()]
+            for (each,) in done
+        ]
     )
     gaps = numbers[:, :, 1] - numbers[:, :, 2]
     return Answers(numbers, np.array([one.tokens for (one,) in done]), gaps)

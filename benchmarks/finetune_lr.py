@@ -45,7 +45,13 @@ def measured(folder: Path) -> dict[str, Any]:
     """The losses of each kind by rate, and what is suggested."""
     books = prepared(SHARED / "gutenberg_en" / "books.jsonl", folder / "books", "train:2048")
     base = folder / "base"
-    shape = {"seq": 256, "batch": 8, "eval_every": 1000, "save_every": 1000, "log_every": 100}
+    shape: dict[str, Any] = {
+        "seq": 256,
+        "batch": 8,
+        "eval_every": 1000,
+        "save_every": 1000,
+        "log_every": 100,
+    }
     gptj.train(gptj.TrainConfig(books, base, steps=400, **shape))
     plays = prepared(SHARED / "tinyshakespeare" / "input.txt", folder / "plays", str(base))
     run = gptj.TrainConfig(plays, folder, from_=str(base), steps=STEPS, eval_batches=None, **shape)

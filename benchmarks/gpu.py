@@ -232,12 +232,12 @@ def beam() -> Found:
 # What they share
 
 
-def _params(stored: str) -> Any:
+def _params(stored: Any) -> Any:
     """Random weights of GPT-J-6B; the float32 ones never all at once."""
 
     def make(weight: Any) -> jax.Array:
         made = jax.jit(lambda key: draw(key, weight).astype(jnp.bfloat16))
-        return made(jax.random.key(0))  # type: ignore[no-any-return]
+        return made(jax.random.key(0))
 
     params = jax.tree.map(make, weights(SIX))
     return params if stored == "bfloat16" else quantised(params, SIX, jnp.bfloat16, stored)

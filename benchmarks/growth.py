@@ -70,7 +70,7 @@ def trained(layers: int, width: int, seq: int, batch: int) -> Measured:
     begin = time.perf_counter()
     compiled = train_step.lower(state, tokens, **options).compile()
     seconds = time.perf_counter() - begin
-    used = compiled.memory_analysis()
+    used: Any = compiled.memory_analysis()
     times = []
     for _ in range(TURNS + 1):
         begin = time.perf_counter()

@@ -67,7 +67,7 @@ class Arena:
         self.folder, self.steps = folder, steps
         lines = (f"{n} and {n * n % 97} make {n + n * n % 97}.\n" for n in range(2000))
         (folder / "text.txt").write_text("".join(lines))
-        prepare(PrepareConfig((folder / "text.txt",), folder / "tokens", "bytes"))
+        prepare(PrepareConfig((str(folder / "text.txt"),), folder / "tokens", "bytes"))
         MODEL.save(folder / "model.json")
 
     def words(self, run: Path) -> list[str]:

@@ -141,7 +141,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--make", "--folder", str(args.folder)]
         subprocess.run([*command, "--layers", str(args.layers)], check=True)
         size = sum(file.stat().st_size for file in args.folder.glob("*.safetensors"))
-        rounds = {job: [] for job in ("disk", "load")}
+        rounds: dict[str, list[dict[str, float]]] = {job: [] for job in ("disk", "load")}
         for _ in range(args.rounds):
             for job, times in rounds.items():
                 times.append(measured(job, args.folder))

@@ -34,6 +34,7 @@ from gptj import kernels
 from gptj.engine.cache import Cache, new_cache
 from gptj.engine.forward import forward
 from gptj.model import logits
+from gptj.quantised import Quantisation
 
 ROOT = Path(__file__).parents[1]
 NOVELS = ROOT.parent / "shared" / "data" / "gutenberg_en" / "books.jsonl"
@@ -44,7 +45,7 @@ class Kind(NamedTuple):
     """How a model is stored; it computes in `dtype`."""
 
     dtype: str = "float32"
-    quantize: str | None = None
+    quantize: Quantisation | None = None
     int8_cache: bool = False
     natively: bool = False
     """By a CPU's native programs, as the engine reads a prompt."""
@@ -65,7 +66,11 @@ KINDS = {
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def read(
-    params: gptj.Params, cache: Cache, tokens: jax.Array, start: jax.Array, config: gptj.ModelConfig
+    params: gptj.Params[jax.Array],
+    cache: Cache,
+    tokens: jax.Array,
+    start: jax.Array,
+    config: gptj.ModelConfig,
 ) -> tuple[jax.Array, Cache]:
     """Log-probabilities of what follows each token of a chunk, and the cache with it read."""
     first = jnp.zeros(1, jnp.int32)
@@ -144,6 +149,7 @@ def main() -> None:
         parser.error("give a TEXT for the model to read")
     path, text = (args.model, args.text.read_text()) if args.model else trained_on_novels()
     source = gptj.load(path, quantize="int8")  # the smallest way to its tokenizer
+    assert source.tokenizer, "a text is read by the model's tokenizer"
     vocab, eos = source.config.vocab_size, source.tokenizer.eos_id
     ids = source.tokenizer.encode(text[: 16 * args.tokens])[: args.tokens]
     tokens = np.array([eos, *ids], np.int32)

@@ -66,7 +66,9 @@ def child(case: Case, index: int, port: int) -> None:
     optimizer = OptimizerConfig(warmup_steps=1).for_run(1000)
     draw = np.random.default_rng(0)
     rows = draw.integers(0, 8192, (STEPS + 1, 1, BATCH, SEQUENCE + 1), np.int32)
-    here = {"coordinator": f"127.0.0.1:{port}", "index": index} if case.processes > 1 else {}
+    here: dict[str, Any] = (
+        {"coordinator": f"127.0.0.1:{port}", "index": index} if case.processes > 1 else {}
+    )
     with joined(HostsConfig(count=case.processes, **here)):
         mesh = jax.set_mesh(make_mesh(case.data, case.fsdp, case.tensor))
         with mesh if case.devices > 1 else contextlib.nullcontext():

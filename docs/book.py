@@ -27,7 +27,7 @@ CHAPTERS = ("block", "shardings", "memory", "speed", "exactness", "then-and-now"
 PROGRAM = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
 """A program of a chapter, with what it printed when it was last run."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "font.family": "sans-serif",
     "font.size": 11,

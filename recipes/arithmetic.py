@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gptj
 from gptj.cli import guarded
@@ -119,7 +119,7 @@ def prepare(problems: Iterator[Problem], count: int, form: Form, out: Path, toke
     )
 
 
-def exact(model: gptj.Model, signs: str, form: Form, **sampling: float) -> float:
+def exact(model: gptj.Model, signs: str, form: Form, **sampling: Any) -> float:
     """How many of `TESTED` problems that were held out get exactly their answer, from 0 to 1."""
     found: dict[Problem, None] = {}
     for problem in drawn(signs, 0, held_out=True):
@@ -150,7 +150,7 @@ def main_proof(form: Form, name: str) -> dict[str, float]:
     return {**found, "seconds": time.perf_counter() - begin}
 
 
-SAMPLINGS: dict[str, dict[str, float]] = {
+SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "p=0.9": {"temperature": 1.0, "top_p": 0.9, "seed": 0},
 }

@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import gptj
 from gptj.cli import guarded
@@ -125,12 +126,14 @@ def gzip_bits_per_byte(store: gptj.TokenStore) -> float:
     return 8 * packed / total
 
 
-def write_samples(model: gptj.Model, heldout: gptj.TokenStore) -> list[dict[str, object]]:
+def write_samples(model: gptj.Model, heldout: gptj.TokenStore) -> list[dict[str, Any]]:
     """Go on from the middles of three held-out documents, and print what comes."""
-    samples = []
-    for index, sampling in enumerate(
-        [{"temperature": 0.0}, {"top_p": 0.9, "seed": 1}, {"top_p": 0.9, "seed": 2}]
-    ):
+    samples: list[dict[str, Any]] = []
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        *({"top_p": 0.9, "seed": n} for n in (1, 2)),
+    ]
+    for index, sampling in enumerate(ways):
         prompt = opening(heldout.text(index * heldout.manifest.documents // 3))
         how = "greedy" if "temperature" in sampling else "p=0.9"
         print(f"\n--- {how} ---\n{prompt}", end="", flush=True)
