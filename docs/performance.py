@@ -42,7 +42,8 @@ def subject_part(subject: str, found: Any, name: str) -> Iterator[str]:
     machine, limits = found["machine"], found["limits"]
     versions = ", ".join(f"{key} {machine[key]}" for key in VERSIONS if key in machine)
     rates = " and ".join(f"{rate / 1e9:.0f} in {kind}" for kind, rate in limits["flops"].items())
-    yield f"## {subject.capitalize()}, {machine['processor']}, {machine['threads']} threads"
+    of = f" {Path(found['asked']['model']).name}" if "model" in found["asked"] else ""
+    yield f"## {subject.capitalize()}{of}, {machine['processor']}, {machine['threads']} threads"
     yield (
         f"`{found['command']}`, {found['date']}, [`{name}`]({LINK}/{name}); {versions}. The "
         f"machine reads {limits['bandwidth'] / 1e9:.1f} GB/s, and multiplies {rates} GFLOP/s."
@@ -50,7 +51,7 @@ def subject_part(subject: str, found: Any, name: str) -> Iterator[str]:
     yield table(found)
     yield from ratios(found)
     yield from (f"Left out: {why}." for why in found["left_out"])
-    if (PAGE.parent / "images" / f"bench-{subject}.png").exists():
+    if f"images/bench-{subject}.png" in found["command"]:
         yield f"![Each side beside the limit](images/bench-{subject}.png)"
 
 

@@ -115,6 +115,27 @@ def test_a_rounded_row_is_the_same_bits_in_any_company():
     np.testing.assert_array_equal(rounded(x[::-1], w), whole[::-1])
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [5, 250])
+def test_a_rounded_row_with_what_is_no_number_has_no_sum(number, place):
+    x, (w, _) = np.array(drawn((6, 512))), matrix((512, 70), "int8")
+    others = np.delete(np.asarray(rounded(jnp.asarray(x, jnp.bfloat16), w)), 2, axis=0)
+    x[2, place] = number
+    found = np.asarray(rounded(jnp.asarray(x, jnp.bfloat16), w))
+    assert not np.isfinite(found[2]).any()
+    np.testing.assert_array_equal(np.delete(found, 2, axis=0), others)
+
+
+def test_what_is_lost_of_a_rounded_row_is_measured():
+    """The worst row there is: all but one number halfway between two bytes."""
+    x = jnp.full((1, 256), 18.5, jnp.bfloat16).at[0, 0].set(127)
+    eye = quantise(jnp.eye(256), 1, "int8")
+    numbers = np.asarray(dequantised(eye), np.float64)
+    wide = np.asarray(x).astype(np.float64)
+    lost = np.linalg.norm(np.asarray(rounded(x, eye)) - wide @ numbers)
+    assert lost <= 0.015 * np.linalg.norm(wide)
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int4"])
 def test_only_rows_that_meet_bytes_are_rounded(kind):
     x, (w, _) = drawn((20, 256), jnp.bfloat16), matrix((256, 70), kind)
@@ -164,7 +185,7 @@ def reference(query, keys, values, last_seen):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("d_head", [16, 64, 256])
-@pytest.mark.parametrize("queries", [1, 3, 9, 35])
+@pytest.mark.parametrize("queries", [1, 3, kernels.MOST_QUERIES, 35])
 def test_attention_is_the_softmax_over_what_is_seen(dtype, d_head, queries):
     last_seen = np.array([0, 1, 15, 16, 100, 476], np.int32)[:, None] + np.arange(queries)
     last_seen = last_seen.astype(np.int32)
@@ -182,7 +203,8 @@ def test_attention_is_the_softmax_over_what_is_seen(dtype, d_head, queries):
         values = jnp.where(unseen, jnp.nan, values)  # what is not seen is not read
     found = attention(query, keys, values, last_seen, scales)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=4e-6)
-    few = 1 if queries <= 16 else 17  # with more their sums go another way
+    most = kernels.MOST_QUERIES
+    few = 1 if queries <= most else most + 1  # with more their sums go another way
     for row in range(rows):
         for at in range(0, queries - few + 1, few):
             mine, one = slice(row, row + 1), slice(at, at + few)

@@ -47,7 +47,8 @@ MOST_ROWS_IN_PAIRS = 256
 matrix in fewer bits."""
 
 MOST_QUERIES = 16
-"""And with more queries a row than this, attention."""
+"""With up to so many queries a row, attention sums for each as for it alone; with more, in another
+order, which is the same for all such numbers."""
 
 LANES = 16
 """Dims of a head must be a multiple of this."""
@@ -177,7 +178,8 @@ def attention(
 ) -> Float32[Array, "rows queries heads d_head"]:
     """Each query over the keys `0 .. last_seen` of its row, scaled by 1/sqrt(d_head), in float32.
 
-    A query's sums go in one order, whatever the other queries and rows.
+    A query's sums go in one order, whatever the other queries and rows: one for up to
+    `MOST_QUERIES` queries a row, and one for more.
 
     Args:
       scales: float32 `[rows, heads, positions, 1]`, what int8 keys and values are multiplied by.
@@ -252,9 +254,11 @@ def put(
 
     XLA joins it with what made them, and does both a number at a time.
     """
+    kept = jnp.bfloat16 if cache.dtype == jnp.uint16 else cache.dtype
+    assert tokens.dtype == kept, f"{tokens.dtype} is put into {cache.dtype}"
+    assert tokens.shape[2:] == (cache.shape[1], cache.shape[3]), "heads are alike"
     if cache.dtype == jnp.uint16:
         tokens = jax.lax.bitcast_convert_type(tokens, jnp.uint16)
-    assert cache.dtype == tokens.dtype, f"{tokens.dtype} is put into {cache.dtype}"
     out = jax.ShapeDtypeStruct(cache.shape, cache.dtype)
     call = jax.ffi.ffi_call("gptj_put", out, input_output_aliases={0: 0})
     made: Array = call(cache, tokens, slot, at)

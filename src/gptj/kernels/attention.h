@@ -9,7 +9,8 @@
 
 namespace {
 
-constexpr int64_t kFewQueries = 16;  // with more of a row their keys are put side by side
+// With more queries of a row their keys are put side by side. It is `MOST_QUERIES` of the package.
+constexpr int64_t kFewQueries = 16;
 
 // One head's keys or values in a cache. Those in int8 have a scale each.
 template <typename C>

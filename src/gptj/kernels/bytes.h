@@ -8,6 +8,8 @@
 #ifndef GPTJ_BYTES_H_
 #define GPTJ_BYTES_H_
 
+#include <cmath>
+
 #include "pairs.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)  // tiles are faster
@@ -18,6 +20,7 @@ namespace {
 constexpr int64_t kChunk = 256;       // rows of a block of the matrix
 constexpr float kLost = 0.015f;       // of a chunk's norm
 constexpr float kMost = 127.0f;       // the largest byte
+constexpr float kNone = 1e-30f;       // a chunk of no larger numbers counts as zeros
 constexpr int32_t kShift = 128;       // what makes a matrix's byte one without a sign
 constexpr int64_t kFours = kChunk / 4;
 
@@ -40,23 +43,27 @@ struct ByteRows {
   }
 };
 
-// Rounds `numbers` and leaves in them what is lost.
-INLINE void round_to_bytes(float* numbers, float largest, int64_t row, Rounded& to) {
+// Rounds `numbers` and leaves in them what is lost, of which it returns the sum of squares.
+INLINE float round_to_bytes(float* numbers, float largest, int64_t row, Rounded& to) {
   const float scale = largest / kMost;
-  const __m512 times = _mm512_set1_ps(largest > 0 ? kMost / largest : 0.0f);
+  const __m512 times = _mm512_set1_ps(largest > kNone ? kMost / largest : 0.0f);
   const __m512 limit = _mm512_set1_ps(kMost);
   __m512i sum = _mm512_setzero_si512();
+  __m512 squares = _mm512_setzero_ps();
   for (int64_t k = 0; k < kChunk; k += 16) {
     const __m512 x = _mm512_loadu_ps(numbers + k);
     const __m512i rounded = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(x, times), limit));
     _mm_store_si128(reinterpret_cast<__m128i*>(to.bytes + k), _mm512_cvtsepi32_epi8(rounded));
     sum = _mm512_add_epi32(sum, rounded);
     const __m512 kept = _mm512_mul_ps(_mm512_cvtepi32_ps(rounded), _mm512_set1_ps(scale));
-    _mm512_storeu_ps(numbers + k, _mm512_sub_ps(x, kept));
+    const __m512 lost = _mm512_sub_ps(x, kept);
+    _mm512_storeu_ps(numbers + k, lost);
+    squares = _mm512_fmadd_ps(lost, lost, squares);
   }
   to.scale = scale;
   to.shifted = -kShift * _mm512_reduce_add_epi32(sum);
   to.row = row;
+  return _mm512_reduce_add_ps(squares);
 }
 
 // One chunk of a row, rounded; and again, where too much of it is lost.
@@ -73,11 +80,13 @@ void round_chunk(const X* x, int64_t count, int64_t row, Rounded& first, Rounded
     squares = _mm512_fmadd_ps(value, value, squares);
   }
   const float largest = _mm512_reduce_max_ps(most), norm = _mm512_reduce_add_ps(squares);
-  // A number loses up to half a step, and evenly spread up to that the twelfth of a step's square.
-  const float step = largest / kMost, lost = static_cast<float>(count) * step * step / 12.0f;
-  round_to_bytes(numbers, largest, row, first);
+  const float lost = round_to_bytes(numbers, largest, row, first);
   second.row = -1;
-  if (lost > kLost * kLost * norm) round_to_bytes(numbers, step / 2, row, second);
+  if (norm != norm || largest == INFINITY) {
+    first.scale = NAN;  // no number is the sum with one that is none
+  } else if (lost > kLost * kLost * norm) {
+    round_to_bytes(numbers, largest / kMost / 2, row, second);
+  }
 }
 
 const Rounded kNothing = {{}, 0.0f, 0, -1};
@@ -143,7 +152,7 @@ INLINE void put_fours(const Plain<int8_t>& w, int64_t k, int64_t begin, int64_t 
 #define ADD_SCALED(m, j)                                                                          \
   store(at##m + j * kLanes, (Vector)_mm512_fmadd_ps(_mm512_cvtepi32_ps(a##m##j), scale##m,        \
                                                     (__m512)load(at##m + j * kLanes)));
-#define ADD_PART(m)                                                                               \
+#define ADD_TAKEN(m)                                                                              \
   if (p##m->row >= 0) {                                                                           \
     const __m512 scale##m = _mm512_set1_ps(p##m->scale);                                          \
     float* at##m = sums + p##m->row * room;                                                       \
@@ -158,7 +167,7 @@ INLINE void add_bytes(const Rounded* const* taken, const uint32_t* part, float* 
     EACH_OF_FOUR(LOAD_FOURS)
     EACH_OF_FOUR(TAKE_FOURS_OF)
   }
-  EACH_OF_FOUR(ADD_PART)
+  EACH_OF_FOUR(ADD_TAKEN)
 }
 
 // Columns [begin, begin + width) of out = x @ w. The sums of a row of x are `room` apart.
