@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -172,6 +173,11 @@ class TestTheMachine:
         (found,) = machine.unused({"cpu"}, tmp_path)
         assert (found.state, f"gptj-jax[{extra}]" in found.remedy) == ("note", True)
         assert list(machine.unused({"cuda", "tpu"}, tmp_path)) == []
+
+    @pytest.mark.skipif(kernels.left_out() or not shutil.which("g++"), reason="no g++, or no wish")
+    def test_where_there_is_a_compiler_there_are_native_programs(self):
+        """Or else all that is tested of them would be skipped, and nobody told."""
+        assert kernels.available()
 
     def test_of_native_programs_it_says_where_or_why_not(self, monkeypatch, tmp_path):
         def told() -> Finding:

@@ -87,6 +87,21 @@ class TestCachedAttention:
         assert (once[0] == again[0]).all()
         assert (once[1] != again[1]).any()
 
+    @pytest.mark.parametrize("queries", [1, 20])
+    @pytest.mark.parametrize("int8", [False, True])
+    def test_a_row_may_be_of_any_slot(self, queries, int8):
+        query, keys, values = (normal(3, queries, 1, 16), normal(3, 1, 256, 16, seed=1),
+                               normal(3, 1, 256, 16, seed=2))  # fmt: skip
+        last, scales, own = jnp.full((3, queries), 100), None, None
+        if int8:
+            kept = [int8_rows(x) for x in (keys, values)]
+            keys, values = (x.values for x in kept)
+            scales = tuple(x.scale for x in kept)
+            own = tuple(x[2:] for x in scales)
+        found = gpu.attention(query[2:], keys, values, last[2:], scales, jnp.array([2]))
+        alone = gpu.attention(query[2:], keys[2:], values[2:], last[2:], own)
+        np.testing.assert_array_equal(found, alone)
+
 
 class TestProducts:
     @pytest.mark.parametrize("dtype", [BF16, jnp.int8])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12")
-KERNELS = ROOT / "tests" / "test_kernels.py"
+KERNELS = [str(ROOT / "tests" / f"test_{name}.py") for name in ("kernels", "causal")]
 NATIVE_HERE = sys.platform == "linux" and kernels.available()
 
 
@@ -169,7 +169,7 @@ class TestAnInstallation:
             f"    kernels.build.features = lambda: frozenset({sorted(level.features)!r})\n"
             f"    assert kernels.place().name == {level.file!r}\n"
         )
-        words = ("-q", "-p", "no:cacheprovider", "-p", "of_a_level", str(KERNELS))
+        words = ("-q", "-p", "no:cacheprovider", "-p", "of_a_level", *KERNELS)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *words],
             env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gptj import kernels, model
+from gptj.attention import rotary
 from gptj.config import ModelConfig
 from gptj.quantised import Int4, Int8, dequantised, int8_rows, quantise
 
@@ -172,6 +173,44 @@ def test_tokens_are_put_where_they_belong(dtype):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("d_head", "dims"), [(16, 16), (16, 0), (40, 16), (256, 64)])
+@pytest.mark.parametrize("tokens", [1, 8, 21])
+def test_pairs_are_turned_and_other_dims_are_left_as_they_are(dtype, d_head, dims, tokens):
+    x = drawn((tokens, 3, d_head), dtype)
+    angles = np.asarray(drawn((tokens, dims // 2), seed=1), np.float64)
+    sin, cos = (np.float32(f(angles)) for f in (np.sin, np.cos))
+    found = np.asarray(jax.jit(kernels.rotary)(x, sin, cos))
+    wide = np.asarray(x).astype(np.float64)
+    pairs = (wide[..., 0:dims:2] + 1j * wide[..., 1:dims:2]) * np.exp(1j * angles)[:, None]
+    expected = np.stack([pairs.real, pairs.imag], -1).reshape(tokens, 3, dims)
+    # two products, their sum, and its rounding; at most half a place each
+    bound = 1e-6 + np.finfo(np.float32).eps * 4 + (2**-8 * np.abs(expected)) * (dtype != "float32")
+    assert (np.abs(found[..., :dims].astype(np.float64) - expected) <= bound).all()
+    np.testing.assert_array_equal(found[..., dims:], x[..., dims:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dims", [0, 16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_model_turns_pairs_as_without_them(dtype, dims, rows):
+    """In bfloat16 they do not round sines and cosines first: the two differ by as much."""
+    x, positions = drawn((2, 9, 3, 32), dtype), jnp.arange(9 * rows).reshape(rows, 9)
+
+    @jax.jit
+    def natively(x, positions):
+        with kernels.wanted():
+            return rotary(x, positions, dims, 1e4)
+
+    assert ("gptj_rotary" in natively.lower(x, positions).as_text()) == bool(dims)
+    found, expected = (
+        np.asarray(turn(x, positions), np.float32)
+        for turn in (natively, lambda *given: rotary(*given, dims, 1e4))
+    )
+    rounding = 1e-6 if dtype == "float32" else 2**-7 * abs(x).max().astype(jnp.float32)
+    np.testing.assert_allclose(found, expected, rtol=rounding, atol=rounding)
+
+
 def reference(query, keys, values, last_seen):
     query, keys, values = (np.asarray(x).astype(np.float64) for x in (query, keys, values))
     out = np.zeros(query.shape)
@@ -211,6 +250,8 @@ def test_attention_is_the_softmax_over_what_is_seen(dtype, d_head, queries):
             own = scales and [scale[mine] for scale in scales]
             alone = attention(query[mine, one], keys[mine], values[mine], last_seen[mine, one], own)
             np.testing.assert_array_equal(alone, found[mine, one])
+            where = keys, values, last_seen[mine, one], scales, jnp.array([row])
+            np.testing.assert_array_equal(attention(query[mine, one], *where), alone)
 
 
 @pytest.mark.parametrize("count", [1, 3, 256, 500])

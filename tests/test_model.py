@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptj import cross_entropy, model
+from gptj import cross_entropy, kernels, model
 from gptj.adapters import LoRAConfig, init, joined
 from gptj.attention import KEYS, cached_attention, causal_attention, rotary
 from gptj.config import PRESETS, ModelConfig, preset
@@ -231,10 +231,37 @@ class TestAttention:
         np.testing.assert_array_equal(turned[..., 8:], self.Q[:, :20, :, 8:])
         np.testing.assert_array_equal(turned[:, 0], self.Q[:, 0])
 
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("dims", [0, 6, 8, 16])
+    def test_it_is_the_rotation_of_pairs_and_its_gradient_is_autodiff_s(self, dtype, dims):
+        x, pull = self.Q[:, :20].astype(dtype), self.K[:, :20].astype(dtype)
 
-def test_training_flops_are_those_of_the_compiled_products():
+        def by_pairs(x):
+            angles = jnp.arange(20.0)[:, None, None] * 1e4 ** (-jnp.arange(0, dims, 2) / dims)
+            sin, cos = jnp.sin(angles).astype(dtype), jnp.cos(angles).astype(dtype)
+            even, odd = x[..., 0:dims:2], x[..., 1:dims:2]
+            both = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+            return jnp.concatenate([both.reshape(*x.shape[:-1], dims), x[..., dims:]], axis=-1)
+
+        def with_gradient(turn):
+            return jax.jit(lambda x: (turn(x), *jax.vjp(turn, x)[1](pull)))(x)
+
+        ours = with_gradient(lambda x: rotary(x, jnp.arange(20), dims, 1e4))
+        for found, expected in zip(ours, with_gradient(by_pairs), strict=True):
+            assert found.dtype == dtype
+            rounding = 1e-6 if dtype == "float32" else 2**-7
+            np.testing.assert_allclose(
+                found.astype(jnp.float32),
+                expected.astype(jnp.float32),
+                rtol=rounding,
+                atol=rounding,
+            )
+
+
+def test_training_flops_are_those_of_the_compiled_products(monkeypatch):
     """Six per weight and token, and the causal half of attention: the count XLA itself makes of
     the forward pass, times three, on a model without attention blocks to skip."""
+    monkeypatch.setattr(kernels, "available", lambda: False)  # whose work XLA cannot count
     config = ModelConfig(1, 64, 1, 8, 256, 512, 512, 128)
     tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
     forward = jax.jit(lambda params, tokens: model.forward(params, tokens, config))

@@ -8,13 +8,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gptj import kernels
+from gptj.dense import sum_last
 from gptj.errors import UserError
 from gptj.kernels import gpu, tpu
-from gptj.matrices import sum_last
 from gptj.quantised import Int8Rows
 from gptj.sharding import spec
 
@@ -26,9 +27,9 @@ KeysValues = tuple[
     Float[Array, "batch heads keys d_head"],
 ]
 
-Backend = Literal["cudnn", "splash", "xla"]
-"""What computes causal attention: cuDNN's fused program, Pallas's for TPUs, or what XLA makes of
-ours."""
+Backend = Literal["cudnn", "native", "splash", "xla"]
+"""What computes causal attention: cuDNN's fused program, our native one for a CPU, Pallas's for
+TPUs, or what XLA makes of ours."""
 
 Kept = Float[Array, "batch heads positions d_head"] | Int8Rows
 """Keys or values as a cache has them."""
@@ -45,12 +46,44 @@ def rotary(
     Pairs are interleaved, (0, 1), (2, 3), ..., as in GPT-J ("RoFormer", arXiv:2104.09864): the
     pair at `2i` turns by `position * base ** (-2i / dims)` radians. Angles are float32.
     """
+    if not dims:
+        return x
     frequencies = base ** (-jnp.arange(0, dims, 2, dtype=jnp.float32) / dims)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    if not dims % kernels.LANES and kernels.in_use():
+        by_token = (jnp.broadcast_to(y, (*x.shape[:2], 1, dims // 2)) for y in (sin, cos))
+        flat = (y.reshape(-1, dims // 2) for y in by_token)
+        return kernels.rotary(x.reshape(-1, *x.shape[2:]), *flat).reshape(x.shape)
+    sin, cos = sin.astype(x.dtype), cos.astype(x.dtype)
+    if kernels.target() == "cpu":
+        return _turned(x, sin, cos)
     even, odd = x[..., 0:dims:2], x[..., 1:dims:2]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return jnp.concatenate([turned.reshape(*x.shape[:-1], dims), x[..., dims:]], axis=-1)
+
+
+def _turned(
+    x: Float[Array, "batch length heads d_head"],
+    sin: Float[Array, "*#rows 1 half"],
+    cos: Float[Array, "*#rows 1 half"],
+) -> Float[Array, "batch length heads d_head"]:
+    """The same bits, as a CPU makes them fast; so it does the gradient.
+
+    A pair's numbers change places by a product with a matrix of one 1 or -1 a column, where XLA
+    would pick them one by one.
+    """
+    dims = 2 * sin.shape[-1]
+    places, swap = np.arange(dims), np.zeros((dims, dims), np.float32)
+    swap[places ^ 1, places] = np.where(places % 2, 1, -1)
+    pairs = x[..., :dims]
+    across = jnp.einsum(
+        "blhd,de->blhe", pairs, swap.astype(x.dtype), preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST,
+    )  # fmt: skip
+    sin, cos = jnp.repeat(sin, 2, axis=-1), jnp.repeat(cos, 2, axis=-1)
+    turned = pairs * cos + across.astype(x.dtype) * sin
+    return jnp.concatenate([turned, x[..., dims:]], axis=-1)
 
 
 def causal_attention(
@@ -76,6 +109,9 @@ def causal_attention(
     """
     check_backend(backend, query.dtype, query.shape[3])
     chosen = backend or default_backend(query.dtype, query.shape[3])
+    if chosen == "native":
+        every = jnp.full(query.shape[:2], query.shape[1], jnp.int32)
+        return kernels.causal_attention(query, key, value, every if ends is None else ends)
     if chosen != "xla":
         return (fused_attention if chosen == "cudnn" else splash_attention)(query, key, value, ends)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
@@ -95,11 +131,12 @@ def causal_attention(
 
 
 def default_backend(dtype: DTypeLike, d_head: int) -> Backend:
-    """That of cuDNN where what is traced will run on a GPU that has it, XLA everywhere else.
+    """That of cuDNN or our own where what is traced will run on what has it, else XLA.
 
     On a TPU too: splash attention promises no shorter step there, see docs/planning.md.
     """
-    return "xla" if _missing_for_cudnn(dtype, d_head) else "cudnn"
+    fused: tuple[Backend, ...] = ("cudnn", "native")
+    return next((backend for backend in fused if not _missing(backend, dtype, d_head)), "xla")
 
 
 def check_backend(backend: Backend | None, dtype: DTypeLike, d_head: int) -> None:
@@ -116,6 +153,8 @@ def _missing(backend: Backend, dtype: DTypeLike, d_head: int) -> str | None:
     """What a backend would need, if it cannot."""
     if backend == "cudnn":
         return _missing_for_cudnn(dtype, d_head)
+    if backend == "native":
+        return _missing_for_native(dtype, d_head)
     return _missing_for_splash(d_head) if backend == "splash" else None
 
 
@@ -140,6 +179,17 @@ def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
             f"heads of up to {largest} dims and a multiple of 8 on {kind}, and these have {d_head}"
         )
     return None
+
+
+def _missing_for_native(dtype: DTypeLike, d_head: int) -> str | None:
+    """What the native program would need, if it cannot."""
+    if kernels.target() != "cpu" or spec() is not None:
+        return f"one CPU, and this is for {_target() if spec() is None else 'a mesh'}"
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        return f"numbers in float32 or bfloat16, and these are {jnp.dtype(dtype)}"
+    if d_head % kernels.LANES:
+        return f"heads of a multiple of {kernels.LANES} dims, and these have {d_head}"
+    return None if kernels.available() else "native programs, and there are none (gptj doctor)"
 
 
 def _missing_for_splash(d_head: int) -> str | None:
@@ -237,6 +287,7 @@ def cached_attention(
     last_seen: Int[Array, "batch length"],
     read: Callable[[Int[Array, ""]], KeysValues],
     whole: tuple[Kept, Kept] | None = None,
+    slots: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch length heads d_head"]:
     """Each query attends to the keys `0 .. last_seen` of its row of a cache; otherwise the same.
 
@@ -246,13 +297,14 @@ def cached_attention(
 
     Args:
       read: gives the `i`-th 256 keys and values of every row.
-      whole: all of them, where the rows of the cache are those of the query.
+      whole: all of the cache, for a native program.
+      slots: which of the cache's rows each row is of. Default: the one of its own number.
     """
     batch, length, heads, d_head = query.shape
     if whole and not d_head % kernels.LANES and kernels.in_use():
-        return _natively(query, last_seen, kernels.attention, *whole)
+        return _natively(query, last_seen, kernels.attention, *whole, slots)
     if whole and gpu.in_use(query.dtype) and gpu.fits(d_head):
-        return _natively(query, last_seen, gpu.attention, *whole)
+        return _natively(query, last_seen, gpu.attention, *whole, slots)
     query = query.transpose(0, 2, 1, 3) * d_head**-0.5
     split = ("batch", "heads", None, None)
     dot = functools.partial(
@@ -287,14 +339,15 @@ def _natively(
     program: Callable[..., Array],
     keys: Kept,
     values: Kept,
+    slots: Int[Array, " batch"] | None,
 ) -> Float[Array, "batch length heads d_head"]:
     """The same by a native program, which reads of each row of the cache what that row sees."""
     if isinstance(keys, Int8Rows) and isinstance(values, Int8Rows):
         scales = keys.scale, values.scale
-        mixed = program(query, keys.values, values.values, last_seen, scales)
+        mixed = program(query, keys.values, values.values, last_seen, scales, slots)
     else:
         assert not isinstance(keys, Int8Rows) and not isinstance(values, Int8Rows)
-        mixed = program(query, keys, values, last_seen)
+        mixed = program(query, keys, values, last_seen, None, slots)
     return mixed.astype(query.dtype)
 
 

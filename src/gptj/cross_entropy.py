@@ -15,9 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
-from gptj.matrices import sum_last
+from gptj import dense
+from gptj.dense import sum_last
 from gptj.sharding import BATCH_AXES, batch_ways, reshape, reshard, spec
 
 CHUNK = 128
@@ -195,16 +196,26 @@ def _add_product(
     devices is pending it is made and added a part at a time; JAX cannot slice a pending one.
     """
     if batch_ways() > 1 or total.shape[0] <= 1024:
-        return total + _product("re,rv->ev", hidden, d_logits, partial)
+        return total + _over_rows(hidden, d_logits, partial)
     size = math.gcd(total.shape[0], 1024)
 
     def add(index: Array, total: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(hidden, index * size, size, axis=1)
-        product = _product("re,rv->ev", part, d_logits, spec(None, "vocab"))
+        product = _over_rows(part, d_logits, spec(None, "vocab"))
         before = jax.lax.dynamic_slice_in_dim(total, index * size, size, axis=0)
         return jax.lax.dynamic_update_slice_in_dim(total, before + product, index * size, axis=0)
 
     return jax.lax.fori_loop(0, total.shape[0] // size, add, total)
+
+
+def _over_rows(
+    hidden: Float[Array, "rows embed"],
+    d_logits: Float[Array, "rows vocab"],
+    sharding: PartitionSpec | None,
+) -> Float32[Array, "embed vocab"]:
+    if dense.in_halves(hidden.dtype):
+        return dense.over_rows(hidden, d_logits)
+    return _product("re,rv->ev", hidden, d_logits, sharding)
 
 
 def _product(subscripts: str, a: Array, b: Array, sharding: PartitionSpec | None) -> Array:

@@ -1,10 +1,4 @@
-"""How a weight is stored, and the products and sums every layer is made of.
-
-Sums over many elements are written here as matrix products with ones: XLA on a CPU adds a plain
-float sum one scalar at a time, in order, and runs the product on vector units, 8 to 35 times
-faster at this model's shapes. They ask for full precision, so that they are sums everywhere. A
-GPU's are plain sums, which it fuses with what is around them.
-"""
+"""How a weight is stored, and the products every layer is made of."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from gptj import kernels
+from gptj import dense, kernels
 from gptj.kernels import gpu
 from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised, split_as
 from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec
@@ -110,7 +104,8 @@ def einsum(
 
     `axes` are the logical axes of the result. A sum over a split dim stays `unreduced` over that
     mesh axis where the caller says so, to be added to others like it before they travel. A weight
-    in few bits has all dims of `x` but the first as its first, whatever the letters.
+    has all dims of `x` but the first as its first: so are those in few bits multiplied, and
+    bfloat16 on a CPU, whatever the letters.
     """
     if isinstance(weight, LowRank | LowRanks):
         wide = functools.partial(einsum, unreduced=unreduced, dtype=_comes_out_as(x.dtype))
@@ -121,6 +116,10 @@ def einsum(
         (product,) = _one_row(x, weight)
     elif isinstance(weight, FewBits):
         product = _few_bits(x, weight, axes, unreduced)
+    elif dense.in_halves(x.dtype, weight.dtype):
+        inner = math.prod(x.shape[1:])
+        flat = dense.product(x.reshape(-1, inner), weight.reshape(inner, -1))
+        product = flat.reshape(x.shape[0], *weight.shape[x.ndim - 1 :])
     else:
         product = jnp.einsum(
             subscripts,
@@ -347,53 +346,3 @@ def gather_dense(
         weight = dequantised(gather(weight, axes, dtype), dtype)
     assert not isinstance(weight, LowRank | LowRanks), "adapters are of matrices in layers"
     return gather(weight, axes, dtype)
-
-
-def sum_last(
-    x: Float[Array, "*rows dim"], *axes: str | None, unreduced: tuple[str, ...] = ()
-) -> Float[Array, "*rows 1"]:
-    """Sum over the last dim, kept as 1, in float32. `axes` are the result's, without that dim."""
-    if _is_plain():
-        return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.float32)
-    ones = jnp.ones(x.shape[-1], x.dtype, out_sharding=split_as(x, -1))
-    total = jnp.einsum(
-        "...d,d->...",
-        x,
-        ones,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-        out_sharding=spec(*axes, unreduced=unreduced),
-    )
-    return total[..., None]
-
-
-def spread(
-    vector: Float[Array, " dim"], like: Float[Array, "rows dim"], axis: str | None = None
-) -> Float[Array, "rows dim"]:
-    """A bias or scale repeated for every row of `like`; its gradient is a sum over rows."""
-    if _is_plain():  # widened, so that the gradient is summed in float32
-        rounded = vector.astype(like.dtype).astype(jnp.float32)
-        return jnp.broadcast_to(rounded, like.shape).astype(like.dtype)
-    ones = jnp.ones(like.shape[0], like.dtype, out_sharding=spec("batch"))
-    return jnp.einsum(
-        "r,d->rd",
-        ones,
-        vector.astype(like.dtype),
-        precision=jax.lax.Precision.HIGHEST,
-        out_sharding=spec("batch", axis),
-    )
-
-
-def _is_plain() -> bool:
-    """Whether sums are best said as sums: on one GPU, which makes them beside what feeds them."""
-    return spec() is None and kernels.target() == "gpu"
-
-
-def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` made before the product that reads it, where there is no gradient.
-
-    On a GPU XLA makes it inside that product, anew for each block of columns.
-    """
-    if kernels.is_wanted() and kernels.target() == "gpu":
-        return jax.lax.optimization_barrier(x)
-    return x

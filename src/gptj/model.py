@@ -26,7 +26,8 @@ from gptj import kernels
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
 from gptj.cross_entropy import NO_Z_LOSS, TokenLosses, ZLoss, linear_cross_entropy
-from gptj.matrices import einsum, einsums, gather, gather_dense, settled, spread, sum_last
+from gptj.dense import settled, spread, sum_last
+from gptj.matrices import einsum, einsums, gather, gather_dense
 from gptj.remat import LAYER_INPUT, Remat, rematerialised
 from gptj.sharding import LOGICAL_TO_MESH, check_mesh, on_mesh, reshape, reshard, spec
 

@@ -431,6 +431,17 @@ class TestMistakes:
         with pytest.raises(UserError, match="is empty: give at least one token id"):
             bare.submit(Request([]))
 
+    @pytest.mark.parametrize("most", [1, 3])
+    def test_a_step_reads_so_many_chunks_of_prompts(self, params, most):
+        options = EngineConfig(slots=1, chunk=8, chunks_a_step=most)
+        engine = Engine(params, CONFIG, None, options)
+        engine.submit(Request([1] * 49, SamplingParams(max_tokens=1)))
+        steps = 0
+        while engine.busy:
+            engine.step()
+            steps += 1
+        assert steps == -(-6 // most) + 1  # which draws
+
     @pytest.mark.parametrize("field", ["slots", "chunk", "burst", "chunks_a_step"])
     def test_an_engine_of_nothing(self, field):
         with pytest.raises(UserError, match=f"{field}=0 must be at least 1"):

@@ -243,7 +243,7 @@ def _job(command: PlanCommand, place: Place) -> Job:
     compute = dataclasses.replace(
         recipe["compute"], **{name: value for name, value in steps.items() if value is not None}
     )
-    if place.platform == "gpu" and (command.attention or compute.attention == "splash"):
+    if place.platform == "gpu" and (command.attention or compute.attention in ("splash", "native")):
         raise UserError(
             f"attention={compute.attention} changes nothing of a plan for {place.name}, which is "
             "by formula: leave it out"

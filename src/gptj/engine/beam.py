@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gptj.config import ModelConfig
+from gptj.dense import sum_last
 from gptj.engine.cache import Cache
 from gptj.engine.device import Device
 from gptj.engine.forward import forward
 from gptj.errors import UserError
-from gptj.matrices import sum_last
 from gptj.model import Params, logits
 from gptj.sharding import batch_ways, reshard
 

@@ -138,14 +138,6 @@ def _read_one(
     return _get(cut_all, rows)
 
 
-def row(rows: Rows, slot: Int[Array, "1"]) -> Rows:
-    """All positions of one slot, without a mesh."""
-    of_slot: Rows = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, slot[0], 1, axis=0), rows
-    )
-    return of_slot
-
-
 def _put(
     put: Callable[[Array, Array], Array],
     rows: Rows,

@@ -12,7 +12,6 @@ from gptj.attention import KeysValues, cached_attention
 from gptj.config import ModelConfig
 from gptj.engine import cache as caching
 from gptj.engine.cache import Cache, LayerCache
-from gptj.kernels import gpu
 from gptj.model import Block, Params, block, embed, final_norm
 from gptj.sharding import reshape, reshard
 
@@ -62,12 +61,7 @@ def forward(
             def read(index: Array) -> KeysValues:
                 return caching.read(now.keys, index, slot), caching.read(now.values, index, slot)
 
-            whole = None
-            if slot is None:
-                whole = now.keys, now.values
-            elif gpu.in_use(query.dtype) or kernels.in_use():
-                whole = caching.row(now.keys, slot), caching.row(now.values, slot)
-            return cached_attention(query, last_seen, read, whole)
+            return cached_attention(query, last_seen, read, (now.keys, now.values), slot)
 
         if rows is not None:
             stored = choose(stored, rows)

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gptj import kernels
+from gptj.dense import sum_last
 from gptj.engine.request import MOST_ALTERNATIVES
 from gptj.engine.slots import Slots
-from gptj.matrices import sum_last
 from gptj.sharding import reshard, spec
 
 CANDIDATES = 256

@@ -160,9 +160,9 @@ INLINE void attend(const Four& four, const float* side, const Kept<C>& keys,
 }
 
 // What attention is of: `query` and `out` are rows x queries x heads x dims, and the cache's arrays
-// rows x heads x positions x dims.
+// slots x heads x positions x dims.
 struct Shape {
-  int64_t rows, queries, heads, positions, dims;
+  int64_t rows, queries, heads, slots, positions, dims;
 };
 
 // Many queries of a row, four at a time: its keys are put side by side once for all of them.
@@ -186,14 +186,17 @@ void attend_all(const float* query, const Kept<C>& keys, const Kept<C>& values,
   }
 }
 
-// Each query over the keys 0 .. last_seen of its row. A row's head goes to a thread, which finds
+// Each query over the keys 0 .. last_seen of its row's slot. A row's head goes to a thread, which finds
 // the cache's numbers near for all queries but the first.
 template <typename C>
 void attention(ffi::ThreadPool& pool, const float* query, const Kept<C>& keys,
-               const Kept<C>& values, const int32_t* last_seen, float* out, const Shape& of) {
+               const Kept<C>& values, const int32_t* last_seen, const int32_t* slots, float* out,
+               const Shape& of) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(of.dims));
   each(pool, of.rows * of.heads, [&](int64_t part) {
-    const int64_t row = part / of.heads, head = part % of.heads, at = part * of.positions;
+    const int64_t row = part / of.heads, head = part % of.heads;
+    const int64_t slot = std::clamp<int64_t>(slots[row], 0, of.slots - 1);
+    const int64_t at = (slot * of.heads + head) * of.positions;
     const auto own = [&](const Kept<C>& all) {
       return Kept<C>{all.rows + at * of.dims, all.scale ? all.scale + at : nullptr};
     };

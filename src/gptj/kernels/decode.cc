@@ -1,5 +1,6 @@
 // What a decode step spends its time on, for CPUs: a few rows times a large matrix, and attention
 // of a few queries a row over its own part of a cache. XLA copies the matrix, or the cache, for it.
+// And of a training step attention, of which XLA writes all scores out.
 //
 // Each number of a result is a sum in one fixed order, whatever the other rows are and however the
 // work is divided: a row has the same bits in any company.
@@ -7,6 +8,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "causal.h"
 #include "products.h"
 #include "vectors.h"
 
@@ -84,25 +86,26 @@ ffi::Error ProductsInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets 
 template <typename C>
 void attention(ffi::ThreadPool& pool, ffi::Buffer<ffi::F32>& query, ffi::AnyBuffer& keys,
                ffi::AnyBuffer& values, const float* key_scale, const float* value_scale,
-               ffi::Buffer<ffi::S32>& last_seen, ffi::ResultBuffer<ffi::F32>& out) {
-  const auto asked = query.dimensions();
-  const Shape of{asked[0], asked[1], asked[2], keys.dimensions()[2], asked[3]};
+               ffi::Buffer<ffi::S32>& last_seen, ffi::Buffer<ffi::S32>& slots,
+               ffi::ResultBuffer<ffi::F32>& out) {
+  const auto asked = query.dimensions(), kept = keys.dimensions();
+  const Shape of{asked[0], asked[1], asked[2], kept[0], kept[2], asked[3]};
   const Kept<C> kept_keys{static_cast<const C*>(keys.untyped_data()), key_scale};
   const Kept<C> kept_values{static_cast<const C*>(values.untyped_data()), value_scale};
   attention(pool, query.typed_data(), kept_keys, kept_values, last_seen.typed_data(),
-            out->typed_data(), of);
+            slots.typed_data(), out->typed_data(), of);
 }
 
 ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::AnyBuffer keys,
                      ffi::AnyBuffer values, ffi::Buffer<ffi::S32> last_seen,
-                     ffi::ResultBuffer<ffi::F32> out) {
+                     ffi::Buffer<ffi::S32> slots, ffi::ResultBuffer<ffi::F32> out) {
   if (query.dimensions()[3] % kLanes) {
     return ffi::Error::InvalidArgument("a head's dims are a multiple of 16");
   }
   if (keys.element_type() == ffi::F32) {
-    attention<float>(pool, query, keys, values, nullptr, nullptr, last_seen, out);
+    attention<float>(pool, query, keys, values, nullptr, nullptr, last_seen, slots, out);
   } else if (keys.element_type() == ffi::BF16 || keys.element_type() == ffi::U16) {
-    attention<BFloat16>(pool, query, keys, values, nullptr, nullptr, last_seen, out);
+    attention<BFloat16>(pool, query, keys, values, nullptr, nullptr, last_seen, slots, out);
   } else {
     return ffi::Error::InvalidArgument("a cache without scales is float32 or bfloat16");
   }
@@ -112,12 +115,12 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Any
 ffi::Error AttentionInt8(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::AnyBuffer keys,
                          ffi::Buffer<ffi::F32> key_scale, ffi::AnyBuffer values,
                          ffi::Buffer<ffi::F32> value_scale, ffi::Buffer<ffi::S32> last_seen,
-                         ffi::ResultBuffer<ffi::F32> out) {
+                         ffi::Buffer<ffi::S32> slots, ffi::ResultBuffer<ffi::F32> out) {
   if (query.dimensions()[3] % kLanes || keys.element_type() != ffi::S8) {
     return ffi::Error::InvalidArgument("a head's dims are a multiple of 16, in int8");
   }
   attention<int8_t>(pool, query, keys, values, key_scale.typed_data(), value_scale.typed_data(),
-                    last_seen, out);
+                    last_seen, slots, out);
   return ffi::Error::Success();
 }
 
@@ -239,6 +242,49 @@ ffi::Error Gelu(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> bi
   return ffi::Error::InvalidArgument("what GELU is of is float32 or bfloat16");
 }
 
+// The first `turned` dims of each token's heads: each times a number of its place, plus its
+// neighbour times another. The other dims as they are.
+template <typename T>
+void rotary(ffi::ThreadPool& pool, const T* x, const float* straight, const float* across, T* out,
+            int64_t tokens, int64_t heads, int64_t dims, int64_t turned) {
+  constexpr int64_t kTokens = 8;  // a thread's at a time
+  const auto turn = [&](int64_t token) {
+    const float *own = straight + token * turned, *other = across + token * turned;
+    for (int64_t begin = token * heads * dims; begin < (token + 1) * heads * dims; begin += dims) {
+      const T* from = x + begin;
+      T* to = out + begin;
+      for (int64_t d = 0; d < turned; d += kLanes) {
+        const Vector numbers = load(from + d);
+        store(to + d, numbers * load(own + d) + swapped(numbers) * load(other + d));
+      }
+      std::memcpy(to + turned, from + turned, (dims - turned) * sizeof(T));
+    }
+  };
+  each(pool, (tokens + kTokens - 1) / kTokens, [&](int64_t part) {
+    const int64_t end = std::min(tokens, (part + 1) * kTokens);
+    for (int64_t token = part * kTokens; token < end; ++token) turn(token);
+  });
+}
+
+ffi::Error Rotary(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> straight,
+                  ffi::Buffer<ffi::F32> across, ffi::Result<ffi::AnyBuffer> out) {
+  const auto shape = x.dimensions();
+  const int64_t turned = straight.dimensions()[1];
+  if (turned % kLanes || turned > shape[2] || straight.dimensions()[0] != shape[0]) {
+    return ffi::Error::InvalidArgument("of each token's heads a multiple of 16 dims is turned");
+  }
+  const auto run = [&](auto number) {
+    using T = decltype(number);
+    rotary(pool, static_cast<const T*>(x.untyped_data()), straight.typed_data(),
+           across.typed_data(), static_cast<T*>(out->untyped_data()), shape[0], shape[1], shape[2],
+           turned);
+    return ffi::Error::Success();
+  };
+  if (x.element_type() == ffi::F32) return run(float{});
+  if (x.element_type() == ffi::BF16) return run(BFloat16{});
+  return ffi::Error::InvalidArgument("what is turned is float32 or bfloat16");
+}
+
 }  // namespace
 
 // Whether products of bfloat16 numbers go in pairs.
@@ -281,6 +327,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjAttention, Attention,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjAttentionInt8, AttentionInt8,
@@ -292,7 +339,31 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjAttentionInt8, AttentionInt8,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjCausalAttention, CausalAttention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjCausalGradient, CausalGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjTopK, TopK,
                               ffi::Ffi::Bind()
@@ -311,6 +382,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjGelu, Gelu,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjRotary, Rotary,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 

@@ -44,7 +44,7 @@ TILINGS = {2: Tiling(64, 64, 4, False), 1: Tiling(64, 128, 4, True)}
 NEVER = -1e30
 """A score that is not seen: finite, so that nothing makes a NaN of it."""
 
-Kept = Shaped[Array, "rows heads positions d_head"]
+Kept = Shaped[Array, "slots heads positions d_head"]
 Partial = tuple[Float32[Array, "rows heads parts queries d_head"], Array, Array]
 """Of each part of a row's keys: the mix, not divided yet; the largest score; the sum."""
 
@@ -80,6 +80,7 @@ def attention(
     values: Kept,
     last_seen: Int[Array, "rows queries"],
     scales: tuple[Array, Array] | None = None,
+    slots: Int[Array, "1"] | None = None,
 ) -> Float32[Array, "rows queries heads d_head"]:
     """Each query over the keys `0 .. last_seen` of its row, scaled by 1/sqrt(d_head), in float32.
 
@@ -88,10 +89,14 @@ def attention(
     (arXiv:1805.02867), the parts are joined as in "Flash-Decoding" (PyTorch's blog, 2023).
 
     Args:
-      scales: float32 `[rows, heads, positions, 1]`, what int8 keys and values are multiplied by.
+      scales: float32 `[slots, heads, positions, 1]`, what int8 keys and values are multiplied by.
+      slots: whose keys the one row there is sees, which are copied for it: Pallas's programs for
+        Triton cannot be told a row by a number. Default: those of each row's own number.
     """
     attend = _one_query if query.shape[1] == 1 else _queries
-    cached = (keys, values, *(x[..., 0] for x in scales or ()))
+    cached: Sequence[Array] = (keys, values, *(x[..., 0] for x in scales or ()))
+    if slots is not None:
+        cached = [jax.lax.dynamic_slice_in_dim(x, slots[0], 1) for x in cached]
     mixed, largest, total = attend(query, cached, last_seen)
     share = jnp.exp(largest - jnp.max(largest, axis=2, keepdims=True))
     joined = jnp.sum(mixed * share[..., None], axis=2)

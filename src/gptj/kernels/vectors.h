@@ -99,6 +99,15 @@ INLINE void store(BFloat16* at, Vector value) {
   *reinterpret_cast<Halves*>(at) = __builtin_convertvector(rounded, Halves);
 }
 
+// Each number changes places with its neighbour.
+INLINE Vector swapped(Vector x) {
+#ifdef __AVX512F__
+  return __builtin_shuffle(x, Ints{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+#else
+  return __builtin_shuffle(x, Ints{1, 0, 3, 2, 5, 4, 7, 6});
+#endif
+}
+
 INLINE Vector exponential(Vector x) {
   x = x < -87.0f ? Vector{} - 87.0f : x;
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number

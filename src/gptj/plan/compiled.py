@@ -140,10 +140,12 @@ def compile_step(job: Job) -> Compiled | TooLarge:
     mesh = mesh_of(job.mesh, job.place)
     begin = time.perf_counter()
     blocks = sequential.blocks() if job.sequential else contextlib.nullcontext()
-    with jax.set_mesh(mesh), blocks:
+    is_alone = job.place.platform == "cpu" and math.prod(job.mesh) == 1  # and sets no mesh
+    with contextlib.nullcontext() if is_alone else jax.set_mesh(mesh), blocks:
         state, base = arguments(job)
         shape = (job.accumulate, job.batch // job.accumulate, job.width)
-        layout = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
+        parts = PartitionSpec(None, BATCH_AXES, None)
+        layout = None if is_alone else NamedSharding(mesh, parts)
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout)
         lowered = train_step.lower(
             state, tokens, base, model=job.model, optimizer=job.optimizer, config=job.step

@@ -35,7 +35,7 @@ EFFICIENCIES = {
     "TPU v6 lite": _V6E,
     "H100": _H100,
     "H200": dataclasses.replace(_H100, source=f"that of H100: {_H100.source}"),
-    "cpu": Efficiency(0.67, "this project's own runs: benchmarks/results/2026-11-27-amd-epyc.json"),
+    "cpu": Efficiency(0.71, "this project's own runs: benchmarks/results/2026-11-27-amd-epyc.json"),
 }
 """By kind. LaMDA's, PaLM's and the others' count all that the hardware did, not only what the model
 needs; where nothing was computed twice the two are one."""

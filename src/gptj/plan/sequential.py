@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from gptj import model
 from gptj.attention import causal_attention, rotary
 from gptj.config import ModelConfig
-from gptj.matrices import einsum, spread
+from gptj.dense import spread
+from gptj.matrices import einsum
 from gptj.model import Attend, Block
 from gptj.sharding import reshape, reshard
 

@@ -38,8 +38,8 @@ class StepConfig:
     """What the backward pass recomputes to save memory: `none`, all but matrix products (`dots`),
     or whole layers (`block`), whose inputs `offload` keeps in the host's memory meanwhile."""
     attention: Backend | None = None
-    """What computes attention: cuDNN's fused program, splash attention on a TPU, or XLA's. Default:
-    cuDNN where it can, else XLA."""
+    """What computes attention: cuDNN's fused program, our native one on a CPU, splash attention on
+    a TPU, or XLA's. Default: cuDNN or ours where it can, else XLA."""
     isolate: bool = False
     """Documents that stand in one row do not see one another."""
     end_of_text: tyro.conf.Suppress[int] = 50256

@@ -31,7 +31,12 @@ from gptj.train.progress import human
 from gptj.train.start import base_of, check_tokenizer, state_of
 from gptj.train.state import TrainState, abstract_state, new_state
 
-_NAMES = {"cudnn": "cuDNN", "splash": "splash attention", "xla": "XLA"}
+_NAMES = {
+    "cudnn": "cuDNN",
+    "native": "our native program",
+    "splash": "splash attention",
+    "xla": "XLA",
+}
 
 
 class Setup:
