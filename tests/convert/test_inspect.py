@@ -1,6 +1,7 @@
 """What a model on disk is said to be, and whether two are the same: figures that must add up."""
 
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import jax
@@ -147,6 +148,16 @@ class TestDiff:
         a, b = written(tmp_path / "a"), written(tmp_path / "b", "huggingface")
         assert gptj("diff", a, b) == (0, "the same weights, bit for bit\n", "")
         assert gptj("diff", b, a) == gptj("diff", a, a)
+
+    def test_a_checkpoint_without_a_config_is_told_its_shape(self, gptj, refused, tmp_path):
+        a = written(tmp_path / "a", "mesh-transformer")
+        b = shutil.copytree(a, tmp_path / "b")
+        (shape,) = b.glob("**/config.json")
+        shape = shape.rename(tmp_path / "shape.json")
+        refused("diff", a, b, said=("config",))
+        same = (0, "the same weights, bit for bit\n", "")
+        assert gptj("diff", a, b, "--config-b", shape) == same
+        assert gptj("diff", b, a, "--config-a", shape) == same
 
     @pytest.mark.parametrize("others", ["float32", "float16"])
     def test_the_same_numbers_in_other_types(self, others, gptj, tmp_path):

@@ -27,6 +27,19 @@ def test_the_last_answers_are_those_of_the_saved_model(gptj, train_flags, data, 
         assert found == pytest.approx(each["value"], rel=1e-5)
 
 
+def test_only_the_first_questions_are_asked(gptj, train_flags, data, tmp_path):
+    words = ("--eval-tasks", "lambada_openai", "--eval-tasks-local", data)
+    run, few = tmp_path / "run", ("--eval-tasks-limit", 2)
+    assert gptj("train", *train_flags(run, batch=8, steps=3), *words, *few).code == 0
+    (row,) = (row for row in read_metrics(run) if "lambada_openai_acc" in row)
+    out = tmp_path / "out"
+    where = ("--tasks", "lambada_openai", "--local", data, "--limit", 2, "--out", out)
+    assert gptj("eval", run, *where).code == 0
+    (results,) = out.glob("tasks-*.json")
+    for each in json.loads(results.read_text())["results"]:
+        assert row[f"{each['task']}_{each['metric']}"] == pytest.approx(each["value"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -116,6 +116,20 @@ def test_a_key_of_any_letters_is_found_in_a_header():
     assert keys.find("Bearer schlüssel") is None
 
 
+@pytest.mark.parametrize("lines", [["ann a", "bob b concurrency=9 tokens_per_minute=900"], []])
+def test_a_key_that_names_no_budget_has_the_servers(lines):
+    keys = Keys(lines, ServeConfig(key_concurrency=1, key_tokens_per_minute=50))
+    key = keys.find("Bearer a")
+    with pytest.raises(Refused, match="50 a minute"), key.spending(51):
+        pass
+    under_way = pytest.raises(Refused, match="1 requests are under way")
+    with key.spending(10), under_way, key.spending(10):
+        pass
+    if lines:
+        with keys.find("Bearer b").spending(800), keys.find("Bearer b").spending(100):
+            pass
+
+
 def run(coroutine):
     """What it returns, run in a thread of its own: the page's tests leave a loop in this one."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
