@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from gptj.data import packing
 from gptj.data.batches import EvalBatches, TrainBatches
 from gptj.data.clean import CleanConfig
 from gptj.data.describe import random_documents
@@ -241,6 +242,38 @@ class TestRows:
             [EvalBatches(part.store, 31, 3).rows(0, slice(0, 1)), every[0][0][1:]]
         )
         np.testing.assert_array_equal(halves, every[0][0])
+
+
+class TestPairs:
+    """Two answers to one prompt, each with its end-of-text in a half of a row of its own."""
+
+    TEXTS = (("pyes", "pno"), ("qa", "quite long"), ("rather", "ra"), ("s ", "st"))
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        records = [{"prompt": a[0], "chosen": a[1:], "rejected": b[1:]} for a, b in self.TEXTS]
+        return prepared(tmp_path, records, ExampleConfig("preferences")).parts[0].store
+
+    @pytest.mark.parametrize("seq", [2, 4, 6, 9, 10, 20])
+    @pytest.mark.parametrize("read", [1, 3, 1 << 24])
+    def test_a_row_holds_both_and_what_is_too_long_is_left_out(self, store, seq, read, monkeypatch):
+        def half(text):
+            own = [~ord(text[0]), *text[1:].encode(), 256]
+            return own + [~256] * (seq + 1 - len(own))
+
+        monkeypatch.setattr(packing, "READ", read)
+        fitting = [half(a) + half(b) for a, b in self.TEXTS if max(len(a), len(b)) <= seq]
+        found = packing.pair(store, seq)
+        assert (len(found), found.left_out) == (len(fitting), 4 - len(fitting))
+        rows = found.read(np.arange(len(fitting) + 1)).tolist()
+        assert rows == [*fitting, [~256] * (2 * seq + 2)]
+        for number, row in enumerate(fitting):
+            own = found.tokens(number)
+            assert store.tokens[own.start : own.stop].tolist() == [x for x in row if x != ~256]
+
+    def test_none_that_fits_is_refused(self, store):
+        with pytest.raises(UserError, match=r"every pair .* has 3 tokens in an answer: raise seq"):
+            packing.pair(store, 1)
 
 
 def ids(rows):
