@@ -73,14 +73,14 @@ def _sequential(axes: Axes) -> None:
     ):
         _arrow(axes, (0.9, top), (2.2, top))
         _box(axes, 2.2, top - 0.45, 2.7, "LayerNorm")
-        _arrow(axes, (4.9, top), (6.65, top))
-        _backward(axes, 5.7, top)
-        _split(axes, 8.15, top - 2.3, name, parts, 2.75)
-        _arrow(axes, (8.15, top - 2.3), (8.15, top - 2.95))
-        _joins(axes, 8.15, top - 3.65)
+        _arrow(axes, (4.9, top), (6.45, top))
+        _backward(axes, 5.6, top)
+        _split(axes, 8.2, top - 2.3, name, parts, 2.75)
+        _arrow(axes, (8.2, top - 2.3), (8.2, top - 2.95))
+        _joins(axes, 8.2, top - 3.65)
         axes.text(4.6, top - 3.35, "an all-reduce", fontsize=12, color=ORANGE, ha="center")
-    axes.text(5.7, 11.6, "backward", fontsize=10, color=ORANGE, ha="center", va="bottom")
-    axes.text(5.7, 5.8, "backward", fontsize=10, color=ORANGE, ha="center", va="bottom")
+    axes.text(5.6, 11.6, "backward", fontsize=10, color=ORANGE, ha="center", va="bottom")
+    axes.text(5.6, 5.8, "backward", fontsize=10, color=ORANGE, ha="center", va="bottom")
 
 
 def _line(axes: Axes, begin: tuple[float, float], end: tuple[float, float]) -> None:
@@ -108,7 +108,7 @@ def _box(axes: Axes, x: float, y: float, width: float, name: str) -> None:
 
 def _split(axes: Axes, middle: float, y: float, name: str, parts: str, height: float = 3.3) -> None:
     """Something that eight devices share, each a strip of it."""
-    width, strips = 3.0, height - 1.75
+    width, strips = 3.5, height - 1.75
     left = middle - width / 2
     axes.add_patch(Rectangle((left, y), width, height, facecolor=PALE, edgecolor="none"))
     for device in range(8):
