@@ -140,6 +140,6 @@ class TestChoice:
         refused("needs numbers in float32 or bfloat16, and these are float16", jnp.float16)
         refused("needs heads of a multiple of 16 dims, and these have 24", d_head=24)
         with jax.set_mesh(make_mesh(data=2)):
-            refused("needs one CPU, and this is for a mesh")
+            refused("needs one device, and a mesh is set")
         monkeypatch.setattr(kernels, "available", lambda: False)
         refused("needs native programs, and there are none")

@@ -183,8 +183,10 @@ def _missing_for_cudnn(dtype: DTypeLike, d_head: int) -> str | None:
 
 def _missing_for_native(dtype: DTypeLike, d_head: int) -> str | None:
     """What the native program would need, if it cannot."""
-    if kernels.target() != "cpu" or spec() is not None:
-        return f"one CPU, and this is for {_target() if spec() is None else 'a mesh'}"
+    if kernels.target() != "cpu":
+        return f"a CPU, and this is for {_target()}"
+    if not jax.sharding.get_abstract_mesh().empty:
+        return "one device, and a mesh is set"
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return f"numbers in float32 or bfloat16, and these are {jnp.dtype(dtype)}"
     if d_head % kernels.LANES:
