@@ -160,15 +160,8 @@ void attend_causally(const T* query, const T* key, const T* value, const int32_t
     score(held, of, begin, seen);
     for (int64_t q = begin; q < end; ++q) {
       float* scores = held.scores + (q - begin) * room;
-      Vector most = load(scores);
-      for (int64_t k = kLanes; k < seen; k += kLanes) {
-        const Vector next = load(scores + k);
-        most = next > most ? next : most;
-      }
-      float level = most[0];
-      for (int64_t i = 1; i < kLanes; ++i) level = std::max(level, most[i]);
-      const float total = weigh(scores, seen, level);
-      levels[q] = level + std::log(total);
+      const float largest = largest_of(scores, seen), total = weigh(scores, seen, largest);
+      levels[q] = largest + std::log(total);
       for (int64_t k = 0; k < seen; k += kLanes) store(scores + k, load(scores + k) / total);
     }
     std::fill(held.of_query, held.of_query + kQueries * width, 0.0f);
