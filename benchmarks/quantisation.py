@@ -74,9 +74,9 @@ def read(
 ) -> tuple[jax.Array, Cache]:
     """Log-probabilities of what follows each token of a chunk, and the cache with it read."""
     first = jnp.zeros(1, jnp.int32)
-    with kernels.rounding():  # as the engine's, which makes logits without
+    with kernels.rounding():  # as the engine's
         hidden, cache = forward(params, cache, tokens[None], start, config, slot=first)
-    rows = logits(params, hidden, config)[0, :, : config.vocab_size]
+        rows = logits(params, hidden, config)[0, :, : config.vocab_size]
     return jax.nn.log_softmax(rows), cache
 
 

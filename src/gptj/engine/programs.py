@@ -56,7 +56,7 @@ def prefill(
         hidden, own = forward(params, own, read, start, config, slot=slot, adapter=adapter)
 
     def score() -> LogProbs:
-        with kernels.wanted():
+        with kernels.wanted(), kernels.rounding():
             rows = logits(params, hidden, config)
             rows = reshape(reshard(rows, "batch", None, None), (-1, rows.shape[-1]), "batch", None)
             wanted = reshape(targets, (-1,), "batch")
@@ -116,7 +116,7 @@ def decode(
 
     def step(carry: tuple[Array, State]) -> tuple[Array, State]:
         index, state = carry
-        with kernels.wanted():
+        with kernels.wanted(), kernels.rounding():
             if break_even is None:
                 return index + 1, plain_step(params, state, index, config)
             row = index * (guesses + 1)

@@ -149,8 +149,9 @@ constexpr bool in_spans() {
 // How far from `column` of a block's `width` those are that come soon: at its end they are the first
 // of the next block, which lies `depth` rows below.
 template <typename M>
-INLINE int64_t ahead(const M& w, int64_t depth, int64_t column, int64_t width) {
-  return column + kAhead < width ? kAhead : w.row(depth, kAhead) - w.row(0, width);
+INLINE int64_t ahead(const M& w, int64_t depth, int64_t column, int64_t width,
+                     int64_t far = kAhead) {
+  return column + far < width ? far : w.row(depth, far) - w.row(0, width);
 }
 
 // Asks for columns that come soon.
