@@ -190,8 +190,9 @@ class GenerateRequest(Strict):
             2: self.top_p not in (None, 1),
             4: self.typical not in (None, 1),
         }
-        asked = [each for each in self.sampler_order if on.get(each)]
-        kept = [each for each in ORDER if each in asked]
+        first = [] if 6 in self.sampler_order else [6]  # as older clients mean it
+        asked = [each for each in (*first, *self.sampler_order) if on.get(each)]
+        kept = [each for each in ORDER if on[each]]
         if {0, 5} <= set(asked) and abs(asked.index(0) - asked.index(5)) == 1:
             asked.remove(5)  # the two commute
             kept.remove(5)
