@@ -127,7 +127,11 @@ class TrainConfig:
 
     def traced(self) -> range:
         """The steps that `profile` asks to trace; the first of a run is 1."""
-        start, _, stop = (self.profile or "0:0").partition(":")
-        if not (start.isdecimal() and stop.isdecimal()) or (self.profile and start == stop):
-            raise UserError(f"profile={self.profile} is not START:STOP, as in 10:13")
+        if self.profile is None:
+            return range(0)
+        start, _, stop = self.profile.partition(":")
+        if not (start.isdecimal() and stop.isdecimal() and 0 < int(start) < int(stop)):
+            raise UserError(
+                f"profile={self.profile} is not START:STOP, two steps from 1 on as in 10:13"
+            )
         return range(int(start), int(stop))
