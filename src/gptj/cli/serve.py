@@ -135,5 +135,5 @@ def _engine(command: ServeCommand, adapters: dict[str, str]) -> Engine:
 
 def _name(model: str) -> str:
     """The last part of a path, a URL or a Hub id, without what archives are called."""
-    last = Path(model.rstrip("/")).resolve().name
+    last = Path(model).resolve().name
     return last.removesuffix(".gz").removesuffix(".zst").removesuffix(".tar") or "gptj"
