@@ -44,3 +44,21 @@ def test_where_noise_hides_the_gradient_there_is_no_scale():
     row = NoiseScale(1, 2, {}).row(1.0, 0.4)
     assert row["noise_gradient"] < 0
     assert "noise_scale" not in row
+
+
+def test_a_step_by_hand():
+    # Of 1 row the square is 7 and of 4 it is 4: what the noise adds shrinks fourfold, from 4 to 1.
+    row = NoiseScale(1, 4, {}).row(7.0, 4.0)
+    assert row == pytest.approx({"noise_gradient": 3, "noise_variance": 4, "noise_scale": 4 / 3})
+
+
+def test_the_parts_are_averaged_and_not_their_ratio():
+    noise = NoiseScale(1, 4, {})
+    noise.row(7.0, 4.0)
+    row = noise.row(107.0, 104.0)  # 103 and 4
+    assert row == pytest.approx({"noise_gradient": 4, "noise_variance": 4, "noise_scale": 1})
+
+
+@pytest.mark.parametrize("squares", [(4.0, 1.0), (3.0, 3.0), (1.0, 2.0)])
+def test_no_gradient_or_no_noise_is_no_scale(squares):
+    assert [*NoiseScale(1, 4, {}).row(*squares)] == ["noise_gradient", "noise_variance"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gptj.config import ModelConfig
+from gptj.train import step
 from gptj.train.optimizer import OptimizerConfig
 from gptj.train.spikes import WINDOW, Recent, is_calm, no_recent, remember
 from gptj.train.state import new_state
@@ -84,3 +85,49 @@ def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(broken):
     )
     same("params")
     same("opt_state")
+
+
+class TestBounds:
+    """Where a spike begins, in windows whose mean and deviation are known."""
+
+    def halves(self, low, high) -> Recent:
+        return seen([low, high] * (WINDOW // 2), [1.0] * WINDOW)
+
+    @pytest.mark.parametrize("sigma", [0.5, 2.0, 6.0])
+    def test_so_many_deviations_above_the_mean_are_none(self, sigma):
+        recent = self.halves(1.0, 3.0)  # mean 2, deviation 1
+        assert calm(recent, 2.0 + sigma, 1.0, sigma)
+        assert not calm(recent, 2.001 + sigma, 1.0, sigma)
+
+    def test_a_flat_window_has_a_hundredth_of_its_mean(self):
+        recent = self.halves(8.0, 8.0)
+        assert calm(recent, 8.0 + 6 * 0.08 - 0.001, 1.0)
+        assert not calm(recent, 8.0 + 6 * 0.08 + 0.001, 1.0)
+        assert calm(recent, 8.0, 1.059)
+        assert not calm(recent, 8.0, 1.061)
+
+    def test_a_new_step_takes_the_place_of_the_oldest(self):
+        recent = remember(seen(range(WINDOW)), jnp.float32(500), jnp.float32(7), jnp.array(True))
+        assert recent.loss.tolist() == [500, *range(1, WINDOW)]
+        assert recent.grad_norm.tolist() == [7, *range(1, WINDOW)]
+        assert (int(recent.count), int(recent.streak)) == (WINDOW + 1, 0)
+
+    def test_spikes_in_a_row_add_up_and_a_calm_step_ends_them(self):
+        recent, streaks = no_recent(), []
+        for good in (False, False, True, False, True, True):
+            recent = remember(recent, jnp.float32(1), jnp.float32(1), jnp.array(good))
+            streaks.append(int(recent.streak))
+        assert streaks == [1, 2, 0, 1, 0, 0]
+        assert int(recent.count) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "sigma"),
+    [
+        ("adamw", None, 6.0), ("gptj-2021", None, 0.0),
+        ("adamw", 0.0, 0.0), ("adamw", 3.0, 3.0), ("gptj-2021", 4.0, 4.0),
+    ],
+)  # fmt: skip
+def test_the_original_skips_only_what_is_not_finite_unless_asked(kind, asked, sigma):
+    optimizer = OptimizerConfig(kind).for_run(1000)
+    assert step._sigma(optimizer, StepConfig(spike_sigma=asked)) == sigma
