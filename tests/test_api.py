@@ -1,12 +1,15 @@
 """A model as one object: saved and loaded bit for bit, and the same numbers as the functions."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gptj as package
-from gptj import Model, SamplingParams, UserError, load, make_mesh
+from gptj import Model, SamplingParams, UserError, api, load, make_mesh
+from gptj.attention import KEYS
 from gptj.checkpoint import CheckpointError
 from gptj.model import forward
 
@@ -231,3 +234,117 @@ class TestScore:
     def test_a_text_longer_than_the_context(self, model):
         with pytest.raises(UserError, match="65 tokens"):
             model.score("x" * 65)
+
+
+class TestEngines:
+    """How large an engine a model makes of itself, and when it goes on with the one it has."""
+
+    SHAPE = package.ModelConfig(1, 8, 2, 2, 12, 257, 264, 1000)
+
+    @pytest.fixture
+    def small(self, monkeypatch):
+        """A model whose engines only say how they were made."""
+        made = []
+
+        class Engine:
+            def __init__(self, params, config, tokenizer, options, draft):
+                self.options, self.positions = options.rounded(1), options.positions
+                made.append((options.slots, options.positions, draft))
+
+            def run(self, requests, on_delta, what):
+                self.asked = requests
+                text = SimpleNamespace(text="x", prompt_logprobs=None)
+                return [[text] * each.sampling.n for each in requests]
+
+        monkeypatch.setattr(api, "Engine", Engine)
+        return Model(self.SHAPE, "weights", package.Tokenizer.bytes()), made
+
+    @pytest.mark.parametrize(
+        ("prompts", "sampling", "slots", "positions"),
+        [
+            ("a", {"max_tokens": 3}, 1, KEYS),
+            ("a" * (KEYS - 3), {"max_tokens": 3}, 1, KEYS),
+            ("a" * (KEYS - 2), {"max_tokens": 3}, 1, 2 * KEYS),
+            ("a", {"max_tokens": 10**6}, 1, 1000),
+            ("a", {"max_tokens": 3, "overflow": "slide"}, 1, 1000),
+            (["a", "b"], {"max_tokens": 3}, 8, KEYS),
+            ("a", {"max_tokens": 3, "n": 2}, 8, KEYS),
+            ("a", {"max_tokens": 3, "best_of": 2}, 8, KEYS),
+        ],
+    )
+    def test_they_have_room_for_what_is_asked(self, small, prompts, sampling, slots, positions):
+        model, made = small
+        model.generate(prompts, **sampling)
+        assert made == [(slots, positions, None)]
+
+    def test_one_is_kept_while_it_has_room(self, small):
+        model, made = small
+        for size, engines in ((KEYS + 50, 1), (5, 1), (KEYS + 99, 1), (2 * KEYS + 1, 2), (5, 2)):
+            model.generate("a" * size, max_tokens=2)
+            assert len(made) == engines
+        model.generate("a", max_tokens=2, kv_cache="int8")
+        model.generate(["a", "b"], max_tokens=2)
+        assert len(made) == 4
+
+    def test_of_another_guesser_it_makes_another(self, small):
+        model, made = small
+        guessers = [Model(self.SHAPE, name, model.tokenizer) for name in ("one", "two")]
+        for draft in (*guessers, guessers[1]):
+            model.generate("a", max_tokens=2, speculate=2, draft=draft)
+        assert [draft.params for *_, draft in made] == ["one", "two"]
+
+    def test_nothing_is_made_for_nothing(self, small):
+        model, made = small
+        assert model.generate([]) == model.score([]) == []
+        assert made == []
+
+    def test_each_prompt_has_a_seed_of_its_own_and_the_first_is_the_one_given(self, small):
+        model, _ = small
+        model.generate(["a", "b", "c"], seed=5)
+        first, *others = [each.sampling.seed for each in model._engines[0].engine.asked]
+        assert first == 5
+        assert len({first, *others}) == 3
+
+    def test_a_text_is_scored_from_the_end_of_the_one_before(self, small):
+        model, _ = small
+        model.score("ab")
+        (request,) = model._engines[0].engine.asked
+        assert request.prompt == [256, 97, 98]
+        assert (request.sampling.max_tokens, request.sampling.prompt_logprobs) == (0, 0)
+
+    @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+    def test_texts_have_no_logprobs(self, small, name):
+        with pytest.raises(UserError, match=r"for logprobs use score, or a gptj\.Engine"):
+            small[0].generate("a", **{name: 1})
+
+    def test_without_a_tokenizer_there_is_no_text(self, small):
+        mute = Model(self.SHAPE, "weights", None)
+        for ask in (mute.generate, mute.score, mute.search):
+            with pytest.raises(
+                UserError, match=r"came without a tokenizer: load it with tokenizer"
+            ):
+                ask("a")
+
+    def test_a_search_knows_its_fields(self, small):
+        with pytest.raises(UserError, match="no search field beam, width: there are beams, "):
+            small[0].search("a", width=3, beam=1)
+
+    def test_a_run_under_way_writes_so_much_the_same_each_time(self, small, monkeypatch):
+        model, _ = small
+        asked = []
+        monkeypatch.setattr(Model, "generate", lambda *what, **how: asked.append((what[1:], how)))
+        for _ in range(2):
+            api._write_on("weights", self.SHAPE, model.tokenizer, ["a", "b"])
+        assert asked == [((["a", "b"],), {"max_tokens": 64, "temperature": 0.8})] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quantize": "int3"}, "quantize='int3' is not one of int8, int4, nf4"),
+        ({"dtype": "float16"}, "dtype=float16 is not float32 or bfloat16"),
+    ],
+)
+def test_how_a_model_is_kept_is_checked_before_it_is_looked_for(options, said):
+    with pytest.raises(UserError, match=said):
+        load("nowhere", **options)
