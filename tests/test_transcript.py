@@ -30,7 +30,7 @@ def template(tmp_path):
 
 class TestPlain:
     @given(st.lists(st.tuples(st.sampled_from([*SPEAKERS]), SAID), max_size=4), st.booleans())
-    @settings(max_examples=40)
+    @settings(max_examples=40, deadline=None)
     def test_each_has_a_line_with_a_name_and_an_empty_line_after_it(self, messages, answer):
         told = plain(said(*messages), answer)
         for role, content in messages:
@@ -103,7 +103,7 @@ class TestTemplates:
 
 
 @given(st.lists(SAID, min_size=1, max_size=4))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_the_tokens_are_those_of_the_pieces_with_the_token_between(pieces):
     expected = []
     for number, piece in enumerate(pieces):

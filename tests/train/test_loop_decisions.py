@@ -35,11 +35,10 @@ class Stage:
     A state is the tuple of the batches that its updates were made of. `bad` batches spike.
     """
 
-    def __init__(self, config, monkeypatch, bad=(), stop_after=None, fails=(), scores=None):
-        self.bad, self.stop_after, self.fails = set(bad), stop_after, set(fails)
-        self.scores = (lambda step: float(step)) if scores is None else scores
+    def __init__(self, config, monkeypatch, bad=(), stop_after=None):
+        self.bad, self.stop_after = set(bad), stop_after
         self.rows, self.events, self.said, self.samples = {}, [], [], []
-        self.saved, self.notes, self.scored, self.measured, self.traced = {}, {}, [], [], []
+        self.saved, self.notes, self.scored, self.traced = {}, {}, [], []
         self.skips, self.evaluators, self.stepped = [], [], 0
         self.config = config
         self.stop = SimpleNamespace(requested=stop_after == 0)
@@ -80,7 +79,7 @@ class Stage:
 
     def evaluate(self, params, held_out, model, **how):
         self.scored.append((len(params), how["batches"]))
-        return HeldOut(self.scores(len(params)), None, 5)
+        return HeldOut(float(len(params)), None, 5)
 
     def save(self, step, state, notes):
         self.saved[step], self.notes[step] = state, notes
@@ -95,7 +94,7 @@ class Stage:
     def forget(self, after):
         self.saved = {step: state for step, state in self.saved.items() if step <= after}
 
-    def run(self, start=None, held_out="text", prompts=(), write_on=None):
+    def run(self, start=None, held_out="text", write_on=None):
         record = SimpleNamespace(
             last={}, lost=0.0, write=self.write, rewind=self.rewind,
             tell=lambda event, step, text, **more: self.events.append((event, step, text, more)),
@@ -125,7 +124,9 @@ def staged(tmp_path, monkeypatch):
 
 
 often = st.integers(1, 9)
-quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 class TestDecisions:
@@ -198,11 +199,8 @@ class TestDecisions:
         result = stage.run(SimpleNamespace(step=5, params=tuple(range(5)), streak=0))
         assert stage.scored == [(5, None)]
         assert (result.loss, result.held_out.loss, stage.saved) == (None, 5, {})
-        assert stage.said[
-            -1
-        ] == "nothing to do: the run is at step 5 of 5  held-out loss 5.0000  " + (
-            "perplexity 148.41"
-        )
+        scores = "held-out loss 5.0000  perplexity 148.41"
+        assert stage.said[-1] == f"nothing to do: the run is at step 5 of 5  {scores}"
 
     @pytest.mark.parametrize("held_out", [None, "text"])
     def test_what_is_not_asked_for_is_not_done(self, staged, held_out):
