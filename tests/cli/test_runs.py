@@ -57,9 +57,23 @@ class TestWhatElseIsMeasured:
     @pytest.mark.parametrize("name", ["eval_tasks_every", "eval_tasks_limit"])
     def test_at_least_once(self, name):
         with pytest.raises(UserError, match=f"^{name}=0 must be at least 1$"):
-            AlsoMeasured(**{name: 0})
-        assert AlsoMeasured(**{name: 1})
-        assert AlsoMeasured(eval_tasks_limit=None).eval_tasks_limit is None
+            AlsoMeasured(eval_tasks=("piqa",), **{name: 0})
+        assert AlsoMeasured(eval_tasks=("piqa",), **{name: 1})
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("eval_tasks_every", 5),
+            ("eval_tasks_limit", 5),
+            ("eval_tasks_limit", None),
+            ("eval_tasks_local", Path("questions")),
+        ],
+    )
+    def test_how_tasks_are_asked_means_nothing_without_any(self, name, value):
+        said = f"^{name} is of tasks, and none is asked: give --eval-tasks too$"
+        with pytest.raises(UserError, match=said):
+            AlsoMeasured(**{name: value})
+        assert getattr(AlsoMeasured(eval_tasks=("piqa",), **{name: value}), name) == value
 
 
 class TestTrain:

@@ -112,6 +112,7 @@ class TestSettings:
             {"b1": 0.0, "b2": 0.0},
             {"weight_decay": 0.0},
             {"anneal_steps": 1},
+            {"kind": "muon", "eps": 1e-6},
             {"moments": "bfloat16", "b2": 0.99},
             {"kind": "lion", "moments": "bfloat16", "b2": 0.999},  # whose mean moves further
             {"kind": ORIGINAL, "original_shards": 1},
@@ -132,6 +133,10 @@ class TestSettings:
             ({"clip": math.nan}, "clip=nan must be above 0"),
             ({"eps": 0.0}, "eps=0.0 must be above 0"),
             ({"weight_decay": math.nan}, "weight_decay=nan must be at least 0"),
+            *(
+                ({"kind": kind, "eps": 1e-6}, f"optimizer={kind} has no eps=1e-06: leave it out")
+                for kind in ("adafactor", "lion")
+            ),
             ({"kind": "adafactor", "b1": 0.9}, "optimizer=adafactor has no b1 and b2: leave them"),
             ({"kind": ORIGINAL, "moments": "bfloat16"}, f"optimizer={ORIGINAL} has no moments="),
             ({"moments": "bfloat16", "b2": 0.991}, "Lower b2 to 0.99 or less"),

@@ -44,6 +44,9 @@ class AlsoMeasured:
         for name in ("eval_tasks_every", "eval_tasks_limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
+        for name in ("eval_tasks_every", "eval_tasks_limit", "eval_tasks_local"):
+            if not self.eval_tasks and getattr(self, name) != getattr(AlsoMeasured, name):
+                raise UserError(f"{name} is of tasks, and none is asked: give --eval-tasks too")
 
     def evaluators(self, config: TrainConfig) -> list[Evaluator]:
         """These, ready to be called.

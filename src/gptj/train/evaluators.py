@@ -76,9 +76,8 @@ def of_sources(config: TrainConfig) -> Evaluator:
             config.compute, end_of_text=tokenizer.eos_id, examples=examples
         )
         nats, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
-        for name, part in fitting(
-            seq
-        ):  # a folder's files may lie apart, so a name comes more than once
+        # A folder's files may lie apart, so a name comes more than once.
+        for name, part in fitting(seq):
             found = held_out(
                 params,
                 part,

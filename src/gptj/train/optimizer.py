@@ -90,6 +90,8 @@ class OptimizerConfig:
         """Refuse what the chosen optimizer would not look at."""
         if self.kind not in _BETAS and (self.b1 is not None or self.b2 is not None):
             raise UserError(f"optimizer={self.kind} has no b1 and b2: leave them out")
+        if self.kind in ("adafactor", "lion") and self.eps != OptimizerConfig.eps:
+            raise UserError(f"optimizer={self.kind} has no eps={self.eps}: leave it out")
         if self.moments == "bfloat16" and self.kind in ("adafactor", ORIGINAL):
             raise UserError(f"optimizer={self.kind} has no moments=bfloat16: leave it out")
         if self.moments == "bfloat16" and self.kind == "adamw" and (self.b2 or 0) > 0.99:
