@@ -69,6 +69,14 @@ class TestWhatIsPlanned:
         assert found.lr == 1e-5
         assert job(recipe, moments="bfloat16").optimizer.b2 == 0.9
 
+    @pytest.mark.parametrize(
+        ("before", "after"), [("'gptj-2021'", "adamw"), ("'adamw', eps=1e-6", "lion")]
+    )
+    def test_what_only_the_recipes_own_looks_at_is_left_behind(self, recipe, before, after):
+        text = recipe.read_text().replace("'lion', lr=1e-5, end_lr=0.0, b2=0.9", before)
+        recipe.write_text(text.replace(", lora=gptj.LoRAConfig(4)", "").replace("from_='m', ", ""))
+        assert job(recipe, optimizer=after).optimizer.kind == after
+
     def test_pairs_are_two_rows_each(self):
         found = job(lora=LoRAConfig(4), preferences=True)
         assert found.compute.dpo_beta == 0.1

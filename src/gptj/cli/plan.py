@@ -233,8 +233,8 @@ def _job(command: PlanCommand, place: Place) -> Job:
     model, optimizer, recipe = _asked(command)
     changes = {"kind": command.optimizer, "moments": command.moments}
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    if "kind" in given:  # another optimizer has its own decay rates
-        given |= {"b1": None, "b2": None}
+    if "kind" in given:  # another optimizer has its own decay rates, and no more than it needs
+        given |= {"b1": None, "b2": None, "original_shards": None, "eps": OptimizerConfig.eps}
     optimizer = dataclasses.replace(optimizer, **given).for_run(1000)
     names = ("remat", "dtype", "attention", "lora")
     steps: dict[str, Any] = {name: getattr(command, name) for name in names}
