@@ -25,6 +25,7 @@ from gptj.train.objective import StepConfig
 from gptj.train.rows import Skip, batch_index
 from gptj.train.step import StepMetrics
 
+TEXTS = StepConfig()
 BATCH = 3
 """Rows in a step of a staged run, whose rows are numbered from there."""
 
@@ -79,6 +80,7 @@ class Stage:
 
     def evaluate(self, params, held_out, model, **how):
         self.scored.append((len(params), how["batches"]))
+        self.how = how
         return HeldOut(float(len(params)), None, 5)
 
     def save(self, step, state, notes):
@@ -94,7 +96,7 @@ class Stage:
     def forget(self, after):
         self.saved = {step: state for step, state in self.saved.items() if step <= after}
 
-    def run(self, start=None, held_out="text", write_on=None):
+    def run(self, start=None, held_out="text", write_on=None, compute=TEXTS):
         record = SimpleNamespace(
             last={}, lost=0.0, write=self.write, rewind=self.rewind,
             tell=lambda event, step, text, **more: self.events.append((event, step, text, more)),
@@ -102,7 +104,7 @@ class Stage:
         )  # fmt: skip
         setup = SimpleNamespace(
             config=self.config, batches=None, model=ModelConfig(1, 8, 2, 2, 8, 257, 264, 16),
-            compute=StepConfig(), optimizer=None, base=None, seq=16, whole=lambda params: params,
+            compute=compute, optimizer=None, base="base", seq=16, whole=lambda params: params,
             data=SimpleNamespace(tokenizer="a tokenizer", held_out=held_out),
             introduction=lambda step: f"begun at {step}", state_at=lambda step: self.saved[step],
         )  # fmt: skip
@@ -201,6 +203,18 @@ class TestDecisions:
         assert (result.loss, result.held_out.loss, stage.saved) == (None, 5, {})
         scores = "held-out loss 5.0000  perplexity 148.41"
         assert stage.said[-1] == f"nothing to do: the run is at step 5 of 5  {scores}"
+
+    @pytest.mark.parametrize("pairs", [False, True])
+    def test_a_pair_is_two_rows_and_is_told_by_the_model_as_it_was(
+        self, staged, monkeypatch, pairs
+    ):
+        monkeypatch.setattr(meters.Laps, "rate", lambda _, amount: amount)
+        stage = staged(4, batch=8, accumulate=2)
+        result = stage.run(compute=StepConfig(pairs=pairs, examples=pairs))
+        assert result.tokens_per_second == (2 if pairs else 1) * 8 * 16
+        assert stage.rows[3]["tokens"] == 3 * result.tokens_per_second
+        assert (stage.how["seq"], stage.how["batch"]) == (16, 4)
+        assert stage.how.get("reference") == ("base" if pairs else None)
 
     @pytest.mark.parametrize("held_out", [None, "text"])
     def test_what_is_not_asked_for_is_not_done(self, staged, held_out):

@@ -351,5 +351,5 @@ class Loop:
         else:
             self.record.tell("end", step, f"reached the last step, {step}")
         loss = None if row is None else row["loss"]
-        rate = self.meter.laps.rate(config.batch * self.setup.seq)
+        rate = self.meter.laps.rate(self.meter.tokens)
         return TrainResult(config.out, step, state.params, loss, scored, rate)
