@@ -135,3 +135,52 @@ def test_the_measured_peak_is_that_of_a_computer():
     begin = time.perf_counter()
     assert 1e8 < hardware.measured_flops(256, 0.01) < 1e15
     assert time.perf_counter() - begin < 30
+
+
+def test_a_pair_is_two_rows_and_two_models_read_it(clock, monkeypatch):
+    monkeypatch.setattr(meter, "peak_flops", lambda: 1e12)
+    texts, pairs = make(), make(pairs=True, examples=True, dpo_beta=0.1)
+    for each in (texts, pairs):
+        each.row(1, metrics())
+    clock.now = 1.0
+    text, pair = texts.row(2, metrics()), pairs.row(2, metrics(accuracy=0.75, margin=0.5))
+    assert pair["tokens"] == 2 * text["tokens"] == 2 * 2 * 8 * 32
+    # A pass forward is a third of what a text costs: the reference makes one, and the model
+    # another, before it knows what to pull the answers by.
+    assert pair["mfu"] == pytest.approx(2 * 4 / 3 * text["mfu"])
+    assert pair["hfu"] == pytest.approx(2 * text["hfu"] + 4 / 3 * text["mfu"])
+    assert (pair["accuracy"], pair["margin"]) == (0.75, 0.5)
+    assert not {"accuracy", "margin"} & text.keys()
+
+
+def test_numbers_are_written_with_eight_digits(clock, monkeypatch):
+    monkeypatch.setattr(meter, "peak_flops", lambda: 1e12)
+    row = make().row(7, metrics(loss=1 / 3))
+    assert (row["step"], row["loss"]) == (7, 0.33333334)
+    assert all(type(value) is float for value in row.values())
+
+
+def test_percentiles_are_of_the_last_steps_and_the_rate_of_all(clock, monkeypatch):
+    monkeypatch.setattr(meter, "LAPS", 3)
+    laps = Laps()
+    laps.pause()  # before there was anything to pause
+    assert laps.lap() is None
+    assert laps.percentiles() == {}
+    for seconds_ in (10.0, 1.0, 2.0, 3.0):
+        clock.now += seconds_
+        assert laps.lap() == seconds_
+    found = laps.percentiles()
+    assert found == {"step_seconds_p50": 2.0, "step_seconds_p95": pytest.approx(2.9)}
+    assert laps.rate(4.0) == 4 * 4 / 16
+
+
+@pytest.mark.parametrize(
+    ("counted", "row"), [(None, {}), ({"other": 1}, {}), ({"bytes_in_use": 7}, {"memory_bytes": 7})]
+)
+def test_memory_is_told_where_a_device_counts_it(monkeypatch, counted, row):
+    class Device:
+        def memory_stats(self):
+            return counted
+
+    monkeypatch.setattr(meter.jax, "local_devices", lambda: [Device(), None])
+    assert meter.device_memory() == row
