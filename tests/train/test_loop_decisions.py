@@ -298,6 +298,7 @@ class TestSpikes:
             "the last 3 updates up to step 7 were skipped as spikes: going back to step 2 and "
             "passing over the data since",
         )
+        assert event[2] in stage.said
         assert stage.saved[12].params == (0, 1, *range(8, 18))
 
     def test_a_second_time_to_the_same_place_it_stops(self, staged):
