@@ -1,16 +1,25 @@
 """`gptj bench`: that the sides do the work they are credited with, and the figures fit together."""
 
 import dataclasses
+import datetime
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptj.bench import own, peers, turns
-from gptj.bench.config import DecodeBench, LoadBench, PrefillBench, ServeBench, TrainBench
-from gptj.bench.recorded import ORIGINAL
-from gptj.bench.records import Limits, Side, Unavailable, Work
+from gptj.bench import run as module
+from gptj.bench.config import (
+    DataBench,
+    DecodeBench,
+    LoadBench,
+    PrefillBench,
+    ServeBench,
+    TrainBench,
+)
+from gptj.bench.records import Limits, Side, Unavailable
 from gptj.bench.run import run, sides_of
 from gptj.bench.work import works
 from gptj.cli import bench as cli_bench
@@ -74,19 +83,6 @@ def test_what_a_peer_cannot_do_here_is_left_out_and_said(in_this_process):
     assert result.left_out == ["no such type here"]
 
 
-@pytest.mark.parametrize(
-    ("bench", "peer", "said"),
-    [
-        (TrainBench(), "ctranslate2", "nothing to measure for it: choose of transformers"),
-        (DecodeBench(stored=("int4",)), "ctranslate2", "has no int4: ask for one of float32"),
-        (LoadBench("x"), "original", "choose of transformers"),
-    ],
-)
-def test_a_peer_that_cannot_is_refused(bench, peer, said):
-    with pytest.raises(UserError, match=said):
-        sides_of("it", bench, [peer])
-
-
 class TestWork:
     """What a side is credited with, counted another way."""
 
@@ -118,13 +114,6 @@ class TestWork:
         (learnt,) = works(TrainBench(batch=1), config, OURS32).values()
         output = 2 * 511 * 50400 * 768
         assert read.flops == pytest.approx((learnt.flops / 3) - output)
-
-    def test_the_limit_is_the_slower_of_reading_and_multiplying(self):
-        assert LIMITS.seconds(Work("x", 1, flops=50e9, bytes=1e9), "float32") == (0.5, "compute")
-        assert LIMITS.seconds(Work("x", 1, flops=50e9, bytes=4e9), "int8") == (0.4, "memory")
-
-    def test_what_was_recorded_of_the_original(self):
-        assert [round(each.share, 2) for each in ORIGINAL] == [0.35, 0.37]
 
 
 class TestSides:
@@ -186,10 +175,6 @@ class TestSides:
             assert peers.runs("transformers", bench, config, stored)["a step"]() > 0
         torch.set_num_threads(before)
 
-    def test_a_missing_peer_says_how_to_get_it(self):
-        with pytest.raises(UserError, match="pip install nosuch"):
-            peers._imported("no_such_library", "nosuch")
-
 
 def test_in_processes_of_their_own(gptj, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -242,36 +227,6 @@ def test_a_file_of_figures_keeps_those_of_other_subjects(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("device", "mesh", "bench", "system", "said"),
-    [
-        ("NVIDIA H200", (1, 1, 1), TrainBench(), "transformers", "would run on the CPU"),
-        ("cpu", (2, 1, 1), TrainBench(), "transformers", "has one device"),
-        ("TPU v4", (1, 1, 1), TrainBench(), "gptj", "belongs to one process"),
-        ("cpu", (2, 1, 1), LoadBench("x"), "gptj", "a mesh changes nothing"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(device, mesh, bench, system, said):
-    limits = dataclasses.replace(LIMITS, device=device)
-    with pytest.raises(UserError, match=said):
-        turns._check(limits, [OURS32, Side(system, "bfloat16")], bench, mesh)
-
-
-def test_limits_are_the_best_that_was_measured():
-    slower = Limits("cpu", 20e9, {"float32": 50e9, "bfloat16": 300e9})
-    assert LIMITS.best(slower) == Limits("cpu", 20e9, {"float32": 100e9, "bfloat16": 300e9})
-
-
-def test_limits_are_those_of_all_devices():
-    assert LIMITS.of_devices(4).seconds(Work("x", 1, flops=100e9), "float32") == (0.25, "compute")
-
-
-def test_a_run_is_not_loaded_whole(tmp_path):
-    (tmp_path / "run.json").touch()
-    with pytest.raises(UserError, match="is a run, of which only a part is loaded"):
-        works(LoadBench(str(tmp_path)), None, OURS32)
-
-
-@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("bench", "nothing"), "say what to measure: gptj bench train, decode"),
@@ -290,3 +245,113 @@ def test_a_run_is_not_loaded_whole(tmp_path):
 )
 def test_mistakes(refused, words, said):
     refused(*words, said=(said,))
+
+
+class TestWhoTakesPart:
+    @pytest.mark.parametrize(
+        ("bench", "peers", "sides"),
+        [
+            (TrainBench(), [], "gptj float32, gptj bfloat16"),
+            (
+                DecodeBench(stored=("int8", "int4")),
+                ["ctranslate2"],
+                "gptj int8, gptj int4, ctranslate2 int8",
+            ),
+            (
+                PrefillBench(stored=("float32",)),
+                ["ctranslate2", "transformers"],
+                "gptj float32, ctranslate2 float32, transformers float32",
+            ),
+            (LoadBench("x"), [], "gptj bfloat16, a plain reading"),
+            (
+                LoadBench("x"),
+                ["transformers"],
+                "gptj bfloat16, transformers bfloat16, a plain reading",
+            ),
+            (TrainBench(stored=("float32",)), ["original"], "gptj float32"),  # it is recalled only
+            (DataBench(Path("x")), [], "gptj"),
+        ],
+    )
+    def test_ours_of_each_type_then_each_peer_of_those_that_it_has(self, bench, peers, sides):
+        assert ", ".join(map(str, sides_of("it", bench, peers))) == sides
+
+    @pytest.mark.parametrize(
+        ("bench", "peer", "said"),
+        [
+            (
+                DecodeBench(stored=("int4", "int8")),
+                "transformers",
+                "peer=transformers has no int4 or int8: ask for one of float32, bfloat16",
+            ),
+            (
+                LoadBench("x"),
+                "ctranslate2",
+                "peer=ctranslate2 has nothing to measure for it: choose of transformers",
+            ),
+            (
+                TrainBench(),
+                "ctranslate2",
+                "peer=ctranslate2 has nothing to measure for it: choose of transformers, original",
+            ),
+            (
+                DataBench(Path("x")),
+                "transformers",
+                "peer=transformers has nothing to measure for it: leave it out",
+            ),
+        ],
+    )
+    def test_who_cannot_is_refused_with_who_can(self, bench, peer, said):
+        with pytest.raises(UserError) as refusal:
+            sides_of("it", bench, [peer])
+        assert str(refusal.value) == said
+
+
+class TestTheWhole:
+    @pytest.fixture
+    def measured(self, monkeypatch):
+        """What is asked to be measured, and nothing is."""
+        calls = []
+
+        def measure(*given):
+            calls.append(given)
+            return LIMITS, [], []
+
+        monkeypatch.setattr(module, "measure", measure)
+        return calls
+
+    def test_every_side_gets_its_work_and_the_result_says_what_was_asked(self, measured):
+        bench = DecodeBench(stored=("float32",), slots=(3,))
+        result = run("decode", bench, ["transformers"], 4, "gptj bench decode", (2, 1, 1), print)
+        ((given, sides, config, rounds, mesh, tell),) = measured
+        assert (given, config, rounds, mesh, tell) == (bench, preset("125m"), 4, (2, 1, 1), print)
+        assert sides == {
+            side: works(bench, config, side) for side in (OURS32, Side("transformers", "float32"))
+        }
+        assert result.asked == json.loads(json.dumps(dataclasses.asdict(bench)))
+        assert (result.subject, result.command) == ("decode", "gptj bench decode")
+        assert result.date == datetime.date.today().isoformat()
+        assert {"processor", "threads", "python"} <= {*result.machine}
+
+    def test_paths_are_written_as_text(self, measured):
+        result = run("data", DataBench(Path("data/mine")), [], 1, "")
+        assert result.asked["data"] == "data/mine"
+        assert measured[0][2] is None  # no model's shape
+
+    def test_beside_a_peer_the_likeliest_token_is_drawn_by_all(self, measured):
+        run("serve", ServeBench(temperature=0.8), ["transformers"], 1, "")
+        assert measured[0][0] == ServeBench(temperature=0.0)
+
+    @pytest.mark.parametrize(
+        ("bench", "rounds", "said"),
+        [
+            (TrainBench(), 0, "rounds=0 must be at least 1"),
+            (ServeBench(longest=2000), 1, "longest=2000 and new_tokens=64 are together more than"),
+            (DecodeBench(read=2000), 1, "read=2000 and new=64 are together more than"),
+            (PrefillBench(tokens=2048), 1, "tokens=2048 is more than"),
+            (ServeBench(rate=0.5), 1, "rate=0.5 cannot be asked of a peer: leave it out"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_begins(self, measured, bench, rounds, said):
+        with pytest.raises(UserError, match=said):
+            run("it", bench, [], rounds, "")
+        assert measured == []
