@@ -239,7 +239,10 @@ class TestTheMachine:
 
 @pytest.mark.parametrize(
     ("count", "said"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (7.2e10, "72 GB"), (2e12, "2 TB")],
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1500, "1.5 kB"), (999_499, "999 kB")),
+        *((999_700, "1 MB"), (7.2e10, "72 GB"), (2e12, "2 TB"), (3.4e15, "3.4 PB")),
+    ],
 )
 def test_sizes_are_for_people(count, said):
     assert size(count) == said

@@ -38,8 +38,8 @@ def told(part: str, check: Check, state: State = "broken") -> Iterator[Finding]:
 
 def size(count: float) -> str:
     """Bytes, for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:,.3g} PB"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # The first set of digits that gives enough ticks within the decades shown.
 _LOG_DIGITS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
 _ENOUGH = 4
@@ -106,15 +106,15 @@ def number(value: float) -> str:
 def with_unit(value: float, unit: str) -> str:
     """A number and its unit, the thousands with the unit: 48.8 TFLOP/s."""
     text = number(value)
-    digits = text.rstrip("kMGTP")
+    digits = text.rstrip("kMGTPE")
     return f"{digits} {text[len(digits) :]}{unit}"
 
 
 def size(count: float) -> str:
     """Bytes in the largest binary unit that there is at least one of: 57.7 GiB."""
     for unit, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if count >= 2**unit:
-            return f"{count / 2**unit:.3g} {name}"
+        if (found := count / 2**unit) >= 1:
+            return f"{found:.3g} {name}" if found < 999.5 else f"{found:,.0f} {name}"
     return f"{count:.0f} bytes"
 
 
