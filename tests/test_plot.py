@@ -1,12 +1,14 @@
 """The picture of a run's curves: what is drawn, for whichever metrics there are."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gptj import plot as module
 from gptj.errors import UserError
 from gptj.plot import (
     Bar,
@@ -14,9 +16,12 @@ from gptj.plot import (
     PlotConfig,
     Point,
     _smooth,
+    check_picture,
     plot,
     plot_bars,
     plot_growth,
+    plot_lengths,
+    plot_rates,
     plot_scores,
 )
 
@@ -190,3 +195,153 @@ def test_growth_is_drawn_with_both_axes_logarithmic(tmp_path, drawn):
     assert [len(axes.lines) for axes in (step, compiling)] == [2, 1]
     assert {step.get_xscale(), step.get_yscale()} == {"log"}
     assert step.get_title(loc="left") == "a step"
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """What would be saved; to draw it costs time, and what it holds is known before."""
+    kept = []
+    monkeypatch.setattr(module, "_save", lambda figure, out: kept.append(figure))
+    return kept
+
+
+OUT = Path("never written")
+
+
+class TestWhatIsUsual:
+    def test_a_first_peak_of_the_gradient_is_not_and_sets_no_height(self, figures, tmp_path):
+        norms = [100.0, *[2.0] * 99]
+        rows = [{"step": n, "loss": 1.0, "grad_norm": g} for n, g in enumerate(norms)]
+        plot(PlotConfig((write_run(tmp_path / "run", *rows),), tmp_path / "x.png"))
+        (figure,) = figures
+        assert figure.axes[1].get_ylim() == (0, pytest.approx(1.3 * 2))
+        assert figure.axes[2].get_ylim()[0] == 0
+
+    def test_of_several_runs_the_higher_is_seen(self, figures, tmp_path):
+        runs = [
+            write_run(tmp_path / name, *({"step": n, "grad_norm": norm} for n in range(9)))
+            for name, norm in (("a", 2.0), ("b", 6.0))
+        ]
+        plot(PlotConfig(tuple(runs), tmp_path / "x.png"))
+        assert figures[0].axes[1].get_ylim() == (0, pytest.approx(1.3 * 6))
+
+    @pytest.mark.parametrize(
+        ("norms", "peak"),
+        [([], 0), ([math.nan, math.inf], 0), ([math.inf, 3.0, math.nan], 3), ([1.0, 2.0], 1.98)],
+    )
+    def test_what_is_no_number_counts_for_nothing(self, norms, peak):
+        rows = [{"step": n, "grad_norm": norm} for n, norm in enumerate(norms)]
+        assert module._usual_peak([{"step": 99}, *rows]) == pytest.approx(peak)
+
+
+def test_the_last_held_out_loss_is_written_out_and_one_run_needs_no_name(figures, tmp_path):
+    rows = [{"step": n, "loss": 3.0, "heldout_loss": 2.5 - n / 7} for n in range(4)]
+    plot(PlotConfig((write_run(tmp_path / "run", *rows),), tmp_path / "x.png"))
+    assert labels(figures[0]) == ["training", "held-out: 2.071 at the end"]
+
+
+class TestBars:
+    def test_groups_stand_below_each_other_with_room_between_and_the_first_on_top(self, figures):
+        groups = {"a": [Bar("x 1", 1.0, ""), Bar("y 1", 3.0, "")], "b": [Bar("x 2", 2.0, "")]}
+        plot_bars(groups, "title", "unit", None, OUT)
+        (axes,) = figures[0].axes
+        assert axes.get_yticks().tolist() == pytest.approx([1, 2, 4.2])
+        low, high = axes.get_ylim()
+        assert low > 4.2 + 0.36
+        assert high < -0.3
+        assert [text.get_text() for text in axes.texts] == ["a", " ", " ", "b", " "]
+        assert axes.get_xlim() == (0, pytest.approx(1.15 * 3))
+        assert list(axes.lines) == []
+
+    @pytest.mark.parametrize(("limit", "end"), [(100, 115), (10, 46)])
+    def test_both_the_limit_and_what_passes_it_are_seen(self, figures, limit, end):
+        plot_bars({"a": [Bar("x", 40.0, "forty")]}, "", "", limit, OUT)
+        (axes,) = figures[0].axes
+        assert axes.get_xlim()[1] == pytest.approx(end)
+        assert axes.lines[0].get_xdata()[0] == limit
+        assert axes.texts[1].get_position()[0] == 40
+
+    def test_who_comes_again_has_the_same_color_whatever_the_type(self, figures):
+        names = ["ours a", "one a", "two a", "three a", "four a", "five a", "ours b", "one b"]
+        plot_bars({"a": [Bar(name, 1.0, "") for name in names]}, "", "", None, OUT)
+        colors = [bar.get_facecolor() for bar in figures[0].axes[0].patches]
+        assert colors[6:] == colors[:2]
+        assert len({*colors[:5]}) == 5
+        assert colors[5] == colors[0]  # of five they begin again
+
+
+def test_lengths_are_shares_of_all_documents_by_powers_of_two(figures):
+    counts = {"mine": np.array([0, 1, 3]), "theirs": np.array([5])}
+    plot_lengths(counts, OUT)
+    (axes,) = figures[0].axes
+    mine, theirs = (patch.get_data() for patch in axes.patches)
+    assert (mine.values.tolist(), mine.edges.tolist()) == ([0, 25, 75], [1, 2, 4, 8])
+    assert (theirs.values.tolist(), theirs.edges.tolist()) == ([100], [1, 2])
+    assert labels(figures[0]) == ["mine", "theirs"]
+    assert axes.get_xscale() == "log"
+
+
+def test_rates_are_drawn_with_their_mean_and_the_one_suggested(figures):
+    plot_rates([1e-4, 1e-3], [3.0, 2.0], [3.0, 2.5], 4.2e-4, OUT)
+    (axes,) = figures[0].axes
+    raw, smooth, line = axes.lines
+    assert (list(raw.get_ydata()), list(smooth.get_ydata())) == ([3, 2], [3, 2.5])
+    assert line.get_xdata()[0] == 4.2e-4
+    assert labels(figures[0]) == ["running mean", "suggested: 4.2e-04"]
+    assert axes.get_xscale() == "log"
+
+
+class TestGrids:
+    @pytest.mark.parametrize(
+        ("count", "across", "down"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 3, 2), (7, 3, 3)]
+    )
+    def test_at_most_three_stand_beside_each_other(self, figures, count, across, down):
+        own = Point("mine", 1e20, 40.0)
+        plot_scores({str(n): (KNOWN, own) for n in range(count)}, OUT)
+        plot_growth({str(n): [Line("x", (1, 2), (1.0, 2.0))] for n in range(count)}, OUT)
+        for figure in figures:
+            assert figure.get_size_inches().tolist() == pytest.approx([4.2 * across, 3.4 * down])
+        assert len(figures[0].axes) == across * down
+
+    @pytest.mark.parametrize(
+        ("found", "low", "high"),
+        [([1.0, 1.0], 1 / 30**0.5, 30**0.5), ([1.0, 100.0], 1 / 1.2, 120)],
+    )
+    def test_what_hardly_grows_looks_so(self, figures, found, low, high):
+        """The axis spans a factor of 30 at the least."""
+        plot_growth({"a": [Line("x", (1, 2), found)]}, OUT)
+        assert figures[0].axes[0].get_ylim() == pytest.approx((low, high))
+
+    def test_our_own_score_has_its_error_where_that_is_known(self, figures):
+        for error, bars in ((2.0, 1), (None, 0)):
+            plot_scores({"a": (KNOWN, Point("mine", 1e20, 40.0, error))}, OUT)
+            containers = figures[-1].axes[0].containers
+            assert len(containers) == 1
+            (_, _, lines) = containers[0]
+            assert len(lines) == bars
+        (segment,) = figures[0].axes[0].containers[0][2][0].get_segments()
+        assert segment[:, 1].tolist() == [38, 42]
+
+    def test_families_are_in_one_order_with_their_members_by_size(self, figures):
+        known = [*KNOWN, Point("Bee-2B", 3e21, 5.0), Point("Bee-1B", 1e21, 6.0)]
+        plot_scores({"a": (known, Point("mine", None, 1.0))}, OUT)
+        families = figures[0].axes[0].lines[:2]
+        assert [line.get_label() for line in families] == ["Bee", "GPT-3"]
+        assert list(families[0].get_xdata()) == [1e21, 3e21]
+
+
+def test_a_picture_is_of_a_known_kind():
+    for name in ("a.png", "a.svg", "deep/a.pdf"):
+        check_picture(Path(name), "plot")
+    with pytest.raises(UserError, match=r"^plot=a.PNG must end in one of \.png, \.svg, \.pdf$"):
+        check_picture(Path("a.PNG"), "plot")
+
+
+@pytest.mark.parametrize(
+    ("length", "width"), [(79, 1), (80, 2), (119, 2), (120, 3)], ids=lambda n: str(n)
+)
+def test_smoothing_widens_with_the_curve(length, width):
+    values = np.arange(float(length)) ** 2
+    middle = values[40 - width : 41 + width].mean()
+    np.testing.assert_allclose(_smooth(values)[40], middle)
+    np.testing.assert_allclose(_smooth(values)[-1], values[-1 - width :].mean())
