@@ -237,6 +237,131 @@ class TestTheMachine:
         assert "hf_secret" not in found.values()
 
 
+class TestWhatIsSaid:
+    def test_a_failure_without_a_word_is_told_too(self):
+        def fail():
+            raise RuntimeError(" \n")
+
+        (found,) = told("disk", fail)
+        assert (found.found, found.part) == ("RuntimeError: no reason given", "disk")
+
+    def test_a_release_before_the_first_meets_what_asks_for_more(self, monkeypatch):
+        monkeypatch.setattr(metadata, "version", lambda name: "2.0rc1")
+        assert packages.trouble(Requirement("x>=1.5")) == ""
+        assert packages.trouble(Requirement("x>=2")) == "2.0rc1 is not >=2"
+
+    def test_python_and_ourselves_come_first_and_jaxlib_is_not_forgotten(self, monkeypatch):
+        said = {packages.NAME: ["jax"], "jax": ["jaxlib>=1", "other"]}
+        monkeypatch.setattr(metadata, "requires", said.get)
+        monkeypatch.setattr(metadata, "version", lambda name: "1.5")
+        found = [(each.what, each.found) for each in packages.versions()]
+        assert found[0][1].endswith(sys.executable)
+        expected = ["python", packages.NAME, "jax", "jaxlib"]
+        assert [what for what, _ in found] == expected
+        assert {text for _, text in found[1:]} == {"1.5"}
+
+    def test_jax_without_a_setting_is_to_be_reinstalled(self, monkeypatch):
+        def fail():
+            raise RuntimeError("broken\nby much")
+
+        monkeypatch.setattr("jax.local_devices", fail)
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        (found,) = machine.devices()
+        assert (found.state, found.found) == ("broken", "RuntimeError: broken")
+        assert found.remedy == "pip install --force-reinstall 'gptj-jax'"
+        monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+        (found,) = machine.devices()
+        assert found.remedy == "unset JAX_PLATFORMS, which is 'tpu', or mend what it names"
+
+    @pytest.mark.parametrize("platform", ["gpu", "cuda"])
+    def test_a_gpu_that_is_used_is_not_missed_by_either_name(self, platform, tmp_path):
+        for name in ("nvidia0", "accel0"):
+            (tmp_path / name).touch()
+        assert [each.what for each in machine.unused({platform}, tmp_path)] == ["tpu"]
+        assert [each.what for each in machine.unused({"tpu"}, tmp_path)] == ["gpu"]
+        (tmp_path / "nvidia0").rename(tmp_path / "nvidiactl")
+        assert list(machine.unused({"tpu"}, tmp_path)) == []
+
+    def test_a_processor_too_old_has_no_native_programs(self, monkeypatch):
+        monkeypatch.setattr(kernels, "left_out", lambda: False)
+        monkeypatch.setattr(build, "here", lambda: None)
+        (found,) = machine.native()
+        assert (found.state, found.found) == (
+            "note",
+            "none for a processor without AVX2 and FMA: slower",
+        )
+
+
+class TestMemory:
+    @pytest.fixture
+    def sizes(self, monkeypatch):
+        monkeypatch.setattr(
+            os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4_000_000}.__getitem__
+        )
+        told = {"_available": 10**9, "_limit": None}
+        for name in told:
+            monkeypatch.setattr(machine, name, lambda _, name=name: told[name])
+        return told
+
+    @pytest.mark.parametrize(
+        ("available", "limit", "said"),
+        [
+            (10**9, None, "4 GB, 1 GB available"),
+            (None, None, "4 GB"),
+            (0, 2 * 10**9, "4 GB, 0 B available; limited to 2 GB here"),
+            (None, 4 * 10**9, "4 GB"),  # which is no limit
+        ],
+    )
+    def test_there_is_so_much_and_so_much_may_be_used(self, sizes, available, limit, said):
+        sizes.update(_available=available, _limit=limit)
+        assert [each.found for each in machine.memory()] == [
+            str(len(os.sched_getaffinity(0))),
+            said,
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("MemTotal:  9 kB\nMemAvailable:   70 kB\n", 70 * 1024),
+            *(("MemTotal:  9 kB\n", None), (None, None)),
+        ],
+    )
+    def test_what_is_available_is_as_linux_says(self, text, size, tmp_path):
+        file = tmp_path / "meminfo"
+        if text:
+            file.write_text(text)
+        assert machine._available(file) == size
+
+
+class TestDisks:
+    def test_each_has_its_own_remedy(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9 - 1))
+        remedies = [each.remedy for each in machine.disk(tmp_path)]
+        assert remedies == [
+            "free some, or set HF_HOME to a folder elsewhere",
+            "free some, or set XDG_CACHE_HOME to a folder elsewhere",
+            "free some, or work in another folder",
+        ]
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
+        assert {each.state for each in machine.disk(tmp_path)} == {"good"}
+
+    def test_the_room_is_of_the_nearest_folder_there_is(self, tmp_path, monkeypatch):
+        asked = []
+
+        def usage(path):
+            asked.append(path)
+            return SimpleNamespace(free=5e9)
+
+        monkeypatch.setattr(machine.shutil, "disk_usage", usage)
+        found = machine._room("runs", tmp_path / "a" / "b", "")
+        assert (asked, found.found) == ([tmp_path], f"{tmp_path / 'a' / 'b'}: 5 GB free")
+
+    def test_a_link_weighs_its_own_bytes(self, tmp_path):
+        (tmp_path / "big").write_bytes(b"x" * 5000)
+        (tmp_path / "link").symlink_to("big")
+        assert machine._weight(tmp_path) == 5000 + len("big")
+
+
 @pytest.mark.parametrize(
     ("count", "said"),
     [
