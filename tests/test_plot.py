@@ -312,6 +312,12 @@ class TestGrids:
         plot_growth({"a": [Line("x", (1, 2), found)]}, OUT)
         assert figures[0].axes[0].get_ylim() == pytest.approx((low, high))
 
+    def test_with_more_curves_than_colors_all_are_drawn(self, figures):
+        plot_growth({"a": [Line(str(n), (1, 2), (1.0, 2.0)) for n in range(7)]}, OUT)
+        known = [Point(f"family{n}-1B", 1e21, 6.0) for n in range(7)]
+        plot_scores({"a": (known, Point("mine", None, 1.0))}, OUT)
+        assert [len(figure.axes[0].lines) for figure in figures] == [7, 7 + 1]
+
     def test_our_own_score_has_its_error_where_that_is_known(self, figures):
         for error, bars in ((2.0, 1), (None, 0)):
             plot_scores({"a": (KNOWN, Point("mine", 1e20, 40.0, error))}, OUT)

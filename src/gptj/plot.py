@@ -102,7 +102,7 @@ def plot_growth(panels: Mapping[str, Sequence[Line]], out: Path) -> None:
     figure = _figure((4.2 * across, 3.4 * down))
     frames = figure.subplots(down, across, squeeze=False).flat
     for (title, lines), axes in zip(panels.items(), frames, strict=False):
-        for line, color in zip(lines, COLORS, strict=False):
+        for line, color in zip(lines, COLORS * len(lines), strict=False):
             axes.plot(line.sizes, line.found, "o-", color=color, markersize=4, label=line.name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -198,7 +198,9 @@ def _draw_families(axes: Axes, points: Sequence[Point]) -> None:
     families: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.flops or 0):
         families.setdefault(point.name.rpartition("-")[0], []).append(point)
-    for (family, members), color in zip(sorted(families.items()), COLORS, strict=False):
+    for (family, members), color in zip(
+        sorted(families.items()), COLORS * len(families), strict=False
+    ):
         flops, scores = [each.flops or 0 for each in members], [each.score for each in members]
         axes.plot(flops, scores, "o-", color=color, markersize=4, linewidth=0.9, label=family)
         for each in members:
