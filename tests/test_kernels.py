@@ -8,6 +8,7 @@ import pytest
 from gptj import kernels, model
 from gptj.attention import rotary
 from gptj.config import ModelConfig
+from gptj.kernels import build
 from gptj.quantised import Int4, Int8, dequantised, int8_rows, quantise
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
@@ -316,3 +317,17 @@ def test_an_embedding_is_looked_up_and_nothing_else_of_it_is_read():
     program = jax.jit(looked_up).lower(params, tokens).compile()
     np.testing.assert_array_equal(program(params, tokens), plain)
     assert "f32[64,32]" not in program.as_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("model name : flags\nflags\t\t: fpu avx2\n\nflags\t\t: other\n", {"fpu", "avx2"}),
+        *(("Features : fp asimd\n", set()), (None, set())),
+    ],
+)
+def test_a_processor_s_features_are_read_where_linux_tells_them(text, found, monkeypatch, tmp_path):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(build, "Path", lambda _: tmp_path / "cpuinfo")
+    assert build.features() == found

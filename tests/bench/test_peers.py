@@ -188,12 +188,12 @@ class TestCTranslate2:
         model = SimpleNamespace(config=SimpleNamespace(save_pretrained=lambda folder: None))
         monkeypatch.setattr(peers, "_imported", lambda *_: library)
         monkeypatch.setattr(peers, "_torch_model", lambda config: model)
-        monkeypatch.setattr(peers, "_flags", lambda: self.flags)
+        monkeypatch.setattr(peers, "features", lambda: self.flags)
         monkeypatch.setattr(peers, "threads", lambda: 13)
         for name in ("CT2_FORCE_CPU_ISA", "CT2_VERBOSE"):
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
-        self.flags, self.model = ["flags", "avx2"], model
+        self.flags, self.model = ["avx2"], model
         return log
 
     def test_its_model_is_ours_in_the_type_that_was_asked_for(self, generator):
@@ -223,21 +223,6 @@ class TestCTranslate2:
         os.environ["CT2_FORCE_CPU_ISA"] = "AVX2"  # what a person says stands
         peers._ctranslate2(MODEL, "int8")
         assert os.environ["CT2_FORCE_CPU_ISA"] == "AVX2"
-
-
-@pytest.mark.parametrize(
-    ("text", "flags"),
-    [
-        ("model name : x\nflags\t\t: fpu avx2\nflags\t\t: other\n", ["flags", ":", "fpu", "avx2"]),
-        *(("Features : fp asimd\n", []), (None, [])),
-    ],
-)
-def test_a_processor_s_flags_are_read_where_linux_tells_them(text, flags, monkeypatch, tmp_path):
-    file = tmp_path / "cpuinfo"
-    monkeypatch.setattr(peers, "Path", lambda _: file)
-    if text is not None:
-        file.write_text(text)
-    assert peers._flags() == flags
 
 
 def test_a_library_that_is_here_is_imported_and_another_is_named():

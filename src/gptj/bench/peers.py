@@ -6,7 +6,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from gptj.bench.config import Bench, DecodeBench, LoadBench, PrefillBench, ServeBench, TrainBench
@@ -16,6 +15,7 @@ from gptj.bench.records import Runs, Unavailable
 from gptj.bench.work import name_of
 from gptj.config import ModelConfig
 from gptj.errors import UserError
+from gptj.kernels.build import features
 
 TYPES = {"transformers": ("float32", "bfloat16"), "ctranslate2": ("float32", "bfloat16", "int8")}
 """What their matrices can be stored in."""
@@ -138,7 +138,7 @@ def _torch(config: ModelConfig, stored: str) -> Draw:
 def _ctranslate2(config: ModelConfig, stored: str) -> Draw:
     """CTranslate2, its prompts of even length read at once, greedily."""
     os.environ.setdefault("CT2_VERBOSE", "-3")
-    if "avx512f" in _flags():  # which it leaves out on AMD's processors
+    if "avx512f" in features():  # which it leaves out on AMD's processors
         os.environ.setdefault("CT2_FORCE_CPU_ISA", "AVX512")
     ctranslate2 = _imported("ctranslate2", "ctranslate2")
     if stored not in ctranslate2.get_supported_compute_types("cpu"):
@@ -184,12 +184,6 @@ class _Numbers:
     def get_vocab(self) -> dict[str, int]:
         """Each token's number."""
         return self._ids
-
-
-def _flags() -> list[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split() for line in lines if line.startswith("flags")), [])
 
 
 def _load(model: str, stored: str) -> float:

@@ -215,9 +215,8 @@ def _limits() -> Limits:
     from gptj.hardware import measured_bandwidth, measured_flops
 
     device = jax.local_devices()[0]
-    on_a_cpu = device.platform == "cpu"
-    size, seconds = (2048, 0.5) if on_a_cpu else (8192, 0.5)
-    flops = {name: measured_flops(size, seconds, name) for name in ("float32", "bfloat16")}
+    size = 2048 if device.platform == "cpu" else 8192
+    flops = {name: measured_flops(size, 0.5, name) for name in ("float32", "bfloat16")}
     return Limits(device.device_kind, measured_bandwidth(), flops)
 
 
