@@ -170,7 +170,8 @@ class TestTheWhole:
         engine = SimpleNamespace(prefix=SimpleNamespace(clear=lambda: None))
         monkeypatch.setattr(module, "ready", lambda bench: (engine, mix(bench, 9)))
         for rate, seed in ((0, 0), (4, 0), (4, 0), (4, 1)):
-            serve(ServeBench(requests=400, shortest=1, longest=1, rate=rate, seed=seed))
+            found = serve(ServeBench(requests=400, shortest=1, longest=1, rate=rate, seed=seed))
+            assert found.seconds == moments[-1][-1] + 1 - moments[-1][0]
         at_once, first, again, other = moments
         assert at_once == [0] * 400
         assert first == again != other

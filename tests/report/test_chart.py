@@ -134,6 +134,9 @@ class TestTheFrame:
         assert axis.log
         assert axis.low < 0.5 < 400 < axis.high
         assert module._log_axis(Axis(1, 900), [Drawn(Curve("x"), raw, line)]).high > 900
+        pair = [Drawn(Curve("x"), raw, line), Drawn(Curve("y"), None, series(0.1, 9))]
+        axis = module._log_axis(Axis(1, 4), pair)
+        assert axis.low < 0.1 < 400 < axis.high
 
 
 class TestTheNote:

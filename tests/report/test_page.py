@@ -195,7 +195,7 @@ class TestWriting:
     def test_by_default_it_goes_into_the_run_s_folder(self, tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         assert report(tmp_path) == tmp_path / "report.html"
-        assert report(tmp_path, tmp_path / "a/b.html").is_file()
+        assert report(tmp_path, tmp_path / "a/b/c.html").is_file()
 
     def test_a_folder_in_its_place_is_no_page(self, tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
