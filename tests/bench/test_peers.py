@@ -5,17 +5,28 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
 from gptj.bench import own, peers
-from gptj.bench.config import Bench, DecodeBench, LoadBench, Peer, PrefillBench, ServeBench
-from gptj.bench.inputs import prompts
+from gptj.bench.config import (
+    Bench,
+    DecodeBench,
+    LoadBench,
+    Peer,
+    PrefillBench,
+    ServeBench,
+    TrainBench,
+)
+from gptj.bench.inputs import batches, prompts
 from gptj.bench.records import Unavailable
 from gptj.bench.serve import mix
 from gptj.config import ModelConfig
 from gptj.engine.config import EngineConfig
 from gptj.errors import UserError
+from gptj.train.optimizer import OptimizerConfig
 
 MODEL = ModelConfig(2, 32, 4, 4, 64, 257, 384, context=64)
 
@@ -149,6 +160,41 @@ class TestPyTorch:
         assert (options["min_new_tokens"], options["max_new_tokens"]) == (9, 9)
         assert options["do_sample"] is False
 
+    @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+    def test_its_step_is_ours_in_every_part_and_is_over_when_its_loss_is_known(
+        self, clock, monkeypatch, stored
+    ):
+        torch, model, ours = MagicMock(), MagicMock(), OptimizerConfig().for_run(1000)
+        loss = torch.nn.functional.cross_entropy.return_value
+        optimizer = torch.optim.AdamW.return_value
+
+        def item():
+            clock.now += 5
+
+        loss.item.side_effect = item
+        log = []
+        calls = {
+            **{"zero": optimizer.zero_grad, "backward": loss.backward},
+            **{"clip": torch.nn.utils.clip_grad_norm_, "step": optimizer.step},
+        }
+        for name, call in calls.items():
+            call.side_effect = lambda *_, name=name, **__: log.append(name)
+        monkeypatch.setattr(peers, "_imported", lambda *_: torch)
+        monkeypatch.setattr(peers, "_torch_model", lambda config: model)
+        bench = TrainBench(seq=6, batch=2)
+        (step,) = peers.runs("transformers", bench, MODEL, stored).values()
+        assert [step(), step()] == [5, 5]
+        assert log == ["zero", "backward", "clip", "step"] * 2
+        made = torch.optim.AdamW.call_args.kwargs
+        assert (made["lr"], made["betas"]) == (ours.lr, (ours.b1, ours.b2))
+        assert made["weight_decay"] == ours.weight_decay
+        assert torch.nn.utils.clip_grad_norm_.call_args.args[1] == ours.clip
+        torch.autocast.assert_called_with("cpu", torch.bfloat16, enabled=stored == "bfloat16")
+        rows = batches(bench, MODEL)
+        for (given,), _ in torch.from_numpy.call_args_list:
+            np.testing.assert_array_equal(given, rows())
+        assert model.train.return_value.config.use_cache is False
+
     def test_it_loads_the_same_files_forgotten_first(self, libraries, clock, monkeypatch, tmp_path):
         log = libraries.torch.log
         (tmp_path / "x.safetensors").touch()
@@ -163,10 +209,11 @@ class TestCTranslate2:
     def generator(self, monkeypatch, tmp_path):
         """What is converted and asked of a library that has no bfloat16."""
         log: list[object] = []
+        saved: list[str] = []
 
         class Converter:
             def __init__(self, folder):
-                log.append(Path(folder).is_dir())
+                log.append(Path(folder).is_dir() and folder in saved)
 
             def convert(self, out, quantization):
                 log.append((self.load_model("x"), quantization))
@@ -185,7 +232,7 @@ class TestCTranslate2:
             converters=SimpleNamespace(TransformersConverter=Converter),
             Generator=Generator,
         )
-        model = SimpleNamespace(config=SimpleNamespace(save_pretrained=lambda folder: None))
+        model = SimpleNamespace(config=SimpleNamespace(save_pretrained=saved.append))
         monkeypatch.setattr(peers, "_imported", lambda *_: library)
         monkeypatch.setattr(peers, "_torch_model", lambda config: model)
         monkeypatch.setattr(peers, "features", lambda: self.flags)
@@ -198,6 +245,7 @@ class TestCTranslate2:
 
     def test_its_model_is_ours_in_the_type_that_was_asked_for(self, generator):
         draw = peers._ctranslate2(MODEL, "int8")
+        assert os.environ["CT2_VERBOSE"] == "-3"  # or it speaks of what it is not asked
         assert generator[:3] == [True, (self.model, "int8"), ("383", 384)]
         options = generator[3]
         assert options["compute_type"] == "int8"
