@@ -94,7 +94,7 @@ class TestTheFigure:
 
 class TestTheFrame:
     def test_it_starts_at_0_where_it_is_to_and_else_a_little_below(self):
-        assert frame(10, 20, 20, 20, zero=True).low == 0
+        assert frame(10, 20, 20, 20, zero=True) == Axis(0, 20 + 20 / 20)
         assert 9 < frame(*[10, 20] * 50).low < 10
         assert 20 < frame(*[10, 20] * 50).high < 21
 

@@ -65,3 +65,8 @@ class TestSmoothing:
         values = 1e9 + np.tile([0.0, 1e-3], 2000)
         means = smooth(Series(np.arange(4000.0), values)).values
         np.testing.assert_allclose(means[200:] - 1e9, 5e-4, atol=1e-5)
+
+    def test_large_values_that_are_usual_are_not_cut(self):
+        values = np.tile([-1e9, 3e9], 200)
+        means = smooth(Series(np.arange(400.0), values)).values
+        np.testing.assert_allclose(means[100], (11 * -1e9 + 10 * 3e9) / 21)
