@@ -312,12 +312,15 @@ class TestMemory:
             (None, 4 * 10**9, "4 GB"),  # which is no limit
         ],
     )
-    def test_there_is_so_much_and_so_much_may_be_used(self, sizes, available, limit, said):
+    def test_there_is_so_much_and_so_much_may_be_used(
+        self, sizes, available, limit, said, monkeypatch
+    ):
         sizes.update(_available=available, _limit=limit)
-        assert [each.found for each in machine.memory()] == [
-            str(len(os.sched_getaffinity(0))),
-            said,
-        ]
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5})
+        monkeypatch.setattr(os, "cpu_count", lambda: 12)
+        assert [each.found for each in machine.memory()] == ["3", said]
+        monkeypatch.delattr(os, "sched_getaffinity")
+        assert [each.found for each in machine.memory()] == ["12", said]
 
     @pytest.mark.parametrize(
         ("text", "size"),

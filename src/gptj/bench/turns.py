@@ -101,8 +101,7 @@ def measure(
         for side in sides:
             tell(f"starting {side}")
             try:
-                own = mesh if side.system == OURS else (1, 1, 1)
-                workers.append(Worker(side, bench, config, own))
+                workers.append(Worker(side, bench, config, mesh))
             except Unavailable as error:
                 left_out.append(str(error))
             else:
