@@ -123,6 +123,13 @@ class TestTheFrame:
         assert frame(9, 5, 4, 3, kind="points").high < 6  # the first is before
         assert frame(5, 9, 4, 3, kind="points").high > 9
 
+    @pytest.mark.parametrize(("at", "held"), [(4, False), (5, True), (8, True)])
+    def test_the_first_twentieth_is_of_its_own_steps(self, at, held):
+        values = np.full(101, 2.0)
+        values[at] = 99
+        each = Drawn(Curve("loss", kind="points"), None, series(*values, first=1000))
+        assert (module._axis(one(), [each]).high > 99) == held
+
     def test_two_curves_share_it(self):
         pair = [Drawn(Curve("x"), None, series(*[v] * 9)) for v in (1.0, 30.0)]
         axis = module._axis(one(), pair)
@@ -200,11 +207,12 @@ class TestLines:
 
     def test_a_step_that_was_skipped_has_no_part_in_the_mean(self):
         values = np.full(80, 2.0)
-        values[40] = 900
+        values[19], values[40] = 7, 900
         skipped = Series(np.array([20.0, 41.0]), np.array([0.0, 1.0]))
         _, (raw, mean) = drawn(one("smoothed"), loss=series(*values), skipped_step=skipped)
         assert max(raw["y"]) == 900
-        assert set(mean["y"]) == {2.0}
+        assert set(mean["y"][25:]) == {2.0}
+        assert mean["y"][19] == 3.0  # of five, as this one was not
         _, (_, mean) = drawn(one("smoothed"), loss=series(*values))
         assert max(mean["y"]) > 100
 
@@ -227,6 +235,10 @@ class TestLabels:
     def test_each_stands_beside_its_end(self):
         assert dict(ends([75, 25])) == {"n0": HEIGHT / 4, "n1": 3 * HEIGHT / 4}
 
+    def test_where_two_overlap_at_the_bottom_a_third_far_above_stays(self):
+        found = ends([0, 0, 83])
+        assert found == [("n2", round(0.17 * HEIGHT)), ("n0", HEIGHT - 45), ("n1", HEIGHT - 15)]
+
     def test_it_says_the_last_value_and_the_name_if_it_has_one(self):
         named, plain = (Drawn(Curve("x", name), None, series(1, 2.5)) for name in ("ours", ""))
         first, second = module._ends([named, plain], Axis(0, 10), HEIGHT)
@@ -239,7 +251,7 @@ class TestLabels:
         found = ends(heights)
         places = [top for _, top in found]
         assert all(b - a >= 29 for a, b in pairwise(places))
-        assert places[-1] <= HEIGHT - 15
+        assert 0 <= places[0] <= places[-1] <= HEIGHT - 15
         order = [int(name[1:]) for name, _ in found]
         clipped = [min(max(heights[n], 0), 100) for n in order]
         floor = 100 * 15 / HEIGHT  # what ends lower is put there, in the order of the curves
@@ -251,14 +263,18 @@ class TestLabels:
 def test_steps_are_named_where_they_are():
     found = re.findall('style="left:(.*?)%">(.*?)<', module._steps(Axis(0, 50_000)))
     assert found == [(f"{20 * n:.2f}", "0" if not n else f"{10 * n}k") for n in range(6)]
+    for last, labels in ((2, "012"), (12, ["0", "3", "6", "9", "12"])):  # there is no half a step
+        assert re.findall(">([0-9]+)<", module._steps(Axis(0, last))) == [*labels]
 
 
 def test_ticks_are_named_where_they_are_and_a_tall_chart_has_more():
     each = [Drawn(Curve("x"), None, series(1, 2))]
 
-    def ticks(height: int) -> list[tuple[str, str]]:
-        layer = module._layer(Axis(0, 7), ACROSS, each, height, "even")
+    def ticks(height: int, high: float) -> list[tuple[str, str]]:
+        layer = module._layer(Axis(0, high), ACROSS, each, height, "even")
         return re.findall('style="top:(.*?)%"><b>(.*?)<', layer)
 
-    assert ticks(HEIGHT) == [("100.00", "0"), ("71.43", "2"), ("42.86", "4"), ("14.29", "6")]
-    assert [label for _, label in ticks(TALL)] == [*"01234567"]
+    assert ticks(HEIGHT, 7) == [("100.00", "0"), ("71.43", "2"), ("42.86", "4"), ("14.29", "6")]
+    assert [label for _, label in ticks(HEIGHT, 5.5)] == [*"024"]
+    assert [label for _, label in ticks(TALL, 7)] == [*"01234567"]
+    assert [label for _, label in ticks(TALL, 7.5)] == [*"0246"]

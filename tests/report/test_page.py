@@ -48,9 +48,9 @@ class TestCards:
         assert cards(loss=many)["Loss"] == ("4", "last 100 steps: 2.02")
 
     def test_a_rate_is_the_usual_one_of_the_last_hundred_steps(self):
-        many = series(*[9000.0] * 900, *[500.0] * 60, *[700.0] * 40)
+        many = series(*[9000.0] * 900, *[500.0] * 50, *[700.0] * 50)
         found = cards(tokens_per_second=many, flops_per_second=series(2.5e13))
-        assert found["Tokens a second"] == ("500", "25 TFLOP/s")
+        assert found["Tokens a second"] == ("600", "25 TFLOP/s")
         assert found.keys() == {"Tokens a second"}
 
     def test_every_figure_with_what_puts_it_in_proportion(self):

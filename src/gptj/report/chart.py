@@ -205,9 +205,9 @@ def _ends(drawn: Sequence[Drawn], axis: Axis, height: int) -> list[Html]:
     places = wanted[order]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + _LABEL)
-    over = max(0.0, float(places[-1]) - room)
+    places = np.minimum(places, room - _LABEL * np.arange(len(places))[::-1])
     ends = []
-    for index, top in zip(order, places - over, strict=True):
+    for index, top in zip(order, places, strict=True):
         curve, value = drawn[index].curve, tag("b", number(values[index]))
         words = [value, tag("span", curve.name)] if curve.name else [value]
         ends.append(tag("div", *words, class_=f"end c{curve.color}", style=f"top:{top:.0f}px"))
