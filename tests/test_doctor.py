@@ -129,11 +129,14 @@ class TestPackages:
 
     def test_extras_of_requirements_are_spelt_out(self, monkeypatch):
         said = {
-            packages.NAME: ["jax", 'jax[tpu]; extra == "tpu"', 'x; extra == "plot"'],
+            packages.NAME: [
+                *("jax", 'z; python_version>"3"'),
+                *('jax[tpu]; extra == "tpu"', 'x; extra == "plot"'),
+            ],
             "jax": ["numpy", 'libtpu; extra == "tpu"', 'y; extra == "tpu" and python_version<"3"'],
         }
         monkeypatch.setattr(metadata, "requires", said.get)
-        assert [each.name for each in packages.required(packages.NAME)] == ["jax"]
+        assert [each.name for each in packages.required(packages.NAME)] == ["jax", "z"]
         assert [each.name for each in packages.required(packages.NAME, "tpu")] == ["jax", "libtpu"]
 
     def test_what_is_needed_and_missing_is_broken_and_an_extra_is_not(self, monkeypatch):

@@ -259,6 +259,15 @@ class TestOnDisk:
         found = {name: file and file.size for name, file in Folder(tmp_path).walk()}
         assert found == {"real/x": 1, "file": None, "folder": None, "broken": None, "pipe": None}
 
+    def test_however_deep_and_many_they_are_sorted(self, tmp_path):
+        deep = tmp_path / "b" / "c" / "d"
+        deep.mkdir(parents=True)
+        for n in range(30):
+            (deep / f"{7 * n % 30}.txt").touch()
+        expected = sorted(f"b/c/d/{n}.txt" for n in range(30))
+        assert [name for name, _ in Folder(tmp_path).walk()] == expected
+        assert matching(f"{tmp_path}/**/*.txt") == [f"{tmp_path}/{name}" for name in expected]
+
     def test_what_an_archive_held_is_called_by_its_name(self, tmp_path):
         (tmp_path / "out" / "deep").mkdir(parents=True)
         (tmp_path / "out" / "deep" / "x").write_text("x")

@@ -39,6 +39,14 @@ class TestWhatIsMeasured:
         found = hardware.measured_flops.__wrapped__(8, seconds=4.15)
         assert found == pytest.approx(2 * 8**3 / 4.0)  # the quickest came too late
 
+    def test_each_product_is_waited_for_and_the_first_compiles_it(self, clock, monkeypatch):
+        waited = []
+        result = SimpleNamespace(block_until_ready=lambda: waited.append(len(clock)))
+        monkeypatch.setattr(hardware.jax, "jit", lambda _: lambda square: result)
+        clock += LOOKS
+        hardware.measured_flops.__wrapped__(8, seconds=50)
+        assert waited == [7, 5, 3, 1]  # before any look, and then within each pair
+
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_products_are_of_the_type_asked_for(self, dtype, monkeypatch):
         seen = []

@@ -22,8 +22,8 @@ class TestAround:
         assert Axis.around(value, value) == Axis(value - room, value + room)
 
     def test_of_a_logarithm_it_is_a_factor(self):
-        axis = Axis.around(1, 1e4, log=True)
-        assert (axis.low, axis.high) == pytest.approx((10**-0.2, 10**4.2))
+        axis = Axis.around(10, 1e5, log=True)
+        assert (axis.low, axis.high) == pytest.approx((10**0.8, 10**5.2))
         assert Axis.around(3, 3, log=True) == Axis(3 / 1.2, 3 * 1.2, log=True)
 
 
@@ -63,6 +63,8 @@ class TestTicks:
             (1, 10, [1, 2, 5, 10]),
             (1, 5, [1, 1.5, 2, 3, 4, 5]),
             (10, 11, [10, 10.2, 10.4, 10.6, 10.8, 11]),  # evenly: the logarithm shows no round one
+            (1, 1e8, [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8]),
+            (1, 1e9, [1, 100, 1e4, 1e6, 1e8]),
             (1, 1e16, [1, 100, 1e4, 1e6, 1e8, 1e10, 1e12, 1e14, 1e16]),
         ],
     )
