@@ -110,9 +110,14 @@ def trip_count(
     condition = computations[loop.called("condition")[0]]
     limits = _constants(condition, computations)
     compares = [each for each in _all(condition, computations) if each.opcode == "compare"]
-    if len(limits) != 1 or len(compares) != 1:
+    read = {
+        int(n)
+        for each in condition.instructions.values()
+        for n in re.findall(r"\bindex=(\d+)", each.rest)
+    }
+    if len(limits) != 1 or len(compares) != 1 or len(read) > 1:
         return None
-    start = _start(loop, around, condition)
+    start = _start(loop, around, *(read or {0}))
     inclusive = "direction=LE" in compares[0].rest
     return max(0, limits[0] - start + inclusive)
 
@@ -130,13 +135,12 @@ def _constants(computation: Computation, computations: dict[str, Computation]) -
     return [int(each.literal) for each in found if re.fullmatch(r"-?\d+", each.literal)]
 
 
-def _start(loop: Instruction, around: Computation, condition: Computation) -> int:
-    """What the loop's counter begins with, 0 where that cannot be seen."""
-    (index,) = {
-        int(found[1])
-        for each in condition.instructions.values()
-        if (found := re.search(r"\bindex=(\d+)", each.rest))
-    } or {0}
+def _start(loop: Instruction, around: Computation, index: int) -> int:
+    """What the loop's counter begins with, 0 where that cannot be seen.
+
+    Args:
+      index: the counter's place in what goes round.
+    """
     at = around.instructions.get(loop.operands[0])
     while at is not None and at.opcode in ("tuple", "copy", "bitcast"):
         next_one = at.operands[index if at.opcode == "tuple" else 0]
