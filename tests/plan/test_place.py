@@ -112,3 +112,147 @@ def test_a_ring_sends_all_but_its_own_part_twice():
     assert exchange_seconds("collective-permute", 8e9, 8, 1e9) == pytest.approx(8)
     assert exchange_seconds("all-reduce", 8e9, 1, 1e9) == 0
     assert exchange_seconds("all-reduce", 1, 8, 1e9) == pytest.approx(8e-6)  # the way itself
+
+
+class TestBetweenTwoGroups:
+    """What a ring of some of the chips has of the links, counted on paper."""
+
+    V5E = find("v5e-256")  # 16 x 16 chips of one core, whose ends are joined from 16 on
+    LINK = V5E.accelerator.link
+
+    @pytest.mark.parametrize(
+        ("chips", "links"),
+        [
+            ([(0, 0), (0, 1)], 1),
+            ([(0, 0), (0, 2)], 1 / 2),  # each message passes another's chip
+            ([(0, 0), (0, 5)], 1 / 5),
+            ([(0, y) for y in range(16)], 2),
+            ([(0, y) for y in range(0, 16, 4)], 2 / 4),
+            ([(0, y) for y in range(1, 16, 2)], 2 / 2),  # wherever it begins
+            ([(0, y) for y in range(15)], 1),  # all but one are no ring
+            ([(x, y) for x in (3, 4) for y in (5, 6)], 1 + 1),
+            ([(x, y) for x in range(16) for y in (5, 7)], 2 + 1 / 2),
+            ([(x, y) for x in range(0, 16, 8) for y in range(16)], 2 / 8 + 2),
+        ],
+    )
+    def test_on_a_torus(self, chips, links):
+        where = torus(16, 16)
+        group = [where.index((*chip, 0)) for chip in chips]
+        assert exchange_rate(self.V5E, group, where) == pytest.approx(links * self.LINK)
+
+    def test_ends_are_joined_only_of_whole_cubes_of_v5p(self):
+        """From 4 on and at its multiples; a part that is 2 wide is none."""
+        place, where = find("v5p:2x4x8"), torus(2, 4, 8)
+        link = place.accelerator.link
+        along = [[where.index((x, 0, 0, 0)) for x in range(2)]]
+        along += [[where.index((0, y, 0, 0)) for y in range(4)]]
+        along += [[where.index((0, 0, z, 0)) for z in range(8)]]
+        assert [exchange_rate(place, group, where) / link for group in along] == [1, 2, 2]
+        assert exchange_rate(place, list(range(64)), where) == 5 * link
+
+    def test_a_slice_that_is_smaller_than_the_ring_has_none(self):
+        place, where = find("v5e:4x4"), torus(4, 4)
+        assert exchange_rate(place, [0, 1, 2, 3], where) == place.accelerator.link
+
+
+@pytest.mark.parametrize(
+    ("group", "rate"),
+    [
+        ([0, 1], 450e9),
+        ([8, 15], 450e9),
+        ([7, 8], 50e9),
+        ([0, 1, 8, 9], 2 * 50e9),  # two ports a node
+        ([0, 8, 16], 50e9),
+        ([8, 9, 10, 0], 3 * 50e9),
+        (list(range(32)), 8 * 50e9),
+    ],
+)
+def test_gpus_send_to_other_nodes_by_as_many_ports_as_they_are(group, rate):
+    assert exchange_rate(find("h100:32"), group, []) == rate
+
+
+def test_a_network_is_no_faster_than_a_gpus_own_link():
+    assert exchange_rate(find("t4:2"), [0, 1], []) == 16e9
+    assert exchange_rate(find("l4:2"), [1, 0], []) == 32e9
+
+
+def test_devices_of_a_cpu_share_what_it_has(monkeypatch):
+    monkeypatch.setattr("gptj.hardware.measured_flops", lambda: 8e12)
+    monkeypatch.setattr("gptj.hardware.measured_bandwidth", lambda size, seconds: 8e10)
+    one, eight = find("CPU:1 "), find("cpu:8")
+    assert (eight.devices, eight.chips, eight.platform, eight.name) == (8, 8, "cpu", "cpu:8")
+    for name, whole in (("peak_flops", 8e12), ("bandwidth", 8e10), ("link", 8e10)):
+        assert getattr(one.accelerator, name) == whole
+        assert getattr(eight.accelerator, name) == whole / 8
+    assert one.accelerator.memory == 8 * eight.accelerator.memory > 2**20
+    assert exchange_rate(eight, [0, 1], []) == 1e10
+    assert efficiency(eight.accelerator).share == 0.71
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "shape"),
+    [
+        # The clouds' own tables; v2 has no slice of 64, and v4 none above 8,192 cores.
+        *(("v2", 512, "16x16"), ("v3", 64, "4x8"), ("v3", 2048, "32x32")),
+        *(("v4", 8, "2x2x1"), ("v4", 4096, "8x16x16"), ("v5p", 8192, "16x16x16")),
+        *(("v5e", 1, "1x1"), ("v5e", 8, "2x4"), ("v6e", 128, "8x16"), ("tpu7x", 64, "2x4x4")),
+    ],
+)
+def test_how_the_chips_of_a_slice_stand(kind, size, shape):
+    assert find(f"{kind}-{size}").topology == f"{kind}:{shape}"
+    by_shape = find(f"{kind}:{shape}")
+    assert by_shape.devices == find(f"{kind}-{size}").devices
+    assert by_shape.topology == f"{kind}:{shape}"
+
+
+@pytest.mark.parametrize("name", ["v2-64", "v5e:5", "v5e:4x", "v5p:2x2x2x2", "v3:x", "h100:4x4"])
+def test_there_are_no_others(name):
+    with pytest.raises(UserError, match="no hardware"):
+        find(name)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        *(("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 80GB HBM3", "H100")),
+        *(("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"), ("NVIDIA A100-SXM4-80GB", "A100")),
+        *(("TPU v5p", "TPU v5p"), ("TPU v5", "TPU v5"), ("tpu V5 LITE", "TPU v5 lite")),
+        *(("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4"), ("Tesla T4", "T4")),
+    ],
+)
+def test_of_several_kinds_that_a_name_holds_the_longest_is_meant(said, kind):
+    assert accelerators.named(said).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "seconds"),
+    [
+        ("all-reduce", 2, 1.0),  # half of it twice
+        ("all-reduce", 4, 1.5),
+        ("all-gather", 2, 0.5),
+        ("all-gather", 4, 0.75),
+        ("reduce-scatter", 4, 0.75),
+        ("all-to-all", 4, 0.75),
+        ("collective-permute", 2, 1.0),  # all of it once, however many there are
+        ("collective-permute", 4, 1.0),
+    ],
+)
+def test_how_long_a_gigabyte_takes_at_one_a_second(kind, devices, seconds):
+    assert exchange_seconds(kind, 1e9, devices, 1e9) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "hops"),
+    [
+        ("all-reduce", 2, 2),
+        ("all-reduce", 9, 8),
+        ("all-gather", 2, 1),
+        ("all-gather", 16, 8),
+        ("collective-permute", 16, 16 / 15),
+        ("collective-permute", 2, 2),
+    ],
+)
+def test_nothing_is_quicker_than_the_way_there(kind, devices, hops):
+    """Half round the ring, both ways; a permutation goes to a neighbour."""
+    assert exchange_seconds(kind, 1, devices, 1e12) == pytest.approx(hops * 1e-6)
+    assert exchange_seconds(kind, 1e12, 1, 1e12) == 0

@@ -1,10 +1,12 @@
 """Planning the engine: what its weights and cache need, against the real ones."""
 
 import dataclasses
+import json
 
 import jax
 import pytest
 
+from gptj.attention import KEYS
 from gptj.config import ModelConfig, preset
 from gptj.convert.load import quantised
 from gptj.engine.cache import new_cache
@@ -13,6 +15,7 @@ from gptj.engine.engine import Engine
 from gptj.errors import UserError
 from gptj.model import init
 from gptj.plan import serve
+from gptj.plan.compiled import Compiled, TooLarge
 from gptj.plan.place import find
 
 SMALL = ModelConfig(2, 256, 4, 16, 1024, 500, 512, 256)
@@ -129,3 +132,125 @@ def test_the_decode_step_itself_is_compiled():
     assert found.fits
     plain = dataclasses.asdict(found.job.of(found.job.plain()))
     assert plain == dataclasses.asdict(found.job)
+
+
+class TestTheRoofline:
+    """Of a decode step, by hand: two layers of 786,432 numbers, the output's 131,072."""
+
+    PRODUCTS = 2 * 786_432 + 131_072
+
+    def rates(self, per_part, mesh=(1, 1, 1), adapters=0.0, rate=None, **changes):
+        asked = job(f"h100:{mesh[0] * mesh[2]}", mesh, **changes)
+        rates = {"tensor": rate} if rate else {}
+        return serve._rates(asked, 1e6, adapters, per_part, rates)
+
+    def test_slots_double_up_to_twice_what_fits(self):
+        assert [each.slots for each in self.rates(0)] == [1]
+        assert [each.slots for each in self.rates(1)] == [1, 2]
+        assert [each.slots for each in self.rates(3)] == [1, 2, 4]
+        assert [each.slots for each in self.rates(4)] == [1, 2, 4, 8]
+        assert [each.fits for each in self.rates(4)] == [True, True, True, False]
+        split = self.rates(3, (4, 1, 1))
+        assert [(each.slots, each.fits) for each in split] == [(4, True), (8, True), (16, False)]
+
+    def test_weights_are_read_once_and_keys_and_values_of_each_slot(self):
+        kept = 2 * 2 * 256 * 2 * 200  # of both, two layers of width 256, two bytes, 200 positions
+        found = self.rates(4, positions=200)
+        assert [each.seconds for each in found] == [
+            pytest.approx((1e6 + kept * each.slots) / 3350e9) for each in found
+        ]
+        assert {each.bound for each in found} == {"memory"}
+        assert found[1].tokens_per_second == pytest.approx(2 / found[1].seconds)
+
+    def test_many_slots_are_bound_by_products(self):
+        attention = 2 * 2 * 256 * 2 * 128
+        (*_, last) = self.rates(2**20, positions=128, kv_cache="int8")
+        flops = (2 * self.PRODUCTS + attention) * last.slots
+        kept = 2 * 2 * (256 + 4 * 4) * 128 * last.slots
+        assert last.seconds == pytest.approx(max(flops / 989e12, (1e6 + kept) / 3350e9))
+
+    def test_all_adapters_are_read_and_multiplied(self):
+        """At so short a context a slot has few keys, so that products bind in the end."""
+        plain, beside = (self.rates(4, adapters=each, positions=1) for each in (0.0, 1e6))
+        for one, other in zip(plain, beside, strict=True):
+            assert other.seconds - one.seconds == pytest.approx(1e6 / 3350e9)
+        room = 1e9
+        (*_, last) = self.rates(2**13, adapters=room, positions=1)
+        assert last.bound == "compute"
+        flops = 2 * self.PRODUCTS + 2 * 2 * 256 * 2 * 1 + 2 * room / 2
+        assert last.seconds == pytest.approx(last.slots * flops / 989e12)
+
+    def test_tensor_waits_for_an_all_reduce_a_layer_and_one_more(self):
+        """Two devices exchange 2 x 256 bytes a slot three times: a microsecond each way at
+        least, and a slow link binds."""
+        alone, quick, slow = (self.rates(4, (1, 1, 2), rate=each) for each in (1e30, 1e12, 1e6))
+        for one, other in zip(alone, quick, strict=True):
+            assert (one.seconds, one.bound) == (other.seconds, other.bound)
+        for each in slow:
+            own = self.rates(4, (1, 1, 2), rate=1e30)[0].seconds
+            assert each.seconds == pytest.approx(3 * 512 * each.slots / 1e6, rel=0.01)
+            assert each.seconds > own
+            assert each.bound == "interconnect"
+
+
+class TestWhereItsCompilerIs:
+    def made(self, monkeypatch, answer, compiles=True, **changes):
+        asked = []
+        monkeypatch.setattr(serve.remote, "ask", lambda *words: asked.append(words[0]) or "said")
+        monkeypatch.setattr(serve.remote, "facts", lambda said: answer)
+        monkeypatch.setattr(serve.remote, "axis_rates", lambda place, meshes: [{}])
+        return serve.made(job("v5e-1", **changes), compiles), asked
+
+    def test_what_the_step_needs_beside_weights_and_cache_is_the_compilers(self, monkeypatch):
+        facts = Compiled(1.0, 50_000_000, 1_000_000, 0, 0, 0.0, (), 0, "JAX 9")
+        found, asked = self.made(monkeypatch, facts)
+        assert [each["what"] for each in asked] == ["decode"]
+        assert asked[0]["job"] == found.job.plain()
+        cache = 2 * 2 * 256 * 2 * 256 * 8
+        assert found.cache == cache
+        assert found.temporaries == 51_000_000 - found.weights - cache
+        assert (found.versions, found.available) == ("JAX 9", 16 * 2**30)
+        less, _ = self.made(monkeypatch, dataclasses.replace(facts, arguments=0, temporaries=9))
+        assert less.temporaries == 0
+
+    @pytest.mark.parametrize("needed", [1e9, 12e9])
+    def test_where_it_has_no_room_it_says_how_much_there_is(self, monkeypatch, needed):
+        found, _ = self.made(monkeypatch, TooLarge(1.0, needed, 10e9, "no room"))
+        spare = max(0.08 * 16 * 2**30, needed - found.weights - found.cache)
+        assert (found.available, found.temporaries) == (10e9, spare)
+        assert found.versions == "by formula, not compiled"
+
+    @pytest.mark.parametrize("changes", [{"compiles": False}, {"quantize": "int8"}])
+    def test_it_is_not_asked_where_that_is_not_wanted_or_not_known(self, monkeypatch, changes):
+        found, asked = self.made(monkeypatch, None, **changes)
+        assert asked == []
+        assert found.temporaries == pytest.approx(0.08 * 16 * 2**30)
+
+
+def test_a_plan_has_parts_that_are_what_is_needed_and_plain_json():
+    found = serve.made(job(adapters=2, positions=100))
+    assert list(found.parts) == ["weights", "adapters", "keys and values", "temporaries"]
+    assert list(serve.made(job()).parts) == ["weights", "keys and values", "temporaries"]
+    assert found.needed == sum(found.parts.values())
+    plain = json.loads(json.dumps(found.plain()))
+    assert (plain["needed"], plain["fits"]) == (found.needed, True)
+    assert plain["rates"][1]["tokens_per_second"] == found.rates[1].tokens_per_second
+    assert plain["job"] == json.loads(json.dumps(found.job.plain()))
+    assert not dataclasses.replace(found, available=found.needed - 1).fits
+    assert dataclasses.replace(found, available=found.needed).fits
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "said"),
+    [
+        ((4, 2, 1), {}, "mesh fsdp=2 would gather all weights for every token: serve on data and"),
+        ((1, 1, 8), {}, "tensor=8 does not divide the model's heads=4"),
+        ((8, 1, 1), {"positions": 257}, "positions=257 is more than the model's context of 256"),
+        ((8, 1, 1), {"slots": 12}, "slots=12 .* data x fsdp = 8 devices: use a multiple of 8"),
+    ],
+)
+def test_what_no_engine_can_have(mesh, changes, said):
+    with pytest.raises(UserError, match=said):
+        job("h100:8", mesh, **changes)
+    assert job("h100:8", (8, 1, 1), positions=256, slots=16).kept == 256
+    assert job(positions=1).kept == KEYS

@@ -12,7 +12,7 @@ GIVEN = """
   %few = f32[10]{0} parameter(2)
   %chip = f32[100]{0:T(128)S(1)} parameter(3)
   %i = s32[] parameter(4)
-  %at = s32[10]{0} parameter(5)
+  %at = s32[5]{0} parameter(5)
 """
 
 
