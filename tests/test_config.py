@@ -59,3 +59,69 @@ def test_an_unknown_model_lists_the_presets():
         resolve("7b", 100)
     with pytest.raises(UserError, match="no model preset '7b'"):
         preset("7b")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rotary_dims": 0},  # no dimension has to be rotated
+        {"rotary_dims": 256},  # and all of them may be
+        {"padded_vocab_size": 50257},
+        {"layer_norm_eps": 1},  # a whole number is a number
+        {"context": 1},
+    ],
+)
+def test_a_shape_at_its_limits_is_one(changes):
+    config = ModelConfig(**changes)
+    assert [getattr(config, name) for name in changes] == list(changes.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rotary_dims": -2}, "rotary_dims=-2 must be even and at most the head's 256"),
+        ({"rotary_dims": 258}, "rotary_dims=258 must be even and at most the head's 256"),
+        ({"rotary_dims": 64.0}, "rotary_dims=64.0 must be a whole number"),
+        ({"embedding_bias": 1}, "embedding_bias=1 must be true or false"),
+        ({"rotary_base": True}, "rotary_base=True must be a number"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 must be above 0"),
+        ({"context": -1}, "context=-1 must be at least 1"),
+        ({"padded_vocab_size": 50256}, "50256 is below vocab_size=50257: the padded table"),
+    ],
+)
+def test_and_just_beyond_them_is_none(changes, said):
+    with pytest.raises(UserError, match=said):
+        ModelConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "multiple", "padded"), [(1, 128, 128), (128, 128, 128), (129, 128, 256), (7, 3, 9)]
+)
+def test_another_vocabulary_is_padded_up(vocab, multiple, padded):
+    config = preset("125m").with_vocab(vocab, multiple)
+    assert (config.vocab_size, config.padded_vocab_size) == (vocab, padded)
+    assert config.with_vocab(50257).d_model == 768
+    assert preset("125m").d_head == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", r"model\.json is not JSON \(.*\): it must hold a model's config"),
+        ("[" * 10**5, r"model\.json is not JSON"),
+        ("[1]", r"model\.json must hold a JSON object of model config fields"),
+        ("{}", r"model\.json: model config has unknown or missing fields \['context', 'd_ff', "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_its_name(tmp_path, content, said):
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        ModelConfig.load(tmp_path / "model.json")
+    with pytest.raises(UserError, match=said):
+        resolve(str(tmp_path / "model.json"), 5)
+
+
+def test_a_vocabulary_that_just_suffices_does():
+    assert resolve(preset("demo"), 4096) == preset("demo")
+    with pytest.raises(UserError, match=r"4096 is smaller .* 4097: prepare the data with the"):
+        resolve(preset("demo"), 4097)

@@ -73,3 +73,60 @@ def test_it_is_for_one_cpu_and_bfloat16():
     assert not dense.in_halves(jnp.float32)
     with jax.set_mesh(make_mesh(data=2)):
         assert not dense.in_halves(jnp.bfloat16)
+
+
+class TestOnAGpu:
+    """Sums and repeats are plain there; by products with ones, elsewhere. Both are the same."""
+
+    @pytest.fixture
+    def target(self, monkeypatch):
+        return lambda name: monkeypatch.setattr(dense.kernels, "target", lambda: name)
+
+    @staticmethod
+    def says(word, function, *arguments):
+        """Whether the function does that, traced anew."""
+        return word in str(jax.make_jaxpr(lambda *given: function(*given))(*arguments))
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_a_sum_of_a_row(self, target, dtype):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 50)), dtype)
+        found = {}
+        for name, product in (("cpu", True), ("gpu", False)):
+            target(name)
+            found[name] = dense.sum_last(x, "batch", None)
+            assert found[name].shape == (2, 3, 1)
+            assert found[name].dtype == jnp.float32
+            assert self.says("dot_general", dense.sum_last, x) is product
+        exact = np.asarray(x).astype(np.float64).sum(-1, keepdims=True)
+        for each in found.values():
+            np.testing.assert_allclose(each, exact, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_a_vector_for_every_row_and_its_gradient(self, target, dtype):
+        """In bfloat16 the gradient is summed in float32: 300 ones are not 256."""
+        vector, like = jnp.asarray([1.0, 1 / 3, -7.0]), jnp.ones((300, 3), dtype)
+        for name, product in (("cpu", True), ("gpu", False)):
+            target(name)
+            made, back = jax.vjp(lambda v: dense.spread(v, like), vector)
+            assert (made.shape, made.dtype) == (like.shape, dtype)
+            np.testing.assert_array_equal(made, np.tile(vector.astype(dtype), (300, 1)))
+            assert self.says("dot_general", dense.spread, vector, like) is product
+            (pulled,) = back(jnp.ones_like(like))
+            np.testing.assert_array_equal(pulled, [300.0] * 3)
+
+    @pytest.mark.parametrize("name", ["cpu", "gpu"])
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_what_a_product_reads_is_made_before_it(self, target, monkeypatch, name, wanted):
+        target(name)
+        monkeypatch.setattr(dense.kernels, "is_wanted", lambda: wanted)
+        x = jnp.arange(3.0)
+        assert dense.settled(x).tolist() == x.tolist()
+        is_held = self.says("optimization_barrier", dense.settled, x)
+        assert is_held is (wanted and name == "gpu")
+
+
+def test_it_is_not_for_gpus_and_every_factor_counts(monkeypatch):
+    assert dense.in_halves(jnp.bfloat16, "bfloat16")
+    assert not dense.in_halves(jnp.bfloat16, jnp.float32)
+    monkeypatch.setattr(dense.kernels, "target", lambda: "gpu")
+    assert not dense.in_halves(jnp.bfloat16)
