@@ -8,7 +8,7 @@ With no mesh set the same code runs on one device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,11 @@ def check_mesh(config: ModelConfig) -> None:
     Raises:
       UserError: naming the mesh axis, the dimension it does not divide, and both sizes.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
+    check_divides(config, jax.sharding.get_abstract_mesh().shape)
+
+
+def check_divides(config: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """The same of a mesh whose axes have these sizes, set or not."""
     for dim, axis in (
         ("heads", "tensor"),
         ("d_ff", "tensor"),

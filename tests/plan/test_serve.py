@@ -194,12 +194,12 @@ class TestTheRoofline:
 
 
 class TestWhereItsCompilerIs:
-    def made(self, monkeypatch, answer, compiles=True, **changes):
+    def made(self, monkeypatch, answer, **changes):
         asked = []
         monkeypatch.setattr(serve.remote, "ask", lambda *words: asked.append(words[0]) or "said")
         monkeypatch.setattr(serve.remote, "facts", lambda said: answer)
         monkeypatch.setattr(serve.remote, "axis_rates", lambda place, meshes: [{}])
-        return serve.made(job("v5e-1", **changes), compiles), asked
+        return serve.made(job("v5e-1", **changes)), asked
 
     def test_what_the_step_needs_beside_weights_and_cache_is_the_compilers(self, monkeypatch):
         facts = Compiled(1.0, 50_000_000, 1_000_000, 0, 0, 0.0, (), 0, "JAX 9")
@@ -220,9 +220,8 @@ class TestWhereItsCompilerIs:
         assert (found.available, found.temporaries) == (10e9, spare)
         assert found.versions == "by formula, not compiled"
 
-    @pytest.mark.parametrize("changes", [{"compiles": False}, {"quantize": "int8"}])
-    def test_it_is_not_asked_where_that_is_not_wanted_or_not_known(self, monkeypatch, changes):
-        found, asked = self.made(monkeypatch, None, **changes)
+    def test_it_is_not_asked_of_weights_in_few_bits(self, monkeypatch):
+        found, asked = self.made(monkeypatch, None, quantize="int8")
         assert asked == []
         assert found.temporaries == pytest.approx(0.08 * 16 * 2**30)
 

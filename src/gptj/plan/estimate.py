@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Protocol
 
 import jax
 
@@ -24,15 +23,7 @@ from gptj.sharding import LOGICAL_TO_MESH
 WIDTH = {"float32": 4, "bfloat16": 2}
 
 
-class Meshed(Protocol):
-    """What is on a mesh."""
-
-    def axis(self, name: str) -> int:
-        """The size of a mesh axis."""
-        ...
-
-
-def part(weight: Weight, job: Meshed, *, gathered: bool = False) -> float:
+def part(weight: Weight, job: Job, *, gathered: bool = False) -> float:
     """How many of a weight's numbers a device has: stored, or `gathered` over fsdp for use."""
     total = float(math.prod(weight.shape))
     for axis in weight.axes:

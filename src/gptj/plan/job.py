@@ -17,17 +17,12 @@ from gptj.config import ModelConfig
 from gptj.convert.load import abstract_params
 from gptj.errors import UserError
 from gptj.plan.place import Place, find
-from gptj.sharding import BATCH_AXES, MESH_AXES
+from gptj.sharding import BATCH_AXES, MESH_AXES, check_divides
 from gptj.train.objective import StepConfig
 from gptj.train.optimizer import ORIGINAL, OptimizerConfig
 
 Mesh = tuple[int, int, int]
 """The sizes of `gptj.sharding.MESH_AXES`."""
-
-_DIVIDED = (
-    *(("heads", "tensor"), ("d_ff", "tensor"), ("padded_vocab_size", "tensor")),
-    ("d_model", "fsdp"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +190,4 @@ def check_mesh(model: ModelConfig, mesh: Mesh, place: Place) -> None:
             f"the mesh {mesh_words(mesh)} is of {math.prod(mesh)} devices, {place.name} has "
             f"{place.devices}: their product must be that"
         )
-    for dim, axis in _DIVIDED:
-        if getattr(model, dim) % sizes[axis]:
-            raise UserError(
-                f"the mesh axis {axis}={sizes[axis]} does not divide the model's "
-                f"{dim}={getattr(model, dim)}: choose a divisor of it"
-            )
+    check_divides(model, sizes)

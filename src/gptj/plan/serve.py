@@ -203,7 +203,7 @@ def position_bytes(job: ServeJob) -> float:
     return 2 * model.layers * numbers / job.axis("tensor")
 
 
-def made(job: ServeJob, compiles: bool = True) -> ServePlan:
+def made(job: ServeJob) -> ServePlan:
     """The plan of an engine: its decode step compiled where the hardware's compiler is.
 
     Raises:
@@ -213,7 +213,7 @@ def made(job: ServeJob, compiles: bool = True) -> ServePlan:
     own = weights + adapters
     available = job.place.accelerator.memory
     spare, versions = SPARE * available, "by formula, not compiled"
-    if compiles and job.place.platform != "gpu" and not job.quantize:
+    if job.place.platform != "gpu" and not job.quantize:
         found = remote.facts(remote.ask({"what": "decode", "job": job.plain()}, job.place))
         if isinstance(found, TooLarge):
             available, spare = found.available, max(spare, found.needed - own - _cache(job))
