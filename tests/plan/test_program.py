@@ -104,6 +104,67 @@ def test_a_sum_of_which_a_device_keeps_its_part_is_scattered(operand, kind):
     assert (found.kind, found.bytes, found.times) == (kind, 256, 1)
 
 
+def exchanged(line: str) -> tuple[str, int, bool, tuple[str, ...]]:
+    """Of the one collective of a program."""
+    text = (
+        "ENTRY %main (x: f32[8], y: bf16[4]) -> f32[8] {\n"
+        "  %x = f32[8]{0} parameter(0)\n"
+        "  %y = bf16[4]{0:T(128)} parameter(1)\n"
+        f"  ROOT %out = {line}\n}}\n"
+    )
+    (found,) = read(text).collectives
+    return found.kind, found.bytes, found.is_hidden, found.arrays
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "size", "is_hidden"),
+    [
+        ("f32[8]{0} all-reduce(%x), to_apply=%add", "all-reduce", 32, False),
+        ("f32[8]{0} all-reduce-start(%x), to_apply=%add", "all-reduce", 32, True),
+        ("f32[64]{0} all-gather(%x), dimensions={0}", "all-gather", 256, False),
+        ("f32[8]{0} collective-permute(%x)", "collective-permute", 32, False),
+        # What is started holds its operand beside the result.
+        ("(f32[8]{0}, f32[64]{0}) all-gather-start(%x), dimensions={0}", "all-gather", 256, True),
+        (
+            "(f32[8]{0}, f32[8]{0}, u32[]) collective-permute-start(%x)",
+            "collective-permute",
+            32,
+            True,
+        ),
+        ("f32[1]{0} reduce-scatter(%x), to_apply=%add", "reduce-scatter", 32, False),
+        ("f32[8]{0} all-to-all(%x)", "all-to-all", 32, False),
+        ("f32[8]{0} collective-broadcast(%x)", "collective-broadcast", 32, False),
+    ],
+)
+def test_what_a_device_holds_of_it_when_it_is_whole(line, kind, size, is_hidden):
+    assert exchanged(line) == (kind, size, is_hidden, ("f32[8]",))
+
+
+def test_several_arrays_may_be_one_collective():
+    line = "(f32[8]{0}, bf16[4]{0}) all-reduce(%x, %y), to_apply=%add"
+    assert exchanged(line) == ("all-reduce", 32 + 8, False, ("f32[8]", "bf16[4]"))
+
+
+@pytest.mark.parametrize(
+    ("root", "kind"),
+    [
+        ("f32[1,8]{1,0} bitcast(%part)", "reduce-scatter"),
+        ("bf16[8]{0} convert(%part)", "reduce-scatter"),
+        ("f32[8]{0} copy(%part)", "reduce-scatter"),
+        ("f32[8]{0} add(%part, %part)", "all-reduce"),  # more than a part of it
+        ("f32[8]{0} negate(%part)", "all-reduce"),
+        ("f32[64]{0} copy(%sum)", "all-reduce"),  # all of it
+    ],
+)
+def test_a_sum_is_scattered_if_its_part_is_all_that_is_left(root, kind):
+    text = SCATTERED.replace("%OF", "%sum").replace("f32[1,8]{1,0} bitcast(%part)", root)
+    assert [each.kind for each in read(text).collectives] == [kind]
+    wide = text.replace("dynamic-slice(%sum,", "dynamic-slice(%same,").replace(
+        "  %part =", "  %same = f32[64]{0} reshape(%sum)\n  %part ="
+    )
+    assert [each.kind for each in read(wide).collectives] == [kind]
+
+
 SPREAD = """HloModule m
 
 %starting (of: bf16[64]) -> (bf16[64], bf16[512]) {

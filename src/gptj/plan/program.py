@@ -94,7 +94,9 @@ def _collective(instruction: Instruction, computation: Computation, times: int) 
     made = array_bytes(instruction.type)
     kind = instruction.opcode.removesuffix("-start")
     is_started = instruction.opcode.endswith("-start")
-    if is_started and kind != "all-reduce":
+    if kind == "collective-permute":
+        made = given  # beside which the type of one that is started has a counter or two
+    elif is_started and kind != "all-reduce":
         made -= given  # the result's type repeats the operand
     is_scattered = kind == "all-reduce" and _is_sliced(instruction, computation)
     written = (each.partition("{")[0] for type_ in operands for each in arrays(type_))
