@@ -61,6 +61,21 @@ class TestWritten:
         assert sorted(manifests.read(tmp_path)["files"]) == sorted(CONTENT)
         manifests.verify(tmp_path)
 
+    @pytest.mark.parametrize("is_remote", [True, False])
+    def test_it_is_on_the_disk_before_it_counts(self, tmp_path, monkeypatch, is_remote):
+        """A bucket's files are, once they are closed."""
+        put(tmp_path, CONTENT)
+        asked = []
+        monkeypatch.setattr(manifests.storage, "is_remote", lambda _: is_remote)
+        monkeypatch.setattr(manifests.storage, "refresh", lambda _: None)
+        monkeypatch.setattr(manifests.storage, "size", lambda file: file.stat().st_size)
+        monkeypatch.setattr(
+            manifests.os, "fsync", lambda _: asked.append((tmp_path / "manifest.json").read_text())
+        )
+        manifests.write(tmp_path, {})
+        whole = (tmp_path / "manifest.json").read_text()
+        assert asked == ([] if is_remote else [whole])
+
     def test_a_process_that_wrote_nothing_notes_that(self, tmp_path):
         manifests.note_written(tmp_path, 3)
         assert json.loads((tmp_path / "hashes.process_3.json").read_text()) == {}
@@ -71,6 +86,11 @@ class TestVerified:
         manifests.verify(saved)
         (found,) = manifests.verified(saved.parent.parent)
         assert found == manifests.Verified(saved, 7, sum(map(len, CONTENT.values())), None)
+
+    def test_it_is_called_as_it_was_asked_for(self, saved, monkeypatch):
+        monkeypatch.chdir(saved.parent)
+        (found,) = manifests.verified("00000007")
+        assert found.path == manifests.Path("00000007")
 
     @pytest.mark.parametrize("name", [name for name, data in CONTENT.items() if data])
     def test_each_kind_of_damage_is_told_with_its_file_and_its_remedy(self, saved, name):

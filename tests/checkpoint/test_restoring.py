@@ -137,3 +137,71 @@ def test_a_leaf_without_a_place_gets_the_first_device():
     assert placed["a"].sharding == layout
     assert placed["b"].sharding.device_set == {jax.devices()[0]}
     assert (placed["b"].shape, placed["b"].dtype) == ((3,), jnp.int8)
+
+
+class TestSeveralProcesses:
+    """Each reads some of the files, and all refuse what one finds damaged."""
+
+    MANIFEST = types.MappingProxyType(
+        {
+            "files": {
+                name: {"bytes": size} for name, size in zip("abcde", (5, 3, 9, 1, 7), strict=True)
+            }
+        }
+    )
+
+    @pytest.fixture
+    def together(self, monkeypatch):
+        """Verify as one of two or more, of which the others found what is said."""
+        read = []
+
+        def verify(index, others, damaged=None, missing=None):
+            def check_sizes(path, manifest):
+                if missing:
+                    raise CheckpointError(missing)
+
+            def changed(path, manifest, names):
+                read.append("".join(names))
+                return damaged
+
+            monkeypatch.setattr(restoring.manifests, "check_sizes", check_sizes)
+            monkeypatch.setattr(restoring.manifests, "changed", changed)
+            monkeypatch.setattr(jax, "process_count", lambda: len(others))
+            monkeypatch.setattr(jax, "process_index", lambda: index)
+
+            def gathered(mine):
+                found = np.array(others)
+                found[index] = mine
+                return found
+
+            monkeypatch.setattr(restoring.multihost_utils, "process_allgather", gathered)
+            restoring._verify_together(PATH, self.MANIFEST)
+            return read
+
+        return verify
+
+    def test_share_the_files_from_the_smallest_on(self, together):
+        assert together(0, [False] * 2) == ["dac"]
+        assert together(1, [False] * 2)[1:] == ["be"]
+
+    def test_alone_reads_all_and_asks_nobody(self, together, monkeypatch):
+        assert together(0, [False]) == ["dbaec"]
+        monkeypatch.setattr(restoring.multihost_utils, "process_allgather", pytest.fail)
+        restoring._verify_together(PATH, self.MANIFEST)
+
+    @pytest.mark.parametrize("others", [[False, False], [False, True]])
+    def test_say_what_they_found_themselves(self, together, others):
+        with pytest.raises(CheckpointError, match=f"{PATH} is damaged: a is not what was written"):
+            together(0, others, damaged="a")
+        with pytest.raises(CheckpointError, match=r"^b is missing$"):
+            together(0, others, missing="b is missing")
+
+    @pytest.mark.parametrize(
+        ("others", "who"), [([False, True], 1), ([False, False, True, True], 2)]
+    )
+    def test_or_who_did(self, together, others, who):
+        with pytest.raises(CheckpointError) as refused:
+            together(0, others)
+        assert str(refused.value) == (
+            f"checkpoint {PATH} is damaged: process {who} says which of its files is"
+        )

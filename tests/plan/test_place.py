@@ -150,6 +150,11 @@ class TestBetweenTwoGroups:
         assert [exchange_rate(place, group, where) / link for group in along] == [1, 2, 2]
         assert exchange_rate(place, list(range(64)), where) == 5 * link
 
+    def test_chips_that_stand_on_a_plane_may_say_their_height(self):
+        group, flat = list(range(16)), torus(16, 16)
+        high = [(x, y, 0, core) for x, y, core in flat]
+        assert exchange_rate(self.V5E, group, high) == exchange_rate(self.V5E, group, flat)
+
     def test_a_slice_that_is_smaller_than_the_ring_has_none(self):
         place, where = find("v5e:4x4"), torus(4, 4)
         assert exchange_rate(place, [0, 1, 2, 3], where) == place.accelerator.link

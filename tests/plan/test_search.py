@@ -112,6 +112,8 @@ def test_the_finalists_are_compiled_until_some_fit(job, monkeypatch, small_job):
 
 def test_a_batch_that_nothing_divides(job):
     odd = dataclasses.replace(job.model, vocab_size=50401, padded_vocab_size=50401)
+    found = search.anywhere(job.place, job.model, 16, 2048, job.optimizer, job.compute)
+    assert (found.mesh, found.rows, found.accumulate) == ((8, 1, 1), 1, 2)
     with pytest.raises(UserError, match="no mesh of the 8 devices of h100:8 divides both"):
         search.anywhere(job.place, odd, 7, 2048, job.optimizer, job.compute)
 
