@@ -137,6 +137,7 @@ def test_what_is_exchanged(small_job):
         exchange("reduce-scatter", "fsdp", layer, 2 * 2, 1 / 2),
         exchange("all-reduce", "data", layer // 2, 2 * 2, 1),
     ]
+    assert not any(each.is_hidden for each in estimate.exchanges(on(small_job), RATES))
     assert estimate.exchanges(small_job("h100:1", (1, 1, 1)), {}) == []
     (_, _, *others) = estimate.exchanges(on(small_job, NO_FSDP), RATES)
     assert [(each.axes, each.devices, each.bytes) for each in others] == [(("data",), 4, layer)]

@@ -56,7 +56,8 @@ def test_how_a_batch_is_split_and_counted(small_job, beta):
     assert (job.pairs, job.adapts) == (bool(beta), True)
     assert (job.step.examples, job.step.pairs) == (bool(beta), bool(beta))
     assert dataclasses.replace(job.step, examples=False, pairs=False) == job.compute
-    assert not small_job("h100:8", (2, 2, 2)).adapts
+    plain = small_job("h100:8", (2, 2, 2))
+    assert (plain.adapts, plain.sequential) == (False, False)
 
 
 @pytest.mark.parametrize("batch", [4, 8, 24])

@@ -118,9 +118,13 @@ def test_the_median_of_the_timed_steps_counts(small_job, steps, monkeypatch):
 
 
 def test_one_device_sets_no_mesh(small_job, steps, monkeypatch):
+    """And what is in use is told of the first."""
+    first = jax.devices()[0]
     monkeypatch.setattr(measure, "check_here", lambda job: None)
+    monkeypatch.setattr(measure.jax, "devices", lambda: [H100, CPU])
     job = on(small_job, "cpu:1", (1, 1, 1))
-    measure.measure(dataclasses.replace(job, accumulate=4))
+    found = measure.measure(dataclasses.replace(job, accumulate=4))
+    assert found.memory == 123
     assert steps[0][0].shape == (4, 4, 257)
-    assert steps[0][0].sharding.device_set == {jax.devices()[0]}
+    assert steps[0][0].sharding.device_set == {first}
     assert not isinstance(steps[0][0].sharding, jax.NamedSharding)

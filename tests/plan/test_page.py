@@ -143,6 +143,7 @@ def test_a_ranking_has_the_first_ones_figures_and_all_reasons(plan):
     ranked[1]["run"] = {"days": 99.0}
     read = Page(page({"ranked": ranked}, plans))
     assert read.titles[0] == "What was tried"
+    assert read.text.index("What was tried") < read.text.index("Tokens a second")
     mesh = ["data=2,fsdp=2,tensor=2", "block", "2 x 2"]
     assert [*mesh, "4 GiB", "1.25", "3,277", "the best"] in read.rows
     assert [*mesh, "93 GiB", "1.25", "3,277", "needs more"] in read.rows
