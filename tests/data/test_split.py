@@ -1,0 +1,189 @@
+"""What is held out: how near its share, how nothing depends on the parts, and where texts are cut."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gptj.data import split as splitting
+from gptj.data.read import Document
+from gptj.data.split import ENOUGH, Split, SplitPlan, digest_of, plan_split
+
+
+def texts_of(count: int, files: int = 1) -> list[Document]:
+    return [
+        Document(f"{n % files}.txt", f"text {n} " + "x" * (7 * n % 90), number=n)
+        for n in range(count)
+    ]
+
+
+def held_of(split: Split, documents: list[Document]) -> list[Document]:
+    divide = split.begin()
+    return [part for each in documents for held, part in divide(each) if held]
+
+
+def size(documents: list[Document]) -> int:
+    return sum(len(each.content) for each in documents)
+
+
+class TestUnits:
+    @pytest.mark.parametrize(
+        ("count", "files", "unit"),
+        [
+            (ENOUGH, ENOUGH, "file"), (ENOUGH - 1, ENOUGH - 1, "tail"),
+            (ENOUGH, ENOUGH - 1, "document"), (ENOUGH, 1, "document"), (ENOUGH - 1, 1, "tail"),
+        ],
+    )  # fmt: skip
+    def test_are_the_largest_of_which_there_are_enough(self, count, files, unit):
+        assert plan_split(texts_of(count, files), 0.1, 0).unit == unit
+
+    def test_of_one_text_count_once(self):
+        copies = [Document(f"{n}.txt", f"text {n % (ENOUGH - 1)}") for n in range(3 * ENOUGH)]
+        assert plan_split(copies, 0.1, 0).unit == "tail"
+        more = [*copies, Document("more.txt", "another")]
+        assert plan_split(more, 0.1, 0).unit == "file"
+
+    def test_nothing_is_looked_at_where_nothing_is_held_out(self):
+        split = plan_split(texts_of(30), 0, 5)
+        assert (split.unit, split.seed) == ("nothing", 5)
+        assert held_of(split, texts_of(30)) == []
+
+    def test_few_may_have_to_stay_whole(self):
+        plan = SplitPlan(0.3, 0, is_whole=True)
+        documents = texts_of(3)
+        for each in documents:
+            plan.add(each)
+        (held,) = held_of(plan.decide(), documents)
+        assert held in documents
+
+    @pytest.mark.parametrize("files", [1, ENOUGH])
+    @given(fraction=st.floats(0.05, 0.6), seed=st.integers(0, 9))
+    def test_their_bytes_are_as_near_the_share_as_one_of_them(self, files, fraction, seed):
+        documents = texts_of(60, files)
+        held = size(held_of(plan_split(documents, fraction, seed), documents))
+        units = {n: [each for each in documents if each.source == f"{n}.txt"] for n in range(files)}
+        largest = max(map(size, units.values() if files > 1 else [[d] for d in documents]))
+        assert abs(held - fraction * size(documents)) <= largest / 2
+
+    def test_a_file_is_its_documents_in_their_order(self):
+        def files(*, turned: bool):
+            return [
+                Document(f"{n}.txt", text)
+                for n in range(ENOUGH)
+                for text in (("a", f"b{n}") if turned else (f"b{n}", "a"))
+            ]
+
+        one, other = (plan_split(files(turned=turned), 0.3, 0) for turned in (False, True))
+        assert one.unit == other.unit == "file"
+        assert one.held != other.held
+
+    def test_another_seed_orders_them_anew(self):
+        documents = texts_of(40)
+        assert plan_split(documents, 0.2, 0).held != plan_split(documents, 0.2, 1).held
+        assert digest_of(b"text", 0) != digest_of(b"text", 1)
+        assert len(digest_of(b"text", 0)) == 32  # sixteen bytes
+
+
+class TestOfVeryMany:
+    def test_a_digests_own_value_decides(self, monkeypatch):
+        monkeypatch.setattr(splitting, "MANY", 50)
+        assert plan_split(texts_of(50), 0.25, 0).held is not None
+        split = plan_split(texts_of(51), 0.25, 0)
+        assert (split.unit, split.held) == ("document", None)
+        many = [Document("x", f"text {n}") for n in range(4000)]
+        held = held_of(split, many)
+        assert abs(len(held) - 1000) < 5 * (4000 * 0.25 * 0.75) ** 0.5
+        assert {each.text for each in held} == {
+            each.text for each in many if int(digest_of(each.content, 0), 16) < 2**126
+        }
+
+    def test_files_enough_are_held_out_whole_even_so(self, monkeypatch):
+        monkeypatch.setattr(splitting, "MANY", 5)
+        assert plan_split(texts_of(40, ENOUGH), 0.25, 0).unit == "file"
+
+
+def in_parts(text: str, sizes: list[int]) -> list[Document]:
+    """A document as it comes in parts of these sizes, and the rest."""
+    cuts = [0, *np.cumsum(sizes).tolist()]
+    cuts = [*[cut for cut in cuts if cut < len(text)], len(text)]
+    pairs = list(zip(cuts, cuts[1:], strict=False))
+    return [Document("a", text[a:b], continues=b < len(text)) for a, b in pairs]
+
+
+class TestTails:
+    LINES = st.text("ab\n", min_size=1, max_size=60)
+
+    @given(text=LINES, fraction=st.floats(0.05, 0.9))
+    def test_head_and_tail_are_the_text_and_the_cut_is_near_its_place(self, text, fraction):
+        documents = [Document("a", text)]
+        divide = plan_split(documents, fraction, 0).begin()
+        sides = list(divide(documents[0]))
+        assert "".join(part.text for _, part in sides) == text
+        assert [held for held, _ in sides] in ([False, True], [True], [False])
+        tail = round(len(text) * fraction)
+        held = sum(len(part.text) for is_held, part in sides if is_held)
+        assert tail <= held <= tail + tail // 2 + 1
+        head = text[: len(text) - held]
+        if held != tail:  # moved, to the start of the last line near
+            assert head.endswith("\n")
+            assert "\n" not in text[len(head) : len(text) - tail]
+
+    @given(text=LINES, fraction=st.floats(0.05, 0.9), sizes=st.lists(st.integers(1, 9), max_size=9))
+    def test_in_parts_nothing_is_lost_and_the_document_ends_once_on_each_side(
+        self, text, fraction, sizes
+    ):
+        parts = in_parts(text, sizes)
+        split = plan_split(parts, fraction, 0)
+        divide = split.begin()
+        sides = [side for part in parts for side in divide(part)]
+        assert "".join(part.text for _, part in sides) == text
+        tail = round(len(text) * fraction)
+        held = sum(len(part.text) for is_held, part in sides if is_held)
+        assert tail <= held <= tail + tail // 2 + 1
+        assert [is_held for is_held, _ in sides] == sorted(is_held for is_held, _ in sides)
+        for side in (False, True):
+            own = [part for is_held, part in sides if is_held == side]
+            assert [part.continues for part in own] == ([True] * (len(own) - 1) + [False])[
+                : len(own)
+            ]
+
+    @given(count=st.integers(1, 50), fraction=st.floats(0.01, 0.99))
+    def test_of_tokens_it_is_the_share_rounded(self, count, fraction):
+        document = Document("a", "", ids=np.arange(count))
+        (divide,) = [Split("tail", fraction, 0).begin()]
+        sides = list(divide(document))
+        assert np.concatenate([part.ids for _, part in sides]).tolist() == list(range(count))
+        held = sum(len(part.ids) for is_held, part in sides if is_held)
+        assert held == round(count * fraction)
+        assert all(len(part.ids) for _, part in sides)
+
+    def test_a_new_document_is_counted_from_its_beginning(self):
+        parts = [*in_parts("abcdefghij", [4]), *in_parts("klmnopqrst", [4])]
+        parts = [
+            Document(each.source, each.text, number=n // 2, continues=each.continues)
+            for n, each in enumerate(parts)
+        ]
+        divide = plan_split(parts, 0.2, 0).begin()
+        held = [part.text for each in parts for is_held, part in divide(each) if is_held]
+        assert held == ["ij", "st"]
+
+
+@given(
+    texts=st.lists(st.text(min_size=1, max_size=12), min_size=ENOUGH, max_size=30, unique=True),
+    cut=st.integers(1, 6),
+)
+def test_a_document_in_parts_is_held_out_with_all_of_them_as_when_it_is_whole(texts, cut):
+    assume(any(len(text) > cut for text in texts))
+    whole = [Document("a", text, number=n) for n, text in enumerate(texts)]
+    parts = [
+        Document("a", text[at : at + cut], number=n, continues=at + cut < len(text))
+        for n, text in enumerate(texts)
+        for at in range(0, len(text), cut)
+    ]
+    one, other = plan_split(whole, 0.4, 0), plan_split(parts, 0.4, 0)
+    assert one.held == other.held
+    expected = [each.text for each in held_of(one, whole)]
+    found: dict[int, str] = {}
+    for each in held_of(other, parts):
+        found[each.number] = found.get(each.number, "") + each.text
+    assert list(found.values()) == expected
