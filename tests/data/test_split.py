@@ -1,4 +1,6 @@
-"""What is held out: how near its share, how nothing depends on the parts, and where texts are cut."""
+"""What is held out: how near its share, however texts come in parts, and where they are cut."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -106,8 +108,7 @@ def in_parts(text: str, sizes: list[int]) -> list[Document]:
     """A document as it comes in parts of these sizes, and the rest."""
     cuts = [0, *np.cumsum(sizes).tolist()]
     cuts = [*[cut for cut in cuts if cut < len(text)], len(text)]
-    pairs = list(zip(cuts, cuts[1:], strict=False))
-    return [Document("a", text[a:b], continues=b < len(text)) for a, b in pairs]
+    return [Document("a", text[a:b], continues=b < len(text)) for a, b in itertools.pairwise(cuts)]
 
 
 class TestTails:
