@@ -1,5 +1,6 @@
 """Batches: each row once an epoch, a pure function of the step; each token scored once."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.batches import EvalBatches, TrainBatches, permute
-from gptj.data.mixture import Mixture
+from gptj.data.mixture import ROUND, Mixture, Part
 from gptj.data.read import Document
 from gptj.data.store import TokenStore
 from gptj.data.write import StoreWriter, finish
@@ -29,6 +30,13 @@ def make_store(path: Path, length: int) -> TokenStore:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> TokenStore:
     return make_store(tmp_path_factory.mktemp("batches") / "store", TOKENS)
+
+
+@pytest.fixture(scope="module")
+def of_length(tmp_path_factory):
+    """A store of any length, made once."""
+    root = tmp_path_factory.mktemp("lengths")
+    return functools.cache(lambda length: make_store(root / str(length), length))
 
 
 class TestPermutation:
@@ -70,6 +78,12 @@ class TestTraining:
         rows = np.concatenate([batches.row_ids(step) for step in range(steps)])
         for epoch in (0, 1):
             assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+    @pytest.mark.parametrize(
+        ("seq", "rows"), [(1, 100), (33, 3), (34, 2), (50, 2), (51, 1), (100, 1)]
+    )
+    def test_a_row_needs_a_target_more_than_it_has(self, store, seq, rows):
+        assert TrainBatches(Mixture.of(store), seq, 1).n_rows == rows
 
     def test_every_token_but_the_first_is_a_target_once_an_epoch(self, store):
         batches = TrainBatches(Mixture.of(store), seq=10, batch=5)
@@ -119,12 +133,64 @@ class TestTraining:
         batch = TrainBatches(Mixture.of(store), seq=TOKENS - 1, batch=2).batch(0)
         assert batch.tolist() == [store.tokens[:].tolist()] * 2
 
+    def test_a_row_lies_where_its_tokens_are(self, store):
+        batches = TrainBatches(Mixture.of(store), seq=7, batch=1)
+        for row in range(batches.n_rows):
+            found, tokens = batches.place(row)
+            assert found is store
+            assert tokens == range(7 * row, 7 * row + 8)
+
+    def test_rows_may_be_asked_for_in_any_shape(self, store):
+        batches = TrainBatches(Mixture.of(store), seq=7, batch=1)
+        found = batches.rows(np.array([[3, 0], [13, 3]]))
+        assert found.shape == (2, 2, 8)
+        np.testing.assert_array_equal(found[0, 0], found[1, 1])
+        assert found[1, 0].tolist() == store.tokens[91:99].tolist()
+
+    @pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (10, 0.5), (20, 1), (50, 2.5)])
+    def test_an_epoch_is_as_many_steps_as_there_are_rows_over_the_batch(self, store, steps, epochs):
+        assert TrainBatches(Mixture.of(store), seq=5, batch=1).epochs(steps) == [epochs]
+        assert TrainBatches(Mixture.of(store), seq=5, batch=4).epochs(steps) == [4 * epochs]
+        assert TrainBatches(Mixture.of(store), seq=5, batch=4).left_out == 0
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> TrainBatches:
+    folder = tmp_path_factory.mktemp("two")
+    stores = [make_store(folder / str(length), length) for length in (21, 41)]
+    shares = (ROUND // 4, 3 * ROUND // 4)
+    parts = [Part(str(s), s, share) for s, share in zip(stores, shares, strict=True)]
+    return TrainBatches(Mixture("both", tuple(parts), None), seq=5, batch=8)
+
+
+class TestParts:
+    """Rows of two stores: those of the second are numbered after the first's."""
+
+    def test_each_row_is_of_the_store_that_it_lies_in(self, both):
+        assert both.n_rows == 4 + 8
+        for row in range(12):
+            store, tokens = both.place(row)
+            assert len(store) == (21 if row < 4 else 41)
+            assert tokens.start == 5 * (row if row < 4 else row - 4)
+            expected = store.tokens[tokens.start : tokens.stop].tolist()
+            assert both.rows(np.array(row)).tolist() == expected
+
+    def test_each_part_has_epochs_of_its_own_and_its_turns(self, both):
+        ids = np.concatenate([both.row_ids(step) for step in range(8)])
+        first, second = ids[ids < 4], ids[ids >= 4]
+        assert (len(first), len(second)) == (16, 48)
+        for epoch in range(4):
+            assert sorted(first[4 * epoch : 4 * epoch + 4]) == [0, 1, 2, 3]
+        for epoch in range(6):
+            assert sorted(second[8 * epoch : 8 * epoch + 8]) == list(range(4, 12))
+        assert both.epochs(8) == [4, 6]
+
 
 class TestEvaluation:
     @given(length=st.integers(2, 40), seq=st.integers(1, 50), batch=st.integers(1, 6))
     @settings(deadline=None)
-    def test_every_token_is_scored_exactly_once(self, tmp_path_factory, length, seq, batch):
-        store = make_store(tmp_path_factory.mktemp("law") / "store", length)
+    def test_every_token_is_scored_exactly_once(self, of_length, length, seq, batch):
+        store = of_length(length)
         batches = EvalBatches(store, seq, batch)
         context, targets = [], []
         for tokens, weights in batches:
@@ -142,6 +208,24 @@ class TestEvaluation:
         *_, (tokens, weights) = EvalBatches(store, seq=30, batch=3)
         assert weights.sum() == TOKENS - 90
         assert set(tokens[:, 1:][weights == 0]) == {256}
+
+    @pytest.mark.parametrize("limit", [None, 2])
+    @given(first=st.integers(0, 4), size=st.integers(0, 5))
+    @settings(deadline=None)
+    def test_a_host_reads_its_own_rows_alone(self, store, limit, first, size):
+        part = slice(first, min(5, first + size))
+        for number, (tokens, weights) in enumerate(EvalBatches(store, 4, 5, limit)):
+            batches = EvalBatches(store, 4, 5, limit)
+            np.testing.assert_array_equal(batches.rows(number, part), tokens[part])
+            np.testing.assert_array_equal(batches.weights(number, part), weights[part])
+
+    @pytest.mark.parametrize(
+        ("limit", "first_tokens"), [(1, [0]), (2, [0, 60]), (3, [0, 40, 80]), (4, [0, 20, 60, 80])]
+    )
+    def test_a_limit_begins_at_the_first_and_goes_on_evenly(self, store, limit, first_tokens):
+        begins = [256, *store.tokens[:].tolist()]
+        found = [int(tokens[0, 0]) for tokens, _ in EvalBatches(store, 4, 5, limit)]
+        assert found == [begins[at] for at in first_tokens]
 
     def test_a_limit_takes_batches_spread_evenly(self, store):
         whole = list(EvalBatches(store, 4, 5))

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.batches import EvalBatches, TrainBatches
-from gptj.data.mixture import ROUND, MixConfig, Mixture, Order, mix, weights_of
+from gptj.data.mixture import (
+    ROUND,
+    MixConfig,
+    Mixture,
+    Order,
+    _name,
+    _shares,
+    groups_of,
+    held_out_beside,
+    is_data,
+    mix,
+    weights_of,
+)  # fmt: skip
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.errors import UserError
 
@@ -198,3 +210,155 @@ def test_the_piles_weights_are_those_of_its_paper():
         assert found[name] == pytest.approx(percent, abs=0.011)
     config = pile.recipe()
     assert config.steps * config.batch * 2048 == pytest.approx(402e9, rel=1e-3)
+
+
+class TestTurns:
+    """In rounds of twelve rows, which can be written down."""
+
+    @pytest.fixture(autouse=True)
+    def twelve(self, monkeypatch):
+        monkeypatch.setattr("gptj.data.mixture.ROUND", 12)
+
+    @pytest.mark.parametrize(
+        ("shares", "round"),
+        [
+            ([12], "aaaaaaaaaaaa"),
+            ([6, 6], "abababababab"),
+            ([3, 3, 3, 3], "abcdabcdabcd"),  # of equals the first goes first
+            ([9, 3], "aabaaabaaaba"),  # b in the middle of each third
+            ([3, 9], "babbbabbbabb"),
+            ([11, 1], "aaaaaabaaaaa"),
+            ([8, 3, 1], "abaaabcaaaba"),
+        ],
+    )
+    def test_are_at_even_places_and_the_same_in_every_round(self, shares, round):
+        order = Order(shares)
+        rows = "".join("abcd"[part] for part in order.turns(np.arange(36))[0])
+        assert rows == 3 * round
+        for count in range(37):
+            parts, numbers = order.turns(np.arange(count))
+            assert (
+                order.counts(count).tolist()
+                == [rows[:count].count(c) for c in "abcd"][: len(shares)]
+            )
+            for at, (part, number) in enumerate(zip(parts, numbers, strict=True)):
+                assert number == rows[:at].count("abcd"[part])
+
+    def test_any_rows_may_be_asked_for(self):
+        parts, numbers = Order([9, 3]).turns(np.array([10**9 * 12 + 2, 0, 14]))
+        assert parts.tolist() == [1, 0, 1]
+        assert numbers.tolist() == [3 * 10**9, 0, 3]
+
+
+class TestShares:
+    @given(weights=st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=12))
+    def test_are_of_a_round_and_as_near_the_weights_as_whole_rows_are(self, weights):
+        shares = _shares(weights)
+        assert sum(shares) == ROUND
+        assert min(shares) >= 1
+        exact = [weight / sum(weights) * ROUND for weight in weights]
+        raised = sum(each < 1 for each in exact)  # to one, which the largest pays for
+        for share, each in zip(shares, exact, strict=True):
+            assert each - 1 - raised < share < each + 1 + 1e-6 or share == 1
+
+    @pytest.mark.parametrize(
+        ("weights", "shares"),
+        [
+            ([5.0], [ROUND]),
+            ([1, 3], [ROUND // 4, 3 * ROUND // 4]),
+            ([1, 1, 1], [349526, 349525, 349525]),  # 2**20 is 3 x 349,525 and 1: to the first
+            ([1, 2], [349525, 699051]),  # .33 and .67: to the one that lost more
+            ([2, 1], [699051, 349525]),
+            ([1e-30, 1, 1e-30], [1, ROUND - 2, 1]),
+        ],
+    )
+    def test_what_is_left_goes_to_those_that_lost_most(self, weights, shares):
+        assert _shares(weights) == shares
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["/data/web", "/data/books"], ["web", "books"]),
+        (["/data/web/text", "/data/books/text"], ["web-text", "books-text"]),
+        (["/a/x/text", "/b/x/text", "/b/y"], ["/a/x/text", "/b/x/text", "y"]),
+        (["/data/web", "/data/myweb"], ["web", "myweb"]),
+        (["gs://bucket/web/", "/data/web"], ["bucket-web", "/data/web"]),
+        (["/text", "/data/text"], ["/text", "/data/text"]),
+    ],
+)
+def test_a_part_has_the_shortest_name_that_no_other_has_or_all_of_its_path(places, names):
+    assert [_name(place, places) for place in places] == names
+
+
+class TestTheFile:
+    @pytest.fixture
+    def out(self, mixed) -> Path:
+        mixed(few=1, many=1)
+        return Path(mixed(few=1, many=1).place)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda _: "{", "is not a mixture: write it with `gptj mix`"),
+            (lambda _: "7", "is not a mixture"),
+            (lambda each: {**each, "format": 2}, "has format 2, not 1: mix again"),
+            (lambda each: {"parts": each["parts"]}, "is not a mixture"),
+            (lambda each: {"format": 1}, "is not a mixture"),
+            (lambda each: {**each, "parts": [{"path": "a"}]}, "is not a mixture"),
+            (lambda each: {**each, "parts": [{"path": "a", "weight": "x"}]}, "is not a mixture"),
+        ],
+    )
+    def test_that_is_none_is_named(self, change, said, out):
+        changed = change(json.loads((out / "mixture.json").read_text()))
+        text = changed if isinstance(changed, str) else json.dumps(changed)
+        (out / "mixture.json").write_text(text)
+        with pytest.raises(UserError, match=rf"mixture\.json {said}"):
+            Mixture.open(out)
+
+    def test_says_paths_from_where_it_lies_and_weights_as_given(self, out, folders):
+        found = json.loads((out / "mixture.json").read_text())
+        assert found["format"] == 1
+        assert [each["weight"] for each in found["parts"]] == [1, 1]
+        places = [(out / each["path"]).resolve() for each in found["parts"]]
+        assert places == [folders["few"].resolve(), folders["many"].resolve()]
+        assert not any(Path(each["path"]).is_absolute() for each in found["parts"])
+
+
+class TestOneAndMany:
+    def test_one_store_is_a_mixture_of_itself(self, folders):
+        data = Mixture.open(folders["few"])
+        (part,) = data.parts
+        assert (part.name, part.share) == ("", ROUND)
+        assert not data.is_mixed
+        assert len(data) == len(part.store)
+        assert data.fingerprint == part.store.fingerprint
+        assert data.held_out.fingerprint == held_out_beside(part.store).fingerprint
+        assert data.examples is None
+
+    def test_several_are_as_long_as_all_of_them(self, mixed, folders):
+        data = mixed(few=3, some=1)
+        assert data.is_mixed
+        assert [part.share for part in data.parts] == [3 * ROUND // 4, ROUND // 4]
+        assert len(data) == sum(len(Mixture.open(folders[name])) for name in ("few", "some"))
+
+    def test_a_report_says_shares_and_how_often_each_is_read(self, folders, tmp_path):
+        parts = weights_of({str(folders["few"]): 3, str(folders["many"]): 1})
+        few, many = mix(MixConfig(parts, tmp_path / "mixed"))
+        assert (few.share, many.share) == (0.75, 0.25)
+        whole = few.tokens + many.tokens
+        assert few.epochs * few.tokens == pytest.approx(0.75 * whole)
+        assert many.epochs * many.tokens == pytest.approx(0.25 * whole)
+        assert few.tokens == len(Mixture.open(folders["few"]))
+
+
+def test_groups_are_the_folders_of_data_and_nothing_else(folders, tmp_path):
+    root = folders["few"].parent
+    found = groups_of(root)
+    assert set(SIZES) <= set(found)
+    assert all((root / name / "train").is_dir() for name in found)
+    assert groups_of(folders["few"]) == []
+    assert groups_of(folders["few"] / "train") == []
+    assert groups_of(tmp_path / "nowhere") == []
+    assert is_data(folders["few"])
+    assert not is_data(root)

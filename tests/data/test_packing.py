@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj.data import packing
+from gptj.data.batches import EvalBatches
 from gptj.data.packing import BEGINS, pack, pair, shortest
 from gptj.errors import UserError
 
@@ -25,6 +26,7 @@ class Held:
         self.tokens = np.array([id for each in documents for id in each], np.int32)
         self.starts = np.cumsum([0, *sizes])[:-1]
         self.tokenizer = SimpleNamespace(eos_id=EOS)
+        self.manifest = SimpleNamespace(examples="completions")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -96,6 +98,29 @@ def test_what_is_only_read_keeps_its_sign_where_an_example_begins():
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=9))
 def test_the_shortest_is_that_of_all(sizes):
     assert shortest(Held(numbered(sizes))) == min(sizes)
+
+
+@given(
+    sizes=st.lists(st.integers(2, 5), min_size=1, max_size=9),
+    batch=st.integers(1, 4),
+    limit=st.integers(1, 4) | st.none(),
+)
+def test_scored_is_what_is_learnt_were_it_the_first_token_there_is(sizes, batch, limit):
+    store = Held([[~7] * (size - 1) + [0] for size in sizes])
+    rows = one_by_one([[~7] * (size - 1) + [0] for size in sizes], 6)
+    batches = EvalBatches(store, 5, batch, limit)
+    whole = -(-len(rows) // batch)
+    assert len(batches) == min(whole, limit or whole)
+    for number, (tokens, weights) in enumerate(batches):
+        first = number * whole // len(batches) * batch
+        own = [[id for each in row for id in each] for row in rows[first : first + batch]]
+        counts = [ids.count(0) for ids in own] + [0] * (batch - len(own))
+        assert weights.sum(axis=1).tolist() == counts
+        assert weights.shape == (batch, 5)
+        assert set(np.unique(tokens & ~BEGINS)) <= {0, 7, EOS}
+        assert (tokens[:, 1:][weights == 1] & ~BEGINS == 0).all()
+        np.testing.assert_array_equal(batches.rows(number, slice(1, 2)), tokens[1:2])
+        np.testing.assert_array_equal(batches.weights(number, slice(1, 2)), weights[1:2])
 
 
 ANSWERS = st.tuples(st.integers(1, 6), st.integers(1, 6))

@@ -271,6 +271,8 @@ def _listed(folder: Folder) -> Iterator[tuple[str, tuple[str, float]]]:
         if values["format"] != FORMAT:
             raise UserError(f"{file.path} has format {values['format']}, not {FORMAT}: mix again")
         parts = [(str(each["path"]), float(each["weight"])) for each in values["parts"]]
+    except UserError:  # a ValueError too
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file.path} is not a mixture: write it with `gptj mix`") from error
     places = [path if is_url(path) else os.path.normpath(f"{folder}/{path}") for path, _ in parts]
