@@ -1,11 +1,13 @@
 """Tensors in files: whichever way one is viewed and read, and past the cache or not, one array."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from gptj import files
-from gptj.convert.tensor import Readers, contiguous, count_nans, stored_at
+from gptj.convert.tensor import Matrix, Readers, Tensor, contiguous, count_nans, stored_at
 from gptj.errors import UserError
 from gptj.files import File
 
@@ -85,3 +87,106 @@ def test_every_nan_is_counted_and_no_infinity(tmp_path, dtype):
     tensor = stored_at(File(str(tmp_path / "file"), array.nbytes), 0, array.shape, array.dtype)
     turned = tensor.viewed((70, 64), turned=True)
     assert nans_read_into(np.empty((70, 64), dtype), turned) == 2
+
+
+def held(array, **options) -> Tensor:
+    return Tensor(array.shape, array.dtype, lambda: array.copy(), **options)
+
+
+class TestCast:
+    def test_to_its_own_type_is_itself(self):
+        one = held(np.ones(3, np.float16))
+        assert one.cast(np.dtype(np.float16), "a") is one
+        other = one.cast(np.dtype(np.float32), "a")
+        assert (other.dtype, other.bytes, other.read().dtype) == (np.float32, 12, np.float32)
+
+    def test_it_rounds_to_nearest(self):
+        array = np.array([1 + 2**-9, 1 + 3 * 2**-9], np.float32)  # bfloat16 has steps of 2**-7
+        narrow = held(array).cast(np.dtype(ml_dtypes.bfloat16), "a").read()
+        assert narrow.astype(np.float32).tolist() == [1, 1 + 2**-7]
+
+    @pytest.mark.parametrize("largest", [65504, 65519])  # what rounds to the largest there is
+    def test_the_largest_of_float16_is_one(self, largest):
+        array = np.array([largest, -largest, np.inf], np.float32)
+        assert held(array).cast(np.dtype(np.float16), "a").read().tolist() == [
+            65504,
+            -65504,
+            np.inf,
+        ]
+
+    @pytest.mark.parametrize("beyond", [65520, -1e30])
+    def test_beyond_it_is_refused_and_an_infinity_that_was_there_is_not(self, beyond):
+        array = np.array([beyond, np.inf], np.float32)
+        narrow = held(array).cast(np.dtype(np.float16), "blocks.0.query")
+        with pytest.raises(UserError, match=r"^blocks\.0\.query holds numbers beyond float16's"):
+            narrow.read()
+        wide = held(np.array([1e300])).cast(np.dtype(np.float32), "a")
+        assert wide.read().tolist() == [np.inf]
+
+
+class TestSample:
+    ARRAY = np.arange(70, dtype=np.float32).reshape(7, 10)
+
+    @pytest.mark.parametrize(
+        ("most", "rows", "columns"),
+        [
+            (1, [0], [0]), (2, [0, 3], [0, 5]), (3, [0, 2, 4], [0, 3, 6]),
+            (7, range(7), [0, 1, 2, 4, 5, 7, 8]), (8, range(7), [0, 1, 2, 3, 5, 6, 7, 8]),
+            (99, range(7), range(10)),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("way", ["memory", "file", "turned", "reshaped", "checked"])
+    def test_is_where_rows_and_columns_evenly_spread_cross(
+        self, tmp_path, most, rows, columns, way
+    ):
+        (tmp_path / "file").write_bytes(self.ARRAY.tobytes())
+        file = File(str(tmp_path / "file"), 280)
+        tensor = stored_at(file, 0, (7, 10), self.ARRAY.dtype)
+        expected = self.ARRAY[np.ix_(list(rows), list(columns))]
+        if way == "turned":
+            turned = tensor.viewed((10, 7), turned=True)
+            np.testing.assert_array_equal(turned.sample((10, 7), most), expected.T)
+            return
+        if way == "memory":
+            tensor = held(self.ARRAY)
+        if way == "reshaped":
+            tensor = stored_at(file, 0, (10, 7), self.ARRAY.dtype).viewed((7, 10))
+        if way == "checked":
+            matrix = Matrix((7, 10), lambda *_: None, checked=True)  # whose rows all must be read
+            tensor = held(self.ARRAY, matrix=matrix)
+        np.testing.assert_array_equal(tensor.sample((7, 10), most), expected)
+
+    def test_reads_no_other_rows(self):
+        asked = []
+
+        def rows(begin, end, _):
+            asked.append((begin, end))
+            return self.ARRAY[begin:end]
+
+        tensor = Tensor((7, 10), self.ARRAY.dtype, lambda: None, Matrix((7, 10), rows))
+        tensor.sample((7, 10), 3)
+        assert asked == [(0, 1), (2, 3), (4, 5)]
+        tensor.viewed((10, 7), turned=True).sample((10, 7), 2)
+        assert asked[3:] == [(0, 1), (3, 4)]
+
+
+def test_a_changed_tensor_is_changed_when_it_is_read():
+    asked = []
+    one = held(np.arange(3)).changed((6,), lambda x: asked.append(1) or np.concatenate([x, x]))
+    assert (one.shape, one.bytes, asked) == ((6,), 48, [])
+    assert one.read().tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
+def test_whole_numbers_are_all_numbers(dtype):
+    assert count_nans(np.ones((2, 3), dtype)) == 0
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 4), (2, 1, 1), (0, 3, 2)])
+def test_any_view_of_memory_is_copied_as_it_is(order, shape):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape).transpose(order)
+    found = contiguous(array)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, array)
+    assert (found is array) == array.flags.c_contiguous
