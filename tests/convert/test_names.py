@@ -98,7 +98,7 @@ class TestChecks:
         ],
     )
     def test_others_are_named(self, found, said):
-        with pytest.raises(UserError, match="^F does not hold the weights of a GPT") as error:
+        with pytest.raises(UserError, match=r"^F does not hold the weights of a GPT-J") as error:
             check_names("F", found, {"a", "b"})
         assert said in str(error.value)
 
