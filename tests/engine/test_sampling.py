@@ -5,6 +5,7 @@ import functools
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -243,6 +244,76 @@ class TestTheDraw:
         assert len(set(seeds.tolist())) == 50
         assert row_seeds(seed, 3).tolist() == seeds[:3].tolist()
         assert row_seeds(seed ^ 1, 50).tolist()[1:] != seeds.tolist()[1:]
+
+
+def row(*values: float) -> jax.Array:
+    return jnp.array([values], jnp.float32)
+
+
+class TestThePlaceOfADraw:
+    @pytest.mark.parametrize(
+        ("weights", "target", "place"),
+        [
+            ((2, 3, 5), 0, 0), ((2, 3, 5), 1.9, 0), ((2, 3, 5), 2, 1), ((2, 3, 5), 4.9, 1),
+            ((2, 3, 5), 5, 2), ((2, 3, 5), 9.9, 2),
+            ((0, 3, 0, 5), 0, 1), ((0, 3, 0, 5), 3, 3),  # never one without a weight
+            ((2, 3, 0), 5, 1), ((0, 2, 0, 0), 7, 1), ((2, 3, 5), 10, 2),  # rounded beyond the sum
+        ],
+    )  # fmt: skip
+    def test_is_where_the_running_sum_passes_it(self, weights, target, place):
+        assert sampling._pick(row(*weights), row(target)).tolist() == [place]
+
+    @pytest.mark.parametrize("columns", [1, 127, 128, 129, 300])
+    def test_is_the_same_found_by_blocks(self, columns):
+        rng = np.random.default_rng(columns)
+        weights = rng.integers(0, 4, (40, columns)).astype(np.float32)  # whose sums are exact
+        weights[:, rng.integers(columns)] = 2
+        uniform = rng.integers(0, 64, 40).astype(np.float32) / 64
+        target = uniform * weights.sum(1)
+        passed = np.cumsum(weights, axis=1) > target[:, None]
+        found = sampling._draw_in_blocks(jnp.asarray(weights), jnp.asarray(uniform))
+        assert found.tolist() == passed.argmax(axis=1).tolist()
+
+
+class TestTypical:
+    # Surprises of 1, 2, 3 and 3 bits; 1.75 are expected, so the second token is the nearest.
+    P = (0.5, 0.25, 0.125, 0.125)
+
+    @pytest.mark.parametrize(
+        ("mass", "kept"),
+        [
+            (1e-6, [0, 1, 0, 0]), (0.25, [0, 1, 0, 0]), (0.26, [1, 1, 0, 0]),
+            (0.75, [1, 1, 0, 0]), (0.76, [1, 1, 1, 1]), (1.0, [1, 1, 1, 1]),
+        ],
+    )  # fmt: skip
+    def test_the_nearest_to_the_expected_surprise_stay(self, mass, kept):
+        keep = sampling._keep_typical(row(*self.P), jnp.ones((1, 4), bool), jnp.array([mass]))
+        assert keep[0].tolist() == [bool(each) for each in kept]
+
+    def test_among_those_that_were_kept_alone(self):
+        # Of 0.25 and 0.125, kept, 2/3 and 1/3: surprises of 0.58 and 1.58, and 0.92 expected.
+        keep = jnp.array([[False, True, True, False]])
+        for mass, kept in ((0.6, [0, 1, 0, 0]), (0.7, [0, 1, 1, 0]), (1.0, [0, 1, 1, 0])):
+            found = sampling._keep_typical(row(*self.P), keep, jnp.array([mass]))
+            assert found[0].tolist() == [bool(each) for each in kept]
+
+
+class TestLogProbabilities:
+    def test_are_in_nats_over_the_tokens_that_there_are(self):
+        logits = np.log(np.array([[1, 2, 5, 1e9], [4, 3, 1, 1e9]], np.float32))
+        own, top, ids = sampling.log_probabilities(logits, jnp.array([1, 2]), 3, jnp.array(True))
+        np.testing.assert_allclose(np.exp(own), [2 / 8, 1 / 8], rtol=1e-5)
+        assert ids[:, :3].tolist() == [[2, 1, 0], [0, 1, 2]]
+        expected = [[5 / 8, 2 / 8, 1 / 8], [4 / 8, 3 / 8, 1 / 8]]
+        np.testing.assert_allclose(np.exp(top[:, :3]), expected, rtol=1e-5)
+        _, top, ids = sampling.log_probabilities(logits, jnp.array([1, 2]), 3, jnp.array(False))
+        assert not top.any()
+        assert not ids.any()
+
+    def test_of_large_logits_too(self):
+        found = sampling.log_normaliser(row(1e30, 1e30))
+        np.testing.assert_allclose(found, [[1e30]])
+        np.testing.assert_allclose(sampling.log_normaliser(row(0, 0, 0, 0)), [[np.log(4)]])
 
 
 class TestParameters:
