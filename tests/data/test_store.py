@@ -110,6 +110,53 @@ class TestContents:
                 store.text(document)
 
 
+class TestParts:
+    """Of one store by its sources, and of several as one."""
+
+    FILES = (("a", "one"), ("b", "two"), ("b", "three"), ("c", "é"), ("d", "last"))
+
+    @pytest.fixture
+    def whole(self, tmp_path) -> TokenStore:
+        return write(tmp_path / "whole", self.FILES)
+
+    @pytest.mark.parametrize(("first", "last"), [(0, 4), (0, 1), (1, 2), (1, 3), (3, 4)])
+    def test_a_part_is_the_store_of_those_sources_alone(self, whole, tmp_path, first, last):
+        names = "abcd"[first:last]
+        alone = write(tmp_path / "alone", [each for each in self.FILES if each[0] in names])
+        part = whole.part(whole.sources[first:last])
+        assert len(part) == len(alone)
+        assert part.tokens[:].tolist() == alone.tokens[:].tolist()
+        assert part.starts[:].tolist() == alone.starts[:].tolist()
+        assert part.sources == alone.sources
+        assert (part.bytes, part.manifest.documents) == (alone.bytes, alone.manifest.documents)
+        count = part.manifest.documents
+        assert [part.text(n) for n in range(count)] == [alone.text(n) for n in range(count)]
+        with pytest.raises(UserError, match=f"no document {count} in .* 0 to {count - 1}$"):
+            part.text(count)
+
+    def test_chained_they_are_one_after_the_other_in_folders_of_their_names(self, whole, tmp_path):
+        other = write(tmp_path / "other", [("a", "x"), ("z", "yz")])
+        both = TokenStore.chained({"one": whole, "two": other})
+        assert both.tokens[:].tolist() == [*whole.tokens[:], *other.tokens[:]]
+        assert [both.text(n) for n in range(7)] == [*(t for _, t in self.FILES), "x", "yz"]
+        assert [both.extent(n)[0] for n in range(7)] == both.starts[:].tolist()
+        assert both.extent(6)[1] == len(both) == len(whole) + len(other)
+        assert both.bytes == whole.bytes + other.bytes
+        assert [each.name for each in both.sources] == [
+            "one/a", "one/b", "one/c", "one/d", "two/a", "two/z",
+        ]  # fmt: skip
+        assert [each.first_document for each in both.sources] == [0, 1, 3, 4, 5, 6]
+        turned = TokenStore.chained({"two": other, "one": whole})
+        assert len({each.fingerprint for each in (both, turned, whole, other)}) == 4
+        third = both.part(both.sources[3:5])
+        assert [third.text(0), third.text(1)] == ["last", "x"]
+
+    @pytest.mark.parametrize("token", [0, 3, 4, 7, 8, 13, 14, 16, 17, 21])
+    def test_a_token_lies_in_the_document_that_holds_it(self, whole, token):
+        begin, end = whole.extent(whole.document_at(token))
+        assert begin <= token < end
+
+
 class TestFingerprint:
     def test_equal_text_is_equal_wherever_it_is_written(self, tmp_path, store):
         assert write(tmp_path / "elsewhere").fingerprint == store.fingerprint
