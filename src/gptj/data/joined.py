@@ -102,8 +102,8 @@ class Joined:
         """Those from `start` up to `stop`."""
         start, stop = start + self._start, stop + self._start
         parts = []
-        for number in range(max(0, int(np.searchsorted(self._bounds, start, "right")) - 1),
-                            len(self._runs)):  # fmt: skip
+        first = int(np.searchsorted(self._bounds, start, "right")) - 1
+        for number in range(first, len(self._runs)):
             begin, run = int(self._bounds[number]), self._runs[number]
             if begin >= stop:
                 break
