@@ -69,6 +69,15 @@ class TestCausal:
         found = jax.jit(functools.partial(causal_attention, backend="xla"))(q, k, v)
         np.testing.assert_allclose(found, attended(q, k, v, seen), atol=1e-5)
 
+    @pytest.mark.parametrize(
+        ("length", "blocks"), [(1, 1), (128, 1), (129, 2), (1024, 8), (1025, 8), (4096, 8)]
+    )
+    def test_queries_go_in_at_most_eight_blocks_of_128_or_more(self, length, blocks):
+        each = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
+        attend = functools.partial(causal_attention, backend="xla")
+        softmaxes = str(jax.make_jaxpr(attend)(each, each, each)).count("reduce_max[")
+        assert softmaxes == blocks
+
     @pytest.mark.parametrize("backend", ["xla", "native"])
     @pytest.mark.parametrize("begun", [(5,), (0, 127, 128, 129), (139,)])
     def test_and_within_a_document_no_more_than_that(self, backend, begun):

@@ -209,13 +209,13 @@ class TestEvaluation:
         assert weights.sum() == TOKENS - 90
         assert set(tokens[:, 1:][weights == 0]) == {256}
 
-    @pytest.mark.parametrize("limit", [None, 2])
-    @given(first=st.integers(0, 4), size=st.integers(0, 5))
+    @pytest.mark.parametrize(("seq", "batch", "limit"), [(4, 5, None), (4, 5, 2), (1, 51, None)])
+    @given(first=st.integers(0, 50), size=st.integers(0, 51))
     @settings(deadline=None)
-    def test_a_host_reads_its_own_rows_alone(self, store, limit, first, size):
-        part = slice(first, min(5, first + size))
-        for number, (tokens, weights) in enumerate(EvalBatches(store, 4, 5, limit)):
-            batches = EvalBatches(store, 4, 5, limit)
+    def test_a_host_reads_its_own_rows_alone(self, store, seq, batch, limit, first, size):
+        part = slice(min(batch, first), min(batch, first + size))
+        for number, (tokens, weights) in enumerate(EvalBatches(store, seq, batch, limit)):
+            batches = EvalBatches(store, seq, batch, limit)
             np.testing.assert_array_equal(batches.rows(number, part), tokens[part])
             np.testing.assert_array_equal(batches.weights(number, part), weights[part])
 
