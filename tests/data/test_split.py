@@ -193,6 +193,8 @@ def test_a_document_in_parts_is_held_out_with_all_of_them_as_when_it_is_whole(te
     ]
     one, other = plan_split(whole, 0.4, 0), plan_split(parts, 0.4, 0)
     assert one.held == other.held
+    assert not one.long  # only what comes in parts has to be remembered
+    assert set(other.long) == {("a", n) for n, text in enumerate(texts) if len(text) > cut}
     expected = [each.text for each in held_of(one, whole)]
     found: dict[int, str] = {}
     for each in held_of(other, parts):
