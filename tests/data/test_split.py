@@ -158,6 +158,13 @@ class TestTails:
             assert all(part.continues for part in own[:-1])
             assert not any(part.continues for part in own[-1:])
 
+    @pytest.mark.parametrize(("begins", "cut"), [(8, 12), (9, 9), (11, 11), (12, 12), (13, 12)])
+    def test_a_line_is_near_within_half_the_tail(self, begins, cut):
+        text = "x" * (begins - 1) + "\n" + "x" * (20 - begins)
+        document = Document("a", text)  # of which eight characters are to be held out
+        (_, head), _ = plan_split([document], 0.4, 0).begin()(document)
+        assert len(head.text) == cut
+
     @given(count=st.integers(1, 50), fraction=st.floats(0.01, 0.99))
     def test_of_tokens_it_is_the_share_rounded(self, count, fraction):
         document = Document("a", "", ids=np.arange(count))
