@@ -84,7 +84,7 @@ class TestTheCommand:
         assert done.stdout.startswith("gptj ")
 
     def test_the_installed_command_is_main(self):
-        pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+        pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
         assert 'gptj = "gptj.cli:main"' in pyproject
         assert callable(cli.main)
 
