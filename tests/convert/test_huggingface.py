@@ -25,6 +25,8 @@ from gptj.tokenizer import Tokenizer
 torch = pytest.importorskip("torch", reason="torch is not installed (`make test` installs it)")
 transformers = pytest.importorskip("transformers")
 
+INDEX = "model.safetensors.index.json"
+
 
 def drawn(seed):
     """A random model of theirs with biases that matter, and how it is to be saved."""
@@ -228,19 +230,52 @@ def test_a_config_that_contradicts_the_tensors(copy, field, value):
     refuses(copy, str(copy), "config")
 
 
-def test_an_index_that_leaves_the_folder(copy):
-    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
-    index["lm_head.bias"] = "../../secret.safetensors"
-    edit(copy, "model.safetensors.index.json", weight_map=index)
+@pytest.fixture
+def index(copy):
+    """Which file each tensor is in, as the folder's index says."""
+    return json.loads((copy / INDEX).read_text())["weight_map"]
+
+
+def test_an_index_that_leaves_the_folder(copy, index):
+    edit(copy, INDEX, weight_map={**index, "lm_head.bias": "../../secret.safetensors"})
     refuses(copy, "names a file outside itself, '../../secret.safetensors'")
 
 
-def test_an_index_that_lies(copy):
-    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
-    files = sorted(set(index.values()))
-    index["lm_head.bias"] = files[0] if index["lm_head.bias"] != files[0] else files[1]
-    edit(copy, "model.safetensors.index.json", weight_map=index)
+def test_an_index_that_lies(copy, index):
+    other = next(file for file in index.values() if file != index["lm_head.bias"])
+    edit(copy, INDEX, weight_map={**index, "lm_head.bias": other})
     refuses(copy, "lm_head.bias")
+
+
+@pytest.mark.parametrize("where", [..., None, ["model"], {"lm_head.bias": 1}])
+def test_an_index_without_a_map(copy, where):
+    edit(copy, INDEX, weight_map=where)
+    refuses(copy, f"{INDEX} has no weight_map from tensors to files")
+
+
+def test_an_index_that_names_what_no_file_has(copy, index):
+    file = index["lm_head.bias"]
+    edit(copy, INDEX, weight_map={**index, "strange.weight": file})
+    refuses(copy, f"{INDEX} names strange.weight, which is not in {file}")
+
+
+def test_a_tensor_that_stands_in_two_files(copy, index):
+    first, second = sorted(set(index.values()))[:2]
+    shutil.copy(copy / first, copy / second)
+    owned = min(name for name, file in index.items() if file == first)
+    refuses(copy, f"{owned} stands in {second} and in another file as well")
+
+
+@pytest.mark.parametrize(("text", "why"), [("{", "not JSON"), ("[1]", "not a JSON object")])
+@pytest.mark.parametrize("file", ["config.json", INDEX])
+def test_what_is_not_json(copy, file, text, why):
+    (copy / file).write_text(text)
+    refuses(copy, f"{copy}/{file}", why)
+
+
+def test_a_type_that_no_weight_has(tmp_path):
+    drawn(0)[0].double().save_pretrained(tmp_path)
+    refuses(tmp_path, "is of type float64, not a float32, 16 or bfloat16")
 
 
 def test_a_missing_file(copy):
@@ -267,10 +302,8 @@ def test_unknown_and_missing_tensors(copy):
     data = file.read_bytes()
     name = next(iter(safetensors.tensors(open_file(file))))
     file.write_bytes(data.replace(name.encode(), name[:-1].encode() + b"X"))
-    index = (copy / "model.safetensors.index.json").read_text()
-    (copy / "model.safetensors.index.json").write_text(
-        index.replace(f'"{name}"', f'"{name[:-1]}X"')
-    )
+    index = (copy / INDEX).read_text()
+    (copy / INDEX).write_text(index.replace(f'"{name}"', f'"{name[:-1]}X"'))
     refuses(copy, f"unknown {name[:-1]}X", f"missing {name}")
 
 

@@ -46,7 +46,8 @@ class Part:
         self, console: Console, what: str, total: int, done: int, bars: Bars | None
     ) -> None:
         self._console, self._what, self._total, self._bars = console, what, total, bars
-        self._start, self._done = done, done
+        self._done = done
+        self._start: int | None = None  # until one is known, which was mostly compiling
         self._begin = self._said = time.monotonic()
         self._task = bars.add_task(what, total=total, completed=done) if bars else None
 
@@ -57,8 +58,8 @@ class Part:
             self._bars.advance(self._task)
             return
         now = time.monotonic()
-        if self._done == self._start + 1:  # what came before was mostly compiling
-            self._start, self._begin = self._done, now
+        if self._start is None:
+            self._start, self._begin, self._said = self._done, now, now
             return
         if now - self._said >= SECONDS and self._done < self._total:
             left = (now - self._begin) / (self._done - self._start) * (self._total - self._done)
