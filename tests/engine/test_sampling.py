@@ -204,6 +204,17 @@ class TestTheDraw:
         assert (draw(LOGITS, rows=64, values={"choice": 1}) != once).sum() > 20
         assert len(set(draw(LOGITS, rows=64, values={"position": 3}).tolist())) == 1
 
+    def test_a_seed_draws_what_it_always_drew(self):
+        """Recorded: who kept a seed has the same text from the next version."""
+        assert draw(LOGITS, rows=12).tolist() == [1, 1, 5, 8, 7, 1, 1, 1, 1, 3, 8, 7]
+
+    @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"min_p": 0.02}, {"typical_p": 0.9}])
+    def test_a_slot_alone_draws_what_it_draws_among_many(self, filters):
+        among = draw(LOGITS, rows=16, **filters).tolist()
+        alone = [draw(LOGITS, rows=1, values={"position": n}, **filters)[0] for n in range(16)]
+        assert alone == among
+        assert len(set(among)) > 2
+
     def test_a_row_draws_the_same_whatever_the_others_ask_for(self):
         rng, n = np.random.default_rng(0), 40
         logits = np.stack([padded(row) for row in rng.normal(size=(n, VOCAB)).astype(np.float32)])
