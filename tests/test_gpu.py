@@ -31,6 +31,7 @@ from gptj.kernels import gpu
 from gptj.matrices import LowRanks
 from gptj.model import init, loss
 from gptj.quantised import int8_rows
+from gptj.sharding import reshard
 
 BF16 = jnp.bfloat16
 
@@ -154,10 +155,9 @@ def test_fused_attention_is_causal_attention(ends, mesh):
     with jax.set_mesh(gptj.make_mesh(*mesh)) if mesh else contextlib.nullcontext():
         layout = ("batch", None, "heads", None)
         q, k, v = (
-            gptj.sharding.reshard(normal(4, 64, 2, 16, seed=n, dtype=jnp.float32), *layout)
-            for n in range(3)
+            reshard(normal(4, 64, 2, 16, seed=n, dtype=jnp.float32), *layout) for n in range(3)
         )
-        tokens = gptj.sharding.reshard(tokens, "batch", None)
+        tokens = reshard(tokens, "batch", None)
         where = document_ends(tokens == 3) if ends else None
 
         def both(attend):
