@@ -1,19 +1,12 @@
 """How much a client may send, and how long it may take: each limit where it lies."""
 
 import asyncio
-import concurrent.futures
 import json
 
 import pytest
 
 from gptj.serve.limits import Limits
 from gptj.serve.refusal import ClientGone
-
-
-def run(coroutine):
-    """What it returns, run in a thread of its own: the page's tests leave a loop in this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
 
 
 class Ours:
@@ -49,7 +42,7 @@ class Ours:
 
         headers = [] if length is None else [(b"content-length", str(length).encode())]
         self.scope = {"type": "http", "path": path, "headers": headers, "state": {"note": {}}}
-        run(self.limits(self.scope, receive, self.send))
+        asyncio.run(self.limits(self.scope, receive, self.send))
         self.left = len(messages)
         return self.sent[0]["status"] if self.sent else None
 
@@ -127,5 +120,5 @@ def test_what_is_no_request_is_passed_on():
     async def app(scope, receive, send):
         seen.append((scope, receive, send))
 
-    run(Limits(app, 0, 0.0)({"type": "lifespan"}, "receive", "send"))
+    asyncio.run(Limits(app, 0, 0.0)({"type": "lifespan"}, "receive", "send"))
     assert seen == [({"type": "lifespan"}, "receive", "send")]

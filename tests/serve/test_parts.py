@@ -1,7 +1,6 @@
 """The parts alone: the queue's arithmetic, budgets over time, transcripts, fingerprints."""
 
 import asyncio
-import concurrent.futures
 
 import jax
 import pytest
@@ -130,12 +129,6 @@ def test_a_key_that_names_no_budget_has_the_servers(lines):
             pass
 
 
-def run(coroutine):
-    """What it returns, run in a thread of its own: the page's tests leave a loop in this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
-
-
 def test_a_stream_that_a_mistake_of_ours_ends_says_so():
     sent = []
 
@@ -154,7 +147,7 @@ def test_a_stream_that_a_mistake_of_ours_ends_says_so():
         await stream({"state": {"id": "my-id"}}, waits, send)
 
     with pytest.raises(ZeroDivisionError):
-        run(streams())
+        asyncio.run(streams())
     assert sent[-1]["body"].startswith(b"data: 500 this should not have happened")
     assert b"see request my-id in the log" in sent[-1]["body"]
     assert sent[-1]["more_body"]  # so the connection is not ended as if all were well
@@ -178,7 +171,7 @@ def test_what_is_written_in_one_turn_is_sent_at_once_and_before_a_close():
         transport.close()
         await asyncio.sleep(0)
 
-    run(writes())
+    asyncio.run(writes())
     assert sent == [b"head, body", b"end", "closed"]
 
 
@@ -195,7 +188,7 @@ def test_who_comes_as_the_engine_fails_is_told(params):
     worker = Worker(Engine(params, SHAPE, BYTES, EngineConfig(slots=2)), Metrics())
     worker._post = Post()
     with pytest.raises(Refused, match="the engine has stopped"):
-        run(comes())
+        asyncio.run(comes())
 
 
 class TestATranscript:

@@ -142,12 +142,6 @@ def stream(url: str, seed: int) -> tuple[str, list[str]]:
     return text, tokens
 
 
-def run(coroutine):
-    """What it returns, run in a thread of its own: the page's tests leave a loop in this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
-
-
 class TestWhatAnotherReplicaGoesOnWith:
     @staticmethod
     async def course():
@@ -168,7 +162,7 @@ class TestWhatAnotherReplicaGoesOnWith:
             course.take("delta", (0, Delta(3, 0, "nce", (6, 8), (), whole)))
             return [delta async for _, delta in asked.deltas()]
 
-        first, second = run(goes_on())
+        first, second = asyncio.run(goes_on())
         assert (first.text + second.text, first.tokens + second.tokens) == ("once", (5, 6, 8))
         assert second.completion.text == "once"
 
@@ -179,7 +173,7 @@ class TestWhatAnotherReplicaGoesOnWith:
             await asked.accepted
 
         with pytest.raises(Refused, match="broke the answer off"):
-            run(cut())
+            asyncio.run(cut())
 
     def test_is_an_error_where_it_would_draw_other_bits(self):
         async def goes_on():
@@ -187,7 +181,7 @@ class TestWhatAnotherReplicaGoesOnWith:
             course.begin("b")
 
         with pytest.raises(Refused, match="lost, and the others are not like it") as refused:
-            run(goes_on())
+            asyncio.run(goes_on())
         assert refused.value.status == 503
 
 
@@ -204,7 +198,7 @@ def test_whatever_goes_wrong_is_told():
         return [delta async for delta in asked.deltas()]
 
     with pytest.raises(ZeroDivisionError):
-        run(goes_wrong())
+        asyncio.run(goes_wrong())
 
 
 @needs_ray
@@ -222,7 +216,7 @@ def test_a_replica_whose_engine_has_failed_ends(params, served, monkeypatch, cap
         return [piece async for piece in replica.run([Request([1])])]
 
     with pytest.raises(SystemExit):
-        run(ask())
+        asyncio.run(ask())
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 

@@ -1,7 +1,6 @@
 """What every route works with: names, seeds, costs and prompts, without an engine."""
 
 import asyncio
-import concurrent.futures
 import threading
 from types import SimpleNamespace
 
@@ -25,12 +24,6 @@ from gptj.transcript import END
 SHAPE, BYTES = ModelConfig(1, 8, 2, 2, 12, 257, 264, 64), Tokenizer.bytes()
 NAMES = {"n": "best", "max_tokens": "length"}
 ADAPTER = Voice("poet", "gptj-2", "poet", "a/folder", 5)
-
-
-def run(coroutine):
-    """What it returns, run in a thread of its own: the page's tests leave a loop in this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
 
 
 def make(**config) -> Service:
@@ -133,7 +126,7 @@ class TestCounts:
 class TestPrompts:
     def read(self, *prompts, told=False, **config):
         sampling = SamplingParams(max_tokens=4)
-        return run(make(**config).read(prompts, sampling, NAMES, told))
+        return asyncio.run(make(**config).read(prompts, sampling, NAMES, told))
 
     def test_text_and_ids(self):
         assert self.read("ab", [5, 6]) == [[97, 98], [5, 6]]
@@ -164,7 +157,7 @@ class TestPrompts:
     @settings(max_examples=30, deadline=None)
     @given(st.text("aé日", max_size=40), st.integers(1, 40))
     def test_the_end_of_a_text_is_the_end_of_all_its_tokens(self, text, most):
-        assert run(make().tail(text, most, NAMES)) == BYTES.encode(text)[-most:]
+        assert asyncio.run(make().tail(text, most, NAMES)) == BYTES.encode(text)[-most:]
 
     @pytest.mark.parametrize(("size", "aside"), [(2000, False), (2001, True)])
     def test_long_ones_are_read_in_another_thread(self, size, aside):
@@ -172,7 +165,7 @@ class TestPrompts:
             own = threading.current_thread()
             return await make().aside(size, threading.current_thread) is not own
 
-        assert run(work()) == aside
+        assert asyncio.run(work()) == aside
 
 
 class TestAsking:
@@ -198,7 +191,7 @@ class TestAsking:
                 return it
 
         try:
-            seen.found = run(ask())
+            seen.found = asyncio.run(ask())
         finally:
             seen.after = service.line.tokens, service.line.requests, key.running
             assert len(seen.forgotten) == 1

@@ -27,8 +27,9 @@ def served(params, serve):
         yield found
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
+    """One for each file: while Playwright runs, no other loop of asyncio may in this thread."""
     playwright = pytest.importorskip("playwright.sync_api")
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
