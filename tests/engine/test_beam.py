@@ -3,13 +3,15 @@
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptj.engine.beam import BeamParams, Ending, _Search
+from gptj.engine.beam import BeamParams, Ending, _Search, beam_search
 from gptj.errors import UserError
+from gptj.sharding import make_mesh
 
 EOS = 2
 
@@ -170,6 +172,11 @@ class TestStopping:
 def test_what_cannot_be_searched_with(options, said):
     with pytest.raises(UserError, match=f"^{said}$"):
         BeamParams(**options)
+
+
+def test_a_mesh_that_splits_the_beams():
+    with jax.set_mesh(make_mesh(1, 2)), pytest.raises(UserError, match="use tensor alone"):
+        beam_search(None, None, None, [1], BeamParams(), None)
 
 
 def test_the_ends_of_the_ranges_are_accepted():

@@ -148,6 +148,19 @@ def test_without_a_tokenizer_there_is_nothing_to_keep_to(params):
         bare.submit(Request([1], SamplingParams(regex="a")))
 
 
+def test_the_last_that_were_asked_for_stay_compiled(engine, monkeypatch):
+    monkeypatch.setattr(guide, "KEPT", 2)
+    compiled, guides = [], engine._guides
+    compile = guides._compile
+    monkeypatch.setattr(guides, "_compiled", type(guides._compiled)())
+    monkeypatch.setattr(
+        guides, "_compile", lambda *what: compiled.append(what[1]) or compile(*what)
+    )
+    for regex in "abacba":  # b goes when c comes, and a when b comes back
+        assert guides.start(SamplingParams(regex=regex)).allowed().any()
+    assert "".join(compiled) == "abcba"
+
+
 def test_without_the_library_it_says_what_to_install(params, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     guide._library.cache_clear()

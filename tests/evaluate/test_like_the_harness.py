@@ -1,6 +1,8 @@
 """What the harness's own Hugging Face adapter finds, in float32 and on the same data, we find."""
 
+import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +66,23 @@ def test_what_a_task_draws_at_random_is_drawn_alike(data, monkeypatch):
         tasks.load(["piqa"], data)
     random.setstate(before)
     assert drawn == [random.Random(0).random()] * 2  # as the harness's own command seeds it
+
+
+def test_a_downloaded_task_of_a_kind_we_do_is_taken(monkeypatch):
+    kinds = ({"output_type": "multiple_choice"}, {"output_type": "generate_until"})
+    found = {"tasks": {n: SimpleNamespace(get_config=kind.get) for n, kind in enumerate(kinds)}}
+    monkeypatch.setattr(tasks, "_downloaded", lambda names: found)
+    assert tasks.load(["any"]) is found
+
+
+def test_questions_of_several_kinds(tmp_path):
+    row = {"goal": "a", "sol1": "b", "sol2": "c"}
+    lines = [row | {"label": 1}, row | {"label": "1"}]  # each of which is right
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa/valid.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    said = rf"questions of piqa in {tmp_path} are not of one kind \(.+\): get the file anew"
+    with pytest.raises(UserError, match=said):
+        tasks.load(["piqa"], tmp_path)
 
 
 def test_a_perplexity_beyond_all_numbers(ours, folder, data, monkeypatch):

@@ -51,6 +51,15 @@ def test_a_stride_the_window_does_not_have(scorer, stride):
         perplexity.score_texts(scorer, ["the"], stride)
 
 
+def test_a_file_with_nothing_in_it(tmp_path):
+    for name, text in (("a.txt", "some"), ("b.jsonl", '{"text": ""}\n')):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"b\.jsonl is empty: leave it out"):
+        perplexity.read([tmp_path])
+    (found,) = perplexity.read([tmp_path / "a.txt"])
+    assert found.text == "some"
+
+
 def test_a_text_with_nothing_in_it(scorer):
     with pytest.raises(UserError, match="the text is empty"):
         perplexity.score_texts(scorer, [""])

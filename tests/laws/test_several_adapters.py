@@ -127,6 +127,13 @@ def test_a_part_is_a_power_of_two_wide(rank, columns):
     assert beside.blocks.ffn_out.room.up.shape == (2, 3 * columns, 64)
 
 
+def test_a_mesh_that_does_not_divide_the_room():
+    params = model.init(jax.random.key(0), CONFIG)
+    said = "tensor=3 does not divide the 16 columns of an adapter: make it a power of two"
+    with jax.set_mesh(make_mesh(1, 1, 3)), pytest.raises(UserError, match=said):
+        adapters.with_room(params, CONFIG, 3, 4)
+
+
 def test_there_is_room_once():
     beside = adapters.with_room(model.init(jax.random.key(0), CONFIG), CONFIG, 3, 4)
     with pytest.raises(UserError, match="an adapter beside it already: merge it first"):

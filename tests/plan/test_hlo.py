@@ -233,6 +233,12 @@ def test_a_line_of_a_program_has_its_parts():
     assert list(computations["add"].instructions) == ["a", "b", "s"]
 
 
+def test_a_line_that_names_nothing_is_no_instruction():
+    text = "ENTRY main () -> s32[] {\n  // a word beside\n  ROOT c = s32[] constant(3)\n}\n"
+    (computation,) = hlo.parse(text)[0].values()
+    assert list(computation.instructions) == ["c"]
+
+
 def test_a_type_in_parentheses_is_one_type():
     text = (
         "ENTRY main (x: f32[2]) -> (f32[2], (s8[3], f32[])) {\n"

@@ -180,15 +180,20 @@ def test_who_comes_as_the_engine_fails_is_told(params):
         def put(self, _):
             worker.failure = ZeroDivisionError()  # and has opened the post for the last time
 
-    async def comes():
+    async def asks():
         asked = Asked([Request([1])], lambda _: None)
         worker.hand_in(asked)
         await asyncio.wait_for(asked.accepted, 5)
 
-    worker = Worker(Engine(params, SHAPE, BYTES, EngineConfig(slots=2)), Metrics())
-    worker._post = Post()
-    with pytest.raises(Refused, match="the engine has stopped"):
-        asyncio.run(comes())
+    async def unloads():
+        worker._loop = asyncio.get_running_loop()
+        await asyncio.wait_for(worker.unload_adapter("poet"), 5)
+
+    for comes in (asks, unloads):
+        worker = Worker(Engine(params, SHAPE, BYTES, EngineConfig(slots=2)), Metrics())
+        worker._post = Post()
+        with pytest.raises(Refused, match="the engine has stopped"):
+            asyncio.run(comes())
 
 
 class TestATranscript:

@@ -100,6 +100,17 @@ def test_a_source_whose_files_lie_apart_is_one(config, monkeypatch):
     assert of_sources(config).every == config.eval_every
 
 
+def test_preferences(config, monkeypatch):
+    data = Mixture.open(config.data)
+    manifest = dataclasses.replace(data.held_out.manifest, examples="preferences")
+    pairs = dataclasses.replace(
+        data, held_out=dataclasses.replace(data.held_out, manifest=manifest)
+    )
+    monkeypatch.setattr(evaluators.Mixture, "open", lambda path: pairs)
+    with pytest.raises(UserError, match="eval_sources measures no preferences: leave it out"):
+        of_sources(config)
+
+
 def test_no_held_out_part(config, tmp_path):
     (tmp_path / "data/heldout").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="no held-out part: leave out eval_sources"):

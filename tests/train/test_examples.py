@@ -96,8 +96,14 @@ def test_preferences_are_learnt_beside_the_model_as_it_was(run, tmp_path):
     assert result.held_out.accuracy == rows[-1]["heldout_accuracy"] == 1
     assert result.held_out.tokens == 8
 
-    with pytest.raises(UserError, match="adapters are trained on beside the model as it was"):
-        gptj.train(gptj.TrainConfig(data, tmp_path / "other", model=MODEL, **QUICK))
+    other = dataclasses.replace(config, out=tmp_path / "other")
+    also = dataclasses.replace(lora, z_loss=1e-3)
+    for wrong, said in (
+        ({"from_": None, "model": MODEL, "compute": gptj.StepConfig()}, "adapters are trained on"),
+        ({"compute": also}, "z_loss=0.001 is no part of preferences: leave it out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            gptj.train(dataclasses.replace(other, **wrong))
 
 
 def test_held_out_examples_that_do_not_fit_are_refused_before_the_first_step(tmp_path):

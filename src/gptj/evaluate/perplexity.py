@@ -48,13 +48,10 @@ def read(paths: Sequence[Path]) -> list[Document]:
     """The documents of files and folders: whole files, or one a line of JSON lines.
 
     Raises:
-      UserError: there is none, or a file is not text.
+      UserError: there is none, or a file is empty or not text.
     """
     reader, sources = Reader(strict=True), find_sources(paths).sources
-    found = [each for source in sources for each in joined(reader.documents(source))]
-    if not found:
-        raise UserError(f"no text in {', '.join(map(str, paths))}: name a file that has some")
-    return found
+    return [each for source in sources for each in joined(reader.documents(source))]
 
 
 def score_texts(scorer: Scorer, texts: Sequence[str], stride: int | None = None) -> TextScore:

@@ -60,9 +60,7 @@ def _moments(source: Source, saved: dict[str, Any], optimizer: OptimizerConfig) 
         if isinstance(part, optax.ScaleByAdamState):
             count = place(saved[COUNT].read())
             return optax.ScaleByAdamState(count, tree(MU, part.mu), tree(NU, part.nu))
-        if isinstance(part, optax.ScaleByScheduleState):
-            return optax.ScaleByScheduleState(place(saved[SCHEDULE_COUNT].read()))
-        return part
+        return optax.ScaleByScheduleState(place(saved[SCHEDULE_COUNT].read()))
 
     init = make_optimizer(optimizer, source.config).init
     shapes = jax.eval_shape(init, abstract(source.config))
@@ -73,13 +71,11 @@ def _moments(source: Source, saved: dict[str, Any], optimizer: OptimizerConfig) 
     )
 
 
-def base_of(source: Source, compute: StepConfig) -> Params[Array] | None:
-    """The weights beside which a run trains adapters, if it does.
+def base_of(source: Source, compute: StepConfig) -> Params[Array]:
+    """The weights beside which a run trains adapters.
 
     They are in what its layers compute in, or in fewer bits.
     """
-    if compute.lora.rank is None:
-        return None
     return load_params(source, jnp.dtype(compute.dtype), compute.lora.quantize)
 
 
