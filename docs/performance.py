@@ -41,12 +41,13 @@ def subject_part(subject: str, found: Any, name: str) -> Iterator[str]:
     """What `gptj bench SUBJECT` found: the limits, a table, the ratios and the picture."""
     machine, limits = found["machine"], found["limits"]
     versions = ", ".join(f"{key} {machine[key]}" for key in VERSIONS if key in machine)
-    rates = " and ".join(f"{rate / 1e9:.0f} in {kind}" for kind, rate in limits["flops"].items())
+    products = limits["flops"].items()
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in products)
     of = f" {Path(found['asked']['model']).name}" if "model" in found["asked"] else ""
     yield f"## {subject.capitalize()}{of}, {machine['processor']}, {machine['threads']} threads"
     yield (
         f"`{found['command']}`, {found['date']}, [`{name}`]({LINK}/{name}); {versions}. The "
-        f"machine reads {limits['bandwidth'] / 1e9:.1f} GB/s, and multiplies {rates} GFLOP/s."
+        f"machine reads {limits['bandwidth'] / 1e9:.1f} GB/s, and multiplies {rates}."
     )
     yield table(found)
     yield from ratios(found)

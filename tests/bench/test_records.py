@@ -1,5 +1,6 @@
 """The arithmetic of figures: rates, shares of a limit, and ratios to peers, worked out by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -26,6 +27,13 @@ class TestTheLimit:
     )
     def test_numbers_of_fewer_bits_than_16_are_multiplied_as_bfloat16(self, stored, seconds):
         assert LIMITS.seconds(Work("x", 1, flops=100e9), stored) == (seconds, "compute")
+
+    def test_but_bytes_as_such_where_that_was_measured(self):
+        limits = dataclasses.replace(LIMITS, flops=LIMITS.flops | {"int8": 400e9})
+        found = {
+            kind: limits.seconds(Work("x", 1, flops=100e9), kind)[0] for kind in ("int8", "int4")
+        }
+        assert found == {"int8": 0.25, "int4": 0.5}
 
     def test_reading_takes_as_long_whatever_the_type(self):
         for stored in ("float32", "bfloat16", "int8", "int4", ""):

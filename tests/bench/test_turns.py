@@ -322,7 +322,25 @@ def test_limits_are_of_both_types_and_of_a_size_that_suits(monkeypatch):
         return float(len(asked))
 
     monkeypatch.setattr("gptj.hardware.measured_flops", measured)
+    monkeypatch.setattr("gptj.kernels.available", lambda: False)
     assert turns._limits() == Limits("cpu", 5.0, {"float32": 1.0, "bfloat16": 2.0})
     device.platform, device.device_kind = "gpu", "H100"
     assert turns._limits() == Limits("H100", 5.0, {"float32": 3.0, "bfloat16": 4.0})
     assert asked == [(n, kind) for n in (2048, 8192) for kind in ("float32", "bfloat16")]
+    monkeypatch.setattr("gptj.kernels.available", lambda: True)
+    for platform, bytes, rates in (
+        ("gpu", 50.0, {"float32": 5.0, "bfloat16": 6.0}),
+        ("cpu", 50.0, {"float32": 7.0, "bfloat16": 8.0, "int8": 50.0}),
+        ("cpu", 5.0, {"float32": 9.0, "bfloat16": 10.0, "int8": 10.0}),  # or as bfloat16
+    ):
+        device.platform = platform
+        monkeypatch.setattr(turns, "_products_of_bytes", lambda size, bytes=bytes: bytes)
+        assert turns._limits().flops == rates
+
+
+def test_products_of_bytes_are_made_and_counted():
+    from gptj import kernels
+
+    if not kernels.available():
+        pytest.skip("needs the native programs")
+    assert 1e7 < turns._products_of_bytes(64) < 1e15

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import math
 import multiprocessing
@@ -211,12 +212,30 @@ def _on(mesh: Mesh) -> Iterator[None]:
 def _limits() -> Limits:
     import jax
 
+    from gptj import kernels
     from gptj.hardware import measured_bandwidth, measured_flops
 
     device = jax.local_devices()[0]
     size = 2048 if device.platform == "cpu" else 8192
     flops = {name: measured_flops(size, 0.5, name) for name in ("float32", "bfloat16")}
+    if kernels.available() and device.platform == "cpu":
+        flops["int8"] = max(flops["bfloat16"], _products_of_bytes(size))
     return Limits(device.device_kind, measured_bandwidth(), flops)
+
+
+def _products_of_bytes(size: int) -> float:
+    """Operations a second of our own program, which is what multiplies bytes on a processor."""
+    import jax
+    import jax.numpy as jnp
+
+    from gptj import kernels
+    from gptj.hardware import quickest
+
+    x, matrix = jnp.ones((size, size), jnp.bfloat16), jnp.ones((size, size), jnp.int8)
+    with kernels.rounding():
+        product = jax.jit(lambda *parts: kernels.products(parts[0], [parts[1:]]))
+        once = functools.partial(product, x, matrix, jnp.ones(size))
+        return 2 * size**3 / quickest(lambda: jax.block_until_ready(once()), 0.5)
 
 
 def peak_bytes() -> int:
