@@ -101,6 +101,12 @@ class TestWhole:
         unpack(place(parts, f"slim{suffix}"), tmp_path / "out")
         assert unpacked(tmp_path / "out") == FILES
 
+    def test_nothing_that_follows_but_zeros_is_read_to_its_end(self, place, refuse, tmp_path):
+        whole = gzip.compress(tar(FILES) + bytes(3 << 20), 1)
+        refuse(place(whole[:-5] + b"wrong", "slim.tar.gz"), "slim.tar.gz")
+        unpack(place(whole, "slim.tar.gz"), tmp_path / "out")
+        assert unpacked(tmp_path / "out") == FILES
+
     def test_names_from_the_current_folder(self, place, tmp_path):
         here = member("./", type=tarfile.DIRTYPE)
         unpack(place(tar({"./a": b"a"}, here)), tmp_path / "out")

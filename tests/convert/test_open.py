@@ -103,6 +103,12 @@ def test_a_config_above_the_shards_is_found_behind_a_url_too(tmp_path):
     assert open_source("memory://bare/step_3").config.heads == 2
 
 
+def test_a_run_is_not_read_from_afar(tiny_run, refused, tmp_path):
+    fsspec.filesystem("memory").put(str(tiny_run), "memory://a/run", recursive=True)
+    said = "memory://a/run is a run, which cannot be read from afar: copy it to this machine"
+    refused("convert", "memory://a/run", tmp_path / "out", said=(said,))
+
+
 @pytest.mark.parametrize("place", ["memory://nothing", "memory://nothing/here", "memory://a-file"])
 def test_nothing_behind_a_url(place, refused, tmp_path):
     fsspec.filesystem("memory").pipe("/a-file", b"x")

@@ -1,11 +1,13 @@
 """PEFT's adapters in and out: the same logits on both sides, and mistakes said."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gptj import adapters
 from gptj.adapters import LoRAConfig
@@ -145,6 +147,28 @@ class TestMistakes:
             UserError, match=r"holds .*attn\.k_proj\.lora_A.weight, which is no adapter"
         ):
             load(adapter)
+
+    def test_one_that_is_not_there_too(self, adapter):
+        kept = load_file(adapter / ours.WEIGHTS)
+        name = next(name for name in kept if "layers.1" in name or ".h.1." in name)
+        del kept[name]
+        save_file(kept, adapter / ours.WEIGHTS)
+        with pytest.raises(UserError, match=rf"{ours.WEIGHTS} lacks {re.escape(name)}"):
+            load(adapter)
+
+    @pytest.mark.parametrize("content", ["[1", "[1]", '"words"', "[" * 100_000])
+    def test_a_config_that_is_none(self, content, adapter):
+        (adapter / ours.CONFIG).write_text(content)
+        with pytest.raises(UserError, match=f"{ours.CONFIG} is not a JSON object"):
+            load(adapter)
+
+    @pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"slim": True}])
+    def test_what_is_for_whole_models(self, given, adapter, tmp_path):
+        (name,) = given
+        asked = ConvertConfig(str(adapter), tmp_path / "out", to="peft", **given)
+        with pytest.raises(UserError, match=f"{name} is not for adapters, which are float32"):
+            convert(asked)
+        assert not (tmp_path / "out").exists()
 
     def test_a_model_has_no_adapters_to_write(self, base, tmp_path):
         given = ConvertConfig(str(base), tmp_path / "out", to="peft")

@@ -250,6 +250,19 @@ class TestWhatDoesNotFit:
     def test_an_impossible_shape(self, path, offset, shape, strides):
         refuse(write(path, program(w=tensor(offset, shape, strides))), "'w'", "impossible shape")
 
+    @pytest.mark.parametrize(
+        ("offset", "shape", "strides"),
+        [(0, (2.0,), (1,)), (0, (2,), (True,)), (0.0, (2,), (1,)), (0, (None,), (1,))],
+    )
+    def test_a_shape_that_is_not_of_integers(self, path, offset, shape, strides):
+        code = program(w=tensor(offset, shape, strides))
+        refuse(write(path, code), "a tensor whose shape is not integers")
+
+    @pytest.mark.parametrize("count", [6.0, None, "6"])
+    def test_a_storage_as_long_as_no_integer(self, path, count):
+        code = program(w=tensor(0, (1,), (1,), storage(count=count)))
+        refuse(write(path, code), "a storage whose length is not an integer")
+
     def test_a_number_repeated_without_end(self, path):
         code = program(w=tensor(0, (10**9, 10**9 // 2), (0, 0)))
         refuse(write(path, code), "'w'", ".contiguous()")

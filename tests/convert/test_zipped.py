@@ -120,6 +120,15 @@ class TestEntries:
         with pytest.raises(UserError, match=r"file\.zip is damaged or not what its name says"):
             entries(File(str(tmp_path / "file.zip"), len(content)))
 
+    def test_what_is_wrong_with_reading_it_is_said_as_it_is(self, tmp_path, monkeypatch):
+        def gone(*_):
+            raise UserError("the connection is gone")
+
+        file = saved(tmp_path / "file.zip", {"a": b"first"})
+        monkeypatch.setattr(File, "read", gone)
+        with pytest.raises(UserError, match=r"^the connection is gone$"):
+            entries(file)
+
 
 class TestArrays:
     HEAD = b"head"

@@ -419,6 +419,24 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path):
         prepared(tmp_path, records, ExampleConfig("chats", chat_template=template))
 
 
+def test_so_is_one_that_writes_an_answer_otherwise_later(tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.content | upper if m.role == 'assistant' and not loop.last "
+        "else m.content }}{% endfor %}"
+    )
+    records = [{"messages": TALK[2:]}]
+    with pytest.raises(UserError, match=r"in\.jsonl:1: the chat template writes earlier messages"):
+        prepared(tmp_path, records, ExampleConfig("chats", chat_template=template))
+
+
+def test_a_tokenizer_that_writes_texts_otherwise_finds_only_the_last_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "spelling", property(lambda self: [b""] * self.vocab_size))
+    with pytest.raises(UserError, match=r"writes texts otherwise than they were.*of one answer"):
+        prepared(tmp_path, [{"messages": TALK}], CHAT)
+    assert prepared(tmp_path, [{"messages": TALK[4:]}], CHAT).parts
+
+
 def test_of_an_example_that_is_left_out_the_beginning_is_shown(tmp_path):
     records = [*QA[:30], QA[7]]
     clean = CleanConfig(copies="exact", min_unique_tokens=7)

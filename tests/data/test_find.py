@@ -6,8 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gptj.data.find import find_sources, kind_of
+from gptj.data.find import _names, find_sources, kind_of
 from gptj.errors import UserError
+from gptj.files import File
 
 
 def save(path: Path, content: bytes) -> Path:
@@ -56,6 +57,13 @@ class TestFinding:
             root = tmp_path / place
             inputs = save(root / "en/a.txt", b"x").parent, save(root / "fr/a.txt", b"x")
             assert names(*inputs) == ["en/a.txt", "fr/a.txt"]
+
+    def test_two_of_one_name_are_prepared_apart(self):
+        places = ["https://host/a/b.txt", "https://host/a//b.txt", "https://host/c"]
+        files = [File(place, 1) for place in places[:2]]
+        with pytest.raises(UserError, match=f"{places[1]} and {places[0]} have one name: prepare"):
+            list(_names(files, places))
+        assert list(_names(files[:1], places)) == ["a/b.txt"]
 
     def test_relative_paths_give_the_same_names(self, tmp_path, monkeypatch):
         save(tmp_path / "books/a.txt", b"x")

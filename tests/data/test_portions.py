@@ -267,6 +267,17 @@ class TestAppend:
         assert report.groups[0].train.documents == len(texts(TokenStore.open(first / "train")))
         assert [path.name for path in first.iterdir() if path.name.startswith(".")] == []
 
+    def test_of_nothing_but_trained_texts_none_is_held_out(self, first):
+        before = {name: texts(TokenStore.open(first / name)) for name in ("heldout", "train")}
+        path = first.parent / "again.jsonl"
+        lines = (json.dumps({"text": text}) + "\n" for text in before["train"])
+        path.write_text("".join(lines))
+        prepare(config(path, out=first, tokenizer=None, append=True))
+        assert texts(TokenStore.open(first / "heldout")) == before["heldout"]
+        again = texts(TokenStore.open(first / "train"))[len(before["train"]) :]
+        assert set(again) <= set(before["train"])
+        assert 0 < len(again) < len(before["train"])  # without those that a split would hold out
+
     def test_appending_twice_is_appending_both(self, first, tmp_path):
         one, two = (lines(tmp_path / "more" / f"{name}.jsonl", name) for name in "xy")
         for path in (one, two):

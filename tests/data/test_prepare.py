@@ -365,6 +365,13 @@ class TestAllOrNothing:
             run(corpus, out=out)
         assert (out / "thesis.tex").read_text() == "years of work"
 
+    def test_nor_a_file(self, lines, out):
+        save(out, "years of work")
+        for force, said in ((True, "so --force does not delete it: choose"), (False, "choose")):
+            with pytest.raises(UserError, match=f"is not prepared data.*{said}"):
+                run(lines, out=out, force=force)
+        assert out.read_text() == "years of work"
+
     def test_an_empty_folder_may_be_replaced(self, lines, out):
         out.mkdir(parents=True)
         with pytest.raises(UserError, match=r"out exists: .* --force"):

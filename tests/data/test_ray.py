@@ -88,6 +88,16 @@ def test_without_an_address_it_is_the_cluster_of_this_machine(monkeypatch):
     assert found == ["auto", "auto", "head:6379", None]
 
 
+def test_nodes_that_write_elsewhere_are_noticed(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("some text")
+    monkeypatch.setattr("gptj.data.prepare.cluster.each", lambda address, work, numbers: None)
+    given = PrepareConfig((tmp_path / "a.txt",), tmp_path / "out", "bytes", held_out=0, ray="auto")
+    said = f"a node of the cluster wrote to a {tmp_path} that is not this machine's: give an --out"
+    with pytest.raises(UserError, match=said):
+        prepare(given)
+    assert not (tmp_path / "out").exists()
+
+
 @needs_ray
 def test_what_is_no_address_is_said(tmp_path):
     (tmp_path / "a.txt").write_text("some text")

@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import ClassVar
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -395,6 +396,20 @@ class TestMistakes:
     def test_half_a_character_in_a_line(self, tmp_path):
         path = save(tmp_path / "a.jsonl", b'{"text": "\\ud83d"}')
         self.refused(path, ":1 holds half of a surrogate pair", strict=True)
+
+    def test_a_connection_that_breaks(self, monkeypatch):
+        memory = fsspec.filesystem("memory")
+        memory.pipe("/far/a.jsonl.gz", gzip.compress(jsonl("a") * 9))
+        (found,) = find_sources(["memory://far/a.jsonl.gz"]).sources
+
+        def breaks(*_, **__):
+            raise RuntimeError("reset by peer")
+
+        monkeypatch.setattr("gptj.data.unpack.unpacked_as", breaks)
+        with pytest.raises(
+            UserError, match=r"a\.jsonl\.gz cannot be read \(reset by peer\): check"
+        ):
+            list(Reader().documents(found))
 
     def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch):
         path = save(tmp_path / "a.txt", b"x")
