@@ -23,12 +23,14 @@ sys.exit(main(sys.argv[2:]))
 
 
 def with_file_limit(limit: int, *words: object) -> subprocess.CompletedProcess[str]:
+    # Of the compiled programs' own cache, which is too large for it too, JAX warns.
+    own = {"PYTHONDONTWRITEBYTECODE": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     return subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), *map(str, words)],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **own},
     )
 
 

@@ -102,6 +102,7 @@ class Saver:
                 raise
         finally:
             self._writer.close()
+            self._remove_unfinished()  # again: a failed save's other writes may have gone on
 
     def _delete(self, steps: Iterable[int]) -> None:
         for step in steps:
