@@ -61,6 +61,8 @@ KINDS = {
     "int4, int8 cache": Kind(quantize="int4", int8_cache=True),
     "bfloat16, int8": Kind("bfloat16", "int8"),
     "bfloat16, int8, natively": Kind("bfloat16", "int8", natively=True),
+    "bfloat16, int4": Kind("bfloat16", "int4"),
+    "bfloat16, int4, natively": Kind("bfloat16", "int4", natively=True),
 }
 
 

@@ -13,7 +13,8 @@ from gptj.quantised import Int4, Int8, dequantised, int8_rows, quantise
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
 
-KINDS = ["float32", "bfloat16", "int8", "int4"]
+FEW_BITS = ["int8", "int4"]
+KINDS = ["float32", "bfloat16", *FEW_BITS]
 
 
 def drawn(shape, dtype=jnp.float32, seed=0):
@@ -37,7 +38,7 @@ attention = jax.jit(kernels.attention)
 
 def matrix(shape, kind):
     """A matrix as it is stored, and the numbers that it stands for."""
-    if kind in ("int8", "int4"):
+    if kind in FEW_BITS:
         stored = quantise(drawn(shape, seed=1), 1, kind)
         return stored, np.asarray(dequantised(stored), np.float64)
     stored = drawn(shape, kind, 1)
@@ -95,9 +96,10 @@ def rounded(x, w):
 @pytest.mark.parametrize("shape", [(2, 1), (6, 5), (130, 70), (256, 64), (300, 519), (770, 200)])
 @pytest.mark.parametrize("rows", [1, 3, 130])
 @pytest.mark.parametrize("spikes", [0, 1, 3])
-def test_of_rounded_rows_little_of_the_norm_is_lost(shape, rows, spikes):
+@pytest.mark.parametrize("kind", FEW_BITS)
+def test_of_rounded_rows_little_of_the_norm_is_lost(kind, shape, rows, spikes):
     """However far some numbers of a row stand out from the others."""
-    x, (stored, numbers) = np.array(drawn((rows, shape[0]))), matrix(shape, "int8")
+    x, (stored, numbers) = np.array(drawn((rows, shape[0]))), matrix(shape, kind)
     x[:, :: max(1, shape[0] // 3)] *= 100.0**spikes
     x = jnp.asarray(x, jnp.bfloat16)
     wide = np.asarray(x).astype(np.float64)
@@ -107,8 +109,9 @@ def test_of_rounded_rows_little_of_the_norm_is_lost(shape, rows, spikes):
     assert np.linalg.norm(lost) <= 0.016 * np.linalg.norm(np.abs(wide) @ np.abs(numbers))
 
 
-def test_a_rounded_row_is_the_same_bits_in_any_company():
-    x, (w, _) = np.array(drawn((130, 320))), matrix((320, 1111), "int8")
+@pytest.mark.parametrize("kind", FEW_BITS)
+def test_a_rounded_row_is_the_same_bits_in_any_company(kind):
+    x, (w, _) = np.array(drawn((130, 384))), matrix((384, 1111), kind)
     x[::3, 5] *= 50  # some are rounded twice
     x = jnp.asarray(x, jnp.bfloat16)
     whole = np.asarray(rounded(x, w))
@@ -119,8 +122,9 @@ def test_a_rounded_row_is_the_same_bits_in_any_company():
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [5, 250])
-def test_a_rounded_row_with_what_is_no_number_has_no_sum(number, place):
-    x, (w, _) = np.array(drawn((6, 512))), matrix((512, 70), "int8")
+@pytest.mark.parametrize("kind", FEW_BITS)
+def test_a_rounded_row_with_what_is_no_number_has_no_sum(kind, number, place):
+    x, (w, _) = np.array(drawn((6, 512))), matrix((512, 70), kind)
     others = np.delete(np.asarray(rounded(jnp.asarray(x, jnp.bfloat16), w)), 2, axis=0)
     x[2, place] = number
     found = np.asarray(rounded(jnp.asarray(x, jnp.bfloat16), w))
@@ -138,12 +142,32 @@ def test_what_is_lost_of_a_rounded_row_is_measured():
     assert lost <= 0.015 * np.linalg.norm(wide)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int4"])
-def test_only_rows_that_meet_bytes_are_rounded(kind):
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_only_rows_that_meet_few_bits_are_rounded(kind):
     x, (w, _) = drawn((20, 256), jnp.bfloat16), matrix((256, 70), kind)
     np.testing.assert_array_equal(rounded(x, w), product(x, w))
-    wide, (w, _) = drawn((20, 256)), matrix((256, 70), "int8")
-    np.testing.assert_array_equal(rounded(wide, w), product(wide, w))
+    for few in FEW_BITS:
+        wide, (w, _) = drawn((20, 256)), matrix((256, 70), few)
+        np.testing.assert_array_equal(rounded(wide, w), product(wide, w))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_of_groups_that_cannot_be_rounded_nothing_is_lost(rows):
+    """They are too long, or of no whole vectors."""
+    x = drawn((rows, 520), jnp.bfloat16)
+    for inner in (520, 24):
+        w, _ = matrix((inner, 70), "int4")
+        np.testing.assert_array_equal(rounded(x[:, :inner], w), product(x[:, :inner], w))
+
+
+def test_matrices_multiplied_together_by_rounded_rows_are_as_alone():
+    x = drawn((9, 256), jnp.bfloat16)
+    for kind in FEW_BITS:
+        some = [matrix((256, columns), kind)[0] for columns in (300, 64, 1)]
+        with kernels.rounding():
+            found = kernels.products(x, [parts(w) for w in some])
+        for made, w in zip(found, some, strict=True):
+            np.testing.assert_array_equal(made, rounded(x, w))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -54,17 +54,20 @@ def test_a_step_takes_no_more_room_with_more_positions(dtype, quantised):
     assert room(step(4096)) == room(step(256))
 
 
-def test_what_meets_int8_is_rounded_alike_read_and_drawn(dtype, quantised):
-    """In each product with a matrix in int8, the output's too; of float32 in none."""
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_what_meets_few_bits_is_rounded_alike_read_and_drawn(dtype, quantised, kind):
+    """In each product with a matrix in few bits, the output's too; of float32 in none."""
     params, cache = weights_and_cache(dtype, quantised, 4, 256)
-    params = in_few_bits(params, CONFIG, dtype, "int8")
+    params = in_few_bits(params, CONFIG, dtype, kind)
     first, tokens = jnp.zeros(1, jnp.int32), jnp.ones((1, 33), jnp.int32)
     one = one_slot(CONFIG, [0], SamplingParams(), eos=0)
     slots = jax.tree.map(lambda x: np.stack([x] * 4), one)
     read = programs.prefill.lower(params, cache, tokens, first, first, first[0], CONFIG)
     drawn = programs.decode.lower(params, cache, slots, jnp.int32(1), 1, CONFIG)
     for program in (read, drawn):
-        calls = [line for line in program.as_text().splitlines() if "@gptj_products_int8" in line]
+        calls = [
+            line for line in program.as_text().splitlines() if f"@gptj_products_{kind}" in line
+        ]
         assert len(calls) >= 4
         found = {said for call in calls for said in re.findall(r"rounded = (\w+)", call)}
         assert found == {"true" if dtype == "bfloat16" else "false"}

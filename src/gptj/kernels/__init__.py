@@ -76,10 +76,10 @@ def wanted(these: bool = True) -> contextlib.AbstractContextManager[None]:
 
 
 def rounding() -> contextlib.AbstractContextManager[None]:
-    """Where activations that meet a matrix in int8 may be rounded to bytes themselves.
+    """Where activations that meet a matrix in int8 or int4 may be rounded to bytes themselves.
 
-    What is lost of 256 of them is at the most 1.5 % of their norm; 0.7 % where they are normally
-    distributed, which is what a matrix in int8 loses.
+    What is lost of 256 of them, or of a group's, is at the most 1.5 % of their norm; 0.7 % where
+    they are normally distributed, which is what a matrix in int8 loses.
     """
     context: contextlib.AbstractContextManager[None] = _rounding(True)
     return context
@@ -171,7 +171,7 @@ def products(
     out = [jax.ShapeDtypeStruct((x.shape[0], w[0].shape[1]), jnp.float32) for w in matrices]
     x = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
     rounded = _rounding.value and x.dtype == jnp.bfloat16
-    settings = {"rounded": np.bool_(rounded)} if len(matrices[0]) == 2 else {}
+    settings = {"rounded": np.bool_(rounded)} if len(matrices[0]) > 1 else {}
     made: Sequence[Array] = jax.ffi.ffi_call(name, out)(
         x, *(part for w in matrices for part in w), **settings
     )

@@ -1,7 +1,8 @@
-// A matrix of bytes times rows that are rounded to bytes as well: processors multiply bytes by fours
+// A matrix in 8 or 4 bits times rows that are rounded to bytes: processors multiply bytes by fours
 // and add them in 32 bits (AVX512-VNNI).
 //
-// A row is rounded in chunks, each by a scale of its own, from its largest number. Where that would
+// A row is rounded in chunks, each by a scale of its own, from its largest number; where the matrix
+// has groups, in those. Where that would
 // lose more than kLost of a chunk's norm, what is lost is rounded once more, and multiplied as a
 // row of its own. So what becomes of a row depends on nothing but itself.
 
@@ -17,7 +18,7 @@
 
 namespace {
 
-constexpr int64_t kChunk = 256;       // rows of a block of the matrix
+constexpr int64_t kChunk = 256;       // the most rows of a block of the matrix
 constexpr float kLost = 0.015f;       // of a chunk's norm
 constexpr float kMost = 127.0f;       // the largest byte
 constexpr float kNone = 1e-30f;       // a chunk of no larger numbers counts as zeros
@@ -31,29 +32,37 @@ constexpr int64_t kAlone = 1 << 16;   // so many numbers a thread rounds sooner 
 struct alignas(64) Rounded {
   int8_t bytes[kChunk];
   float scale;
-  int32_t shifted;  // what kShift adds to its products
+  int32_t sum;  // of the bytes
   int64_t row;
 };
 
 // Rows in chunks; of each chunk those to be multiplied, in fours. Its memory is used again.
 struct ByteRows {
-  int64_t rows, chunks;
+  int64_t rows, chunk, chunks;
   std::vector<Rounded> parts;                      // of a chunk first all rows, then what they lost
   std::vector<std::vector<const Rounded*>> taken;  // those of a chunk
 
-  Rounded& part(int64_t chunk, int64_t level, int64_t row) {
-    return parts[(2 * chunk + level) * rows + row];
+  Rounded& part(int64_t number, int64_t level, int64_t row) {
+    return parts[(2 * number + level) * rows + row];
   }
 };
 
+INLINE int64_t chunk_of(const Plain<int8_t>&) { return kChunk; }
+INLINE int64_t chunk_of(const Int4& w) { return w.group; }
+
+// Whether a matrix can be multiplied so.
+INLINE bool in_fours(const Plain<int8_t>&) { return true; }
+INLINE bool in_fours(const Int4& w) { return w.group <= kChunk && w.group % kLanes == 0; }
+
 // Rounds `numbers` and leaves in them what is lost, of which it returns the sum of squares.
-INLINE float round_to_bytes(float* numbers, float largest, int64_t row, Rounded& to) {
+INLINE float round_to_bytes(float* numbers, int64_t chunk, float largest, int64_t row,
+                            Rounded& to) {
   const float scale = largest / kMost;
   const __m512 times = _mm512_set1_ps(largest > kNone ? kMost / largest : 0.0f);
   const __m512 limit = _mm512_set1_ps(kMost);
   __m512i sum = _mm512_setzero_si512();
   __m512 squares = _mm512_setzero_ps();
-  for (int64_t k = 0; k < kChunk; k += 16) {
+  for (int64_t k = 0; k < chunk; k += kLanes) {
     const __m512 x = _mm512_loadu_ps(numbers + k);
     const __m512i rounded = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(x, times), limit));
     _mm_store_si128(reinterpret_cast<__m128i*>(to.bytes + k), _mm512_cvtsepi32_epi8(rounded));
@@ -64,49 +73,61 @@ INLINE float round_to_bytes(float* numbers, float largest, int64_t row, Rounded&
     squares = _mm512_fmadd_ps(lost, lost, squares);
   }
   to.scale = scale;
-  to.shifted = -kShift * _mm512_reduce_add_epi32(sum);
+  to.sum = _mm512_reduce_add_epi32(sum);
   to.row = row;
   return _mm512_reduce_add_ps(squares);
 }
 
-// One chunk of a row, rounded; and again, where too much of it is lost.
+// A chunk's numbers in the order in which the matrix's rows are read.
 template <typename X>
-void round_chunk(const X* x, int64_t count, int64_t row, Rounded& first, Rounded& second) {
+INLINE void ordered(const Plain<int8_t>&, const X* x, int64_t count, float* to) {
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) store(to + k, load(x + k));
+  for (int64_t k = whole; k < count; ++k) to[k] = single(x + k);
+}
+template <typename X>
+INLINE void ordered(const Int4& w, const X* x, int64_t count, float* to) {
+  for (int64_t k = 0; k < count; ++k) to[place(k, w.group)] = single(x + k);
+}
+
+// One chunk of a row, rounded; and again, where too much of it is lost.
+template <typename M, typename X>
+void round_chunk(const M& w, const X* x, int64_t count, int64_t row, Rounded& first,
+                 Rounded& second) {
+  const int64_t chunk = chunk_of(w);
   alignas(64) float numbers[kChunk] = {};
+  ordered(w, x, count, numbers);
   __m512 most = _mm512_setzero_ps(), squares = most;
-  int64_t whole = count / kLanes * kLanes;
-  for (int64_t k = 0; k < whole; k += kLanes) store(numbers + k, load(x + k));
-  for (int64_t k = whole; k < count; ++k) numbers[k] = single(x + k);
-  for (int64_t k = 0; k < kChunk; k += 16) {
+  for (int64_t k = 0; k < chunk; k += kLanes) {
     const __m512 value = _mm512_load_ps(numbers + k);
     most = _mm512_max_ps(most, _mm512_abs_ps(value));
     squares = _mm512_fmadd_ps(value, value, squares);
   }
   const float largest = _mm512_reduce_max_ps(most), norm = _mm512_reduce_add_ps(squares);
-  const float lost = round_to_bytes(numbers, largest, row, first);
+  const float lost = round_to_bytes(numbers, chunk, largest, row, first);
   second.row = -1;
   if (norm != norm || largest == INFINITY) {
     first.scale = NAN;  // no number is the sum with one that is none
   } else if (lost > kLost * kLost * norm) {
-    round_to_bytes(numbers, largest / kMost / 2, row, second);
+    round_to_bytes(numbers, chunk, largest / kMost / 2, row, second);
   }
 }
 
 const Rounded kNothing = {{}, 0.0f, 0, -1};
 
-template <typename X>
-const ByteRows& arranged_in_bytes(ffi::ThreadPool& pool, const Plain<int8_t>& w, const X* x,
-                                  int64_t rows) {
+template <typename M, typename X>
+const ByteRows& arranged_in_bytes(ffi::ThreadPool& pool, const M& w, const X* x, int64_t rows) {
   static thread_local ByteRows held;
   ByteRows& left = held;  // of this thread, whichever looks at it
-  const int64_t chunks = (w.inner + kChunk - 1) / kChunk;
+  const int64_t size = chunk_of(w), chunks = (w.inner + size - 1) / size;
   left.rows = rows;
+  left.chunk = size;
   left.chunks = chunks;
   if (left.parts.size() < size_t(2 * chunks * rows)) left.parts.resize(2 * chunks * rows);
   const auto round_row = [&](int64_t row) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t k = chunk * kChunk, count = std::min(kChunk, w.inner - k);
-      round_chunk(x + row * w.inner + k, count, row, left.part(chunk, 0, row),
+      const int64_t k = chunk * size, count = std::min(size, w.inner - k);
+      round_chunk(w, x + row * w.inner + k, count, row, left.part(chunk, 0, row),
                   left.part(chunk, 1, row));
     }
   };
@@ -147,12 +168,71 @@ INLINE Span fours_of(const Plain<int8_t>& w, int64_t k, int64_t begin, int64_t w
   return interleaved(read(k), read(k + 1), read(k + 2), read(k + 3));
 }
 
+// The same of a matrix in 4 bits, which have no signs; its rows come whole.
+template <bool whole>
+INLINE Span fours_of(const Int4& w, int64_t k, int64_t begin, int64_t width, int64_t soon) {
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const auto read = [&](int64_t row) {
+    const uint8_t* at = w.row(row, begin);
+    __builtin_prefetch(at + soon, 0, kNear);
+    if (whole) return spread(at);
+    alignas(64) uint8_t some[kSpan] = {};
+    __builtin_memcpy(some, at, width);
+    return spread(some);
+  };
+  const auto low = [&](__m512i pairs) { return _mm512_and_si512(pairs, nibble); };
+  const auto high = [&](__m512i pairs) { return low(_mm512_srli_epi16(pairs, 4)); };
+  const __m512i one = read(k), next = read(k + 2);
+  return interleaved(low(one), high(one), low(next), high(next));
+}
+
+// What the sums of a chunk are multiplied by, and what is added to them, for kSpan columns.
+struct Ends {
+  const float *scale, *low;  // of a matrix in 4 bits
+  alignas(64) float some[2][kSpan];
+
+  template <bool whole>
+  INLINE void read(const Int4& w, int64_t chunk, int64_t begin, int64_t width) {
+    const int64_t at = chunk * w.columns + begin;
+    scale = w.scale + at;
+    low = w.low + at;
+    if (whole) return;
+    __builtin_memcpy(some[0], scale, width * 4);
+    __builtin_memcpy(some[1], low, width * 4);
+    scale = some[0];
+    low = some[1];
+  }
+};
+struct NoEnds {
+  template <bool whole>
+  INLINE void read(const Plain<int8_t>&, int64_t, int64_t, int64_t) {}
+};
+template <typename M>
+using EndsOf = std::conditional_t<std::is_same_v<M, Int4>, Ends, NoEnds>;
+
+// Where the sums of a row's chunk begin.
+INLINE __m512i start(const NoEnds&, const Rounded& of) {
+  return _mm512_set1_epi32(-kShift * of.sum);
+}
+INLINE __m512i start(const Ends&, const Rounded&) { return _mm512_setzero_si512(); }
+
+// What they come to, added to the sums of the chunks before.
+INLINE __m512 scaled(const NoEnds&, const Rounded& of, __m512i sum, int, __m512 before) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(of.scale), before);
+}
+INLINE __m512 scaled(const Ends& ends, const Rounded& of, __m512i sum, int j, __m512 before) {
+  const __m512 low = _mm512_loadu_ps(ends.low + j * kLanes);
+  const __m512 all = _mm512_fmadd_ps(low, _mm512_set1_ps(of.scale * of.sum), before);
+  const __m512 own = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(of.scale));
+  return _mm512_fmadd_ps(own, _mm512_loadu_ps(ends.scale + j * kLanes), all);
+}
+
 // Where a block of some fours lies in a chunk: the sums in 32 bits of a chunk that begins with it
 // begin at what shifts them, and those of a chunk that ends with it are scaled and added.
 struct Block {
-  int64_t first, fours;
+  int64_t first, fours, all;
   bool begins() const { return first == 0; }
-  bool ends() const { return first + fours == kFours; }
+  bool ends() const { return first + fours == all; }
 };
 
 // sums[row][n] += scale * sum over k of bytes[k] * w[k][n], for one or four of those taken; `fours`
@@ -163,7 +243,7 @@ struct Block {
   const int8_t* bytes##m = taken[m]->bytes + 4 * block.first;                                     \
   EACH_SPAN(LOAD_SHIFT, m)
 #define LOAD_SHIFT(m, j)                                                                          \
-  auto a##m##j = block.begins() ? _mm512_set1_epi32(taken[m]->shifted)                            \
+  auto a##m##j = block.begins() ? start(ends, *taken[m])                                          \
                                 : _mm512_load_si512(kept + m * room + j * kLanes);
 #define TAKE_FOUR(m, j) asm("vpdpbusd %2, %1, %0" : "+v"(a##m##j) : "v"(span.at[j]), "v"(x##m));
 #define TAKE_FOURS_OF(m)                                                                          \
@@ -175,17 +255,16 @@ struct Block {
   }
 #define KEEP_SUM(m, j) _mm512_store_si512(kept + m * room + j * kLanes, a##m##j);
 #define ADD_SCALED(m, j)                                                                          \
-  store(at##m + j * kLanes, (Vector)_mm512_fmadd_ps(_mm512_cvtepi32_ps(a##m##j), scale##m,        \
-                                                    (__m512)load(at##m + j * kLanes)));
+  store(at##m + j * kLanes,                                                                       \
+        (Vector)scaled(ends, *taken[m], a##m##j, j, (__m512)load(at##m + j * kLanes)));
 #define ADD_TAKEN(m)                                                                              \
   if (taken[m]->row >= 0) {                                                                       \
-    const __m512 scale##m = _mm512_set1_ps(taken[m]->scale);                                      \
     float* at##m = sums + taken[m]->row * room;                                                   \
     EACH_SPAN(ADD_SCALED, m)                                                                      \
   }
-template <typename Fours>
-INLINE void add_bytes_of_four(const Rounded* const* taken, const Block& block, int32_t* kept,
-                              float* sums, int64_t room, const Fours& fours) {
+template <typename Ends, typename Fours>
+INLINE void add_bytes_of_four(const Rounded* const* taken, const Block& block, const Ends& ends,
+                              int32_t* kept, float* sums, int64_t room, const Fours& fours) {
   EACH_OF_FOUR(START)
   for (int64_t k = 0; k < block.fours; ++k) {
     const Span span = fours(k);
@@ -197,9 +276,9 @@ INLINE void add_bytes_of_four(const Rounded* const* taken, const Block& block, i
     EACH_SPAN(KEEP_SUM, 0) EACH_SPAN(KEEP_SUM, 1) EACH_SPAN(KEEP_SUM, 2) EACH_SPAN(KEEP_SUM, 3)
   }
 }
-template <typename Fours>
-INLINE void add_bytes_of_one(const Rounded* const* taken, const Block& block, int32_t* kept,
-                             float* sums, int64_t room, const Fours& fours) {
+template <typename Ends, typename Fours>
+INLINE void add_bytes_of_one(const Rounded* const* taken, const Block& block, const Ends& ends,
+                             int32_t* kept, float* sums, int64_t room, const Fours& fours) {
   START(0)
   for (int64_t k = 0; k < block.fours; ++k) {
     const Span span = fours(k);
@@ -214,12 +293,13 @@ INLINE void add_bytes_of_one(const Rounded* const* taken, const Block& block, in
 
 // Adds what a block of kSpan columns gives to the sums of those taken, of which `read(k)` reads
 // fours.
-template <typename Read>
-INLINE void add_block(const std::vector<const Rounded*>& taken, const Block& block, int32_t* kept,
-                      float* sums, int64_t room, const Read& read) {
+template <typename Ends, typename Read>
+INLINE void add_block(const std::vector<const Rounded*>& taken, const Block& block,
+                      const Ends& ends, int32_t* kept, float* sums, int64_t room,
+                      const Read& read) {
   const int64_t count = taken.size();
-  if (count == 1) return add_bytes_of_one(taken.data(), block, kept, sums, room, read);
-  if (count == 4) return add_bytes_of_four(taken.data(), block, kept, sums, room, read);
+  if (count == 1) return add_bytes_of_one(taken.data(), block, ends, kept, sums, room, read);
+  if (count == 4) return add_bytes_of_four(taken.data(), block, ends, kept, sums, room, read);
   alignas(64) uint32_t part[kFours * kSpan];
   const auto read_and_put = [&](int64_t k) {
     const Span span = read(k);
@@ -230,23 +310,26 @@ INLINE void add_block(const std::vector<const Rounded*>& taken, const Block& blo
     const auto at = [&](int j) { return _mm512_load_si512(part + k * kSpan + j * kLanes); };
     return Span{{at(0), at(1), at(2), at(3)}};
   };
-  add_bytes_of_four(taken.data(), block, kept, sums, room, read_and_put);
+  add_bytes_of_four(taken.data(), block, ends, kept, sums, room, read_and_put);
   for (int64_t m = 4; m < count; m += 4) {
-    add_bytes_of_four(taken.data() + m, block, kept + m * room, sums, room, again);
+    add_bytes_of_four(taken.data() + m, block, ends, kept + m * room, sums, room, again);
   }
 }
 
 // Adds what a block of all columns from `begin` gives.
-INLINE void add(const Plain<int8_t>& w, const std::vector<const Rounded*>& taken, int64_t chunk,
+template <typename M>
+INLINE void add(const M& w, const std::vector<const Rounded*>& taken, int64_t chunk,
                 const Block& block, int64_t begin, int64_t width, int32_t* kept, float* sums,
                 int64_t room) {
-  const int64_t first = chunk * kChunk + 4 * block.first, depth = 4 * block.fours;
+  const int64_t first = 4 * (chunk * block.all + block.first), depth = 4 * block.fours;
+  EndsOf<M> ends;
   const int64_t far = std::clamp(width / 4 / kSpan * kSpan, kSpan, kFar);
   for (int64_t column = 0; column < width; column += kSpan) {
     const int64_t some = std::min(kSpan, width - column);
     const int64_t soon = ahead(w, depth, column, width, far);
     const auto add_read = [&](auto whole) {
-      add_block(taken, block, kept + column, sums + column, room, [&](int64_t k) {
+      ends.template read<whole>(w, chunk, begin + column, some);
+      add_block(taken, block, ends, kept + column, sums + column, room, [&](int64_t k) {
         return fours_of<whole>(w, first + 4 * k, begin + column, some, soon);
       });
     };
@@ -259,21 +342,28 @@ INLINE void add(const Plain<int8_t>& w, const std::vector<const Rounded*>& taken
 }
 
 // Columns [begin, begin + width) of out = x @ w. The sums of a row of x are `room` apart.
-void multiply(const Plain<int8_t>& w, const ByteRows& left, int64_t begin, int64_t width,
-              float* out, float* sums, int64_t room) {
+template <typename M>
+void multiply_rounded(const M& w, const ByteRows& left, int64_t begin, int64_t width, float* out,
+                      float* sums, int64_t room) {
+  constexpr bool grouped = std::is_same_v<M, Int4>;
+  const int64_t all = left.chunk / 4;
   std::fill(sums, sums + left.rows * room, 0.0f);
   for (int64_t chunk = 0; chunk < left.chunks; ++chunk) {
     const auto& taken = left.taken[chunk];
-    const int64_t count = taken.size(), fours = count > kSeveral ? kFours : kFours / 4;
-    auto* kept = reinterpret_cast<int32_t*>(scratch(1, fours < kFours ? count * room : 0));
-    for (int64_t first = 0; first < kFours; first += fours) {
-      add(w, taken, chunk, Block{first, fours}, begin, width, kept, sums, room);
+    const int64_t count = taken.size(), fours = grouped || count > kSeveral ? all : all / 4;
+    auto* kept = reinterpret_cast<int32_t*>(scratch(1, fours < all ? count * room : 0));
+    for (int64_t first = 0; first < all; first += fours) {
+      add(w, taken, chunk, Block{first, fours, all}, begin, width, kept, sums, room);
     }
   }
   for (int64_t m = 0; m < left.rows; ++m) {
     const float* from = sums + m * room;
     float* to = out + m * w.columns + begin;
-    for (int64_t n = 0; n < width; ++n) to[n] = from[n] * w.scale[begin + n];
+    if constexpr (grouped) {
+      std::copy(from, from + width, to);
+    } else {
+      for (int64_t n = 0; n < width; ++n) to[n] = from[n] * w.scale[begin + n];
+    }
   }
 }
 

@@ -29,7 +29,7 @@ ffi::Error products(ffi::ThreadPool& pool, ffi::AnyBuffer& x, Rets& outs, const 
     factors.push_back({matrix(n, out->dimensions()[1]), out->typed_data()});
   }
   const auto multiplied = [&](auto* numbers) {
-    if constexpr (std::is_same_v<M, Plain<int8_t>>) {
+    if constexpr (std::is_same_v<M, Plain<int8_t>> || std::is_same_v<M, Int4>) {
       if (rounded) return rounded_products(pool, factors, numbers, rows);
     }
     products(pool, factors, numbers, rows);
@@ -74,13 +74,15 @@ ffi::Error ProductsInt8(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets 
   return products<Plain<int8_t>>(pool, x, outs, matrix, rounded);
 }
 
-ffi::Error ProductsInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs) {
+ffi::Error ProductsInt4(ffi::ThreadPool pool, ffi::AnyBuffer x, Args args, Rets outs,
+                        bool rounded) {
   const int64_t inner = x.dimensions()[1];
   const int64_t groups = args.get<ffi::AnyBuffer>(1)->dimensions()[0];
-  return products<Int4>(pool, x, outs, [&](size_t n, int64_t columns) {
+  const auto matrix = [&](size_t n, int64_t columns) {
     return Int4{numbers<uint8_t>(args, n, 3, 0), numbers<float>(args, n, 3, 1),
                 numbers<float>(args, n, 3, 2), inner, columns, inner / groups};
-  });
+  };
+  return products<Int4>(pool, x, outs, matrix, rounded);
 }
 
 template <typename C>
@@ -298,27 +300,11 @@ extern "C" int GptjPairs() {
 extern "C" int GptjApiMajor() { return XLA_FFI_API_MAJOR; }
 extern "C" int GptjApiMinor() { return XLA_FFI_API_MINOR; }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProducts, Products,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .RemainingRets());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt8, ProductsInt8,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .RemainingRets()
-                                  .Attr<bool>("rounded"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt4, ProductsInt4,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .RemainingRets());
+#define PRODUCTS                                                                               \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::AnyBuffer>().RemainingArgs().RemainingRets()
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProducts, Products, PRODUCTS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt8, ProductsInt8, PRODUCTS.Attr<bool>("rounded"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjProductsInt4, ProductsInt4, PRODUCTS.Attr<bool>("rounded"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(GptjAttention, Attention,
                               ffi::Ffi::Bind()

@@ -116,19 +116,21 @@ void products(ffi::ThreadPool& pool, const std::vector<Factor<M>>& factors, cons
   });
 }
 
-// The same of bytes, x rounded to bytes as well where the processor multiplies such.
-template <typename X>
-void rounded_products(ffi::ThreadPool& pool, const std::vector<Factor<Plain<int8_t>>>& factors,
-                      const X* x, int64_t rows) {
+// The same of 8 or 4 bits, x rounded to bytes where the processor multiplies such.
+template <typename M, typename X>
+void rounded_products(ffi::ThreadPool& pool, const std::vector<Factor<M>>& factors, const X* x,
+                      int64_t rows) {
 #ifdef GPTJ_BYTES
-  const ByteRows& left = arranged_in_bytes(pool, factors[0].w, x, rows);
-  in_panels(pool, rows, factors, [&](const Factor<Plain<int8_t>>& factor, int64_t begin,
-                                     int64_t width, float* sums, int64_t room) {
-    multiply(factor.w, left, begin, width, factor.out, sums, room);
-  });
-#else
-  products(pool, factors, x, rows);
+  if (in_fours(factors[0].w)) {
+    const ByteRows& left = arranged_in_bytes(pool, factors[0].w, x, rows);
+    in_panels(pool, rows, factors, [&](const Factor<M>& factor, int64_t begin, int64_t width,
+                                       float* sums, int64_t room) {
+      multiply_rounded(factor.w, left, begin, width, factor.out, sums, room);
+    });
+    return;
+  }
 #endif
+  products(pool, factors, x, rows);
 }
 
 }  // namespace
