@@ -196,7 +196,13 @@ struct Ends {
     const int64_t at = chunk * w.columns + begin;
     scale = w.scale + at;
     low = w.low + at;
-    if (whole) return;
+    if (whole) {  // they are wanted at the block's end
+      for (int64_t n = 0; n < kSpan; n += kLanes) {
+        __builtin_prefetch(scale + n, 0, kNear);
+        __builtin_prefetch(low + n, 0, kNear);
+      }
+      return;
+    }
     __builtin_memcpy(some[0], scale, width * 4);
     __builtin_memcpy(some[1], low, width * 4);
     scale = some[0];
