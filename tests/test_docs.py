@@ -104,6 +104,30 @@ def test_the_table_of_fewer_bits_is_what_was_measured():
         assert f"| {kind} | {numbers} |" in page
 
 
+def test_the_readmes_ratios_to_peers_are_the_newest_that_were_measured():
+    newest = max((ROOT / "benchmarks/results").glob("20*-epyc.json"))
+    found = {
+        (subject, each["case"], each["ours"].split()[1], each["peer"].split()[0]): each["median"]
+        for subject, measured in json.loads(newest.read_text()).items()
+        for each in measured["ratios"]
+    }
+    readme = (ROOT / "README.md").read_text()
+    for said, *ratios in (
+        ("goes {:.2f} times as fast in float32", ("train", "a step", "float32", "transformers")),
+        ("and {:.2f} times in bfloat16", ("train", "a step", "bfloat16", "transformers")),
+        (
+            "in bfloat16 goes {:.1f} times as fast for one prompt and {:.1f} times for eight",
+            *(("decode", case, "bfloat16", "transformers") for case in ("1 slot", "8 slots")),
+        ),
+        (
+            "drawing goes {:.1f} and {:.1f} times as fast as with CTranslate2",
+            *(("decode", case, "int8", "ctranslate2") for case in ("1 slot", "8 slots")),
+        ),
+        ("is read {:.1f} times as fast", ("prefill", "256 tokens", "int8", "ctranslate2")),
+    ):
+        assert said.format(*(found[ratio] for ratio in ratios)) in readme
+
+
 def test_the_table_of_plans_is_what_its_commands_found():
     plans = program(ROOT / "benchmarks" / "plan_table.py")
     results = json.loads(plans.RESULTS.read_text())

@@ -30,10 +30,9 @@ class TestTheLimit:
 
     def test_but_bytes_as_such_where_that_was_measured(self):
         limits = dataclasses.replace(LIMITS, flops=LIMITS.flops | {"int8": 400e9})
-        found = {
-            kind: limits.seconds(Work("x", 1, flops=100e9), kind)[0] for kind in ("int8", "int4")
-        }
-        assert found == {"int8": 0.25, "int4": 0.5}
+        kinds = ("float32", "bfloat16", "int8", "int4")
+        found = {kind: limits.seconds(Work("x", 1, flops=100e9), kind)[0] for kind in kinds}
+        assert found == {"float32": 1.0, "bfloat16": 0.5, "int8": 0.25, "int4": 0.25}
 
     def test_reading_takes_as_long_whatever_the_type(self):
         for stored in ("float32", "bfloat16", "int8", "int4", ""):

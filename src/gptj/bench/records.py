@@ -66,10 +66,11 @@ class Limits:
     def seconds(self, work: Work, stored: str) -> tuple[float, str]:
         """The least that the work could take, and what of: `memory` or `compute`.
 
-        Numbers stored in fewer bits than 16 are multiplied as bfloat16, and those in 8 as bytes
-        where products of bytes were measured.
+        Numbers stored in fewer bits than 16 are multiplied as bytes where products of such were
+        measured, and else as bfloat16.
         """
-        kind = stored if stored in self.flops else "bfloat16"
+        few = "int8" if "int8" in self.flops else "bfloat16"
+        kind = stored if stored in self.flops else few
         multiply = work.flops / self.flops[kind]
         read = work.bytes / self.bandwidth
         return max((multiply, "compute"), (read, "memory"))
