@@ -172,6 +172,7 @@ ADJUSTED = [
     ({"banned_tokens": (1, 5)}, without(1, 5)),
     ({"allowed_tokens": (2, 7)}, without(0, 1, 3, 4, 5, 6, 8)),
     ({"min_tokens": 2, "stop_tokens": (1,)}, without(1, VOCAB - 1)),
+    ({"min_tokens": 1}, without(VOCAB - 1)),
 ]
 
 
