@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.batches import EvalBatches, TrainBatches, permute
+from gptj.data.joined import Joined
 from gptj.data.mixture import ROUND, Mixture, Part
 from gptj.data.read import Document
 from gptj.data.store import TokenStore
@@ -58,6 +59,8 @@ class TestPermutation:
         assert permute(np.arange(10), 10, b"key").tolist() == [2, 6, 7, 0, 5, 8, 9, 4, 1, 3]
         large = permute(np.arange(3), 10**12, b"").tolist()
         assert large == [474326291963, 250093716181, 307249023691]
+        few = {3: [2, 1, 0], 4: [3, 1, 0, 2], 5: [2, 3, 4, 0, 1]}  # of 2, 2 and 4 bits
+        assert {n: permute(np.arange(n), n, b"key").tolist() for n in few} == few
 
     def test_it_shuffles(self):
         n = 10_000
@@ -217,6 +220,12 @@ class TestEvaluation:
             for part in parts:
                 np.testing.assert_array_equal(batches.rows(number, part), tokens[part])
                 np.testing.assert_array_equal(batches.weights(number, part), weights[part])
+
+    def test_of_a_host_no_other_rows_are_read(self, store, monkeypatch):
+        read, own = [], Joined.read
+        monkeypatch.setattr(Joined, "read", lambda *given: read.append(given[1:]) or own(*given))
+        EvalBatches(store, 4, 5).rows(1, slice(2, 4))
+        assert read == [(28, 36), (27, 28)]  # two rows of four, and what comes before them
 
     @pytest.mark.parametrize(
         ("limit", "first_tokens"), [(1, [0]), (2, [0, 60]), (3, [0, 40, 80]), (4, [0, 20, 60, 80])]

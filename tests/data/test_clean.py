@@ -17,6 +17,7 @@ from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
 from gptj.data.read import Document
 from gptj.data.store import TokenStore
 from gptj.errors import UserError
+from gptj.tokenizer import Tokenizer
 
 WIKITEXT = Path(__file__).parents[2] / "../shared/data/wikitext2/wiki.test.raw.reconstructed"
 
@@ -178,6 +179,41 @@ class TestLeavingOut:
         ).groups
         assert group.train.documents + group.held_out.documents == 30
 
+    @pytest.mark.parametrize("in_tokens", [False, True])
+    def test_as_many_different_tokens_as_asked_for_are_enough(self, in_tokens):
+        def document(text: str) -> Document:
+            ids = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+            return Document("a", ids=ids) if in_tokens else Document("a", text)
+
+        drops, tokenizer = Drops(), Tokenizer.bytes()
+        documents = [document(text) for text in ("aabb", "aabbcc", "abcd")]
+        assert list(clean.FewTokens(3, tokenizer, drops)(documents)) == documents[1:]
+        assert list(clean.FewTokens(0, tokenizer, drops)([document("")])) != []
+        [dropped] = drops.report()
+        assert (dropped.documents, dropped.bytes) == (1, 16 if in_tokens else 4)
+        assert dropped.examples == ("a, document 1: aabb",)
+
+    def test_of_each_reason_three_are_shown_and_eighty_characters(self):
+        drops, others = Drops(), Drops()
+        for number in range(5):
+            drops.note(("a", number), "why", 1, "word" + " " * 6 if number else "")
+        drops.note(("b", 0), "long", 7, "one\n two  " * 40, "as said")
+        drops.note(("b", 1), "wide", 1, ("x" + " " * 9) * 40)  # of four times as many, 32 words
+        why, long, wide = drops.report()
+        assert (why.documents, why.bytes) == (5, 5)
+        assert why.examples == ("a, document 1: ", "a, document 2: word", "a, document 3: word")
+        assert long.examples == ("b, document 1, as said: " + "one two " * 10,)
+        assert wide.examples == ("b, document 2: " + "x " * 31 + "x",)
+        for each in (0, 1):
+            others.note(("c", each), "why", 2, "other")
+        others.take([why, long])
+        first, second = others.report()
+        assert first.examples == ("c, document 1: other", "c, document 2: other", "a, document 1: ")
+        assert (first.documents, first.bytes, second) == (7, 9, long)
+
+    def test_what_are_near_copies_stays_so(self):
+        assert (clean.ALIKE, clean.SHINGLE, clean.HASHES) == (0.8, 5, 128)
+
     def test_a_number_below_zero(self):
         with pytest.raises(UserError, match="min_unique_tokens=-1 must be 0"):
             CleanConfig(min_unique_tokens=-1)
@@ -212,3 +248,23 @@ def test_a_long_text_is_hashed_a_part_at_a_time(monkeypatch):
         near.read(Document("a", text))
         found.append(near._hash)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 30])
+@pytest.mark.parametrize("size", [5, 7])
+def test_runs_are_of_five_words_whole_and_in_parts(count, size):
+    datasketch = pytest.importorskip("datasketch")
+    words, expected = [str(n) for n in range(count)], datasketch.MinHash(128)
+    runs = [words[at : at + 5] for at in range(max(1, count - 4))]
+    expected.update_batch([" ".join(run).encode() for run in runs])
+    near = clean._Near()
+    near.read(Document("a", " ".join(words).upper()))
+    assert near._hash == expected
+    near = clean._Near()
+    for at in range(0, count, size):
+        part = " ".join(words[at : at + size])
+        near.read(Document("a", part, continues=at + size < count))
+    assert near._hash == expected
+    near._hash = near._new()
+    near.read(Document("a", " ".join(words)))
+    assert near._hash == expected  # nothing is left of the one before

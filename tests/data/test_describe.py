@@ -11,7 +11,10 @@ import pytest
 from gptj.data.describe import SHOWN, describe_store, lengths, random_documents
 from gptj.data.mixture import MixConfig, mix
 from gptj.data.prepare import PrepareConfig, prepare
+from gptj.data.read import Document
 from gptj.data.store import TokenStore
+from gptj.data.write import StoreWriter, finish
+from gptj.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,63 @@ class TestStore:
         prepare(PrepareConfig((str(tmp_path / "a.txt"),), tmp_path / "out", "bytes", held_out=0))
         [(_, _, text)] = random_documents(TokenStore.open(tmp_path / "out/train"), 1, seed=0)
         assert text == "x" + "é" * (SHOWN // 2 - 1) + f"\n[... and {SHOWN + 2:,} more tokens]"
+
+
+class TestByHand:
+    """A store that is small enough to be told by hand."""
+
+    FILES = (("a/x", "k"), ("a/x", "lm"), ("a/y", "n"), ("b", "é" * 100), ("c", "o"), ("d/z", "p"))
+
+    @pytest.fixture
+    def store(self, tmp_path) -> TokenStore:
+        with StoreWriter(tmp_path, Tokenizer.bytes()) as writer:
+            for source, text in self.FILES:
+                writer.add(Document(source, text))
+        finish(tmp_path, Tokenizer.bytes(), [writer.written()])
+        return TokenStore.open(tmp_path)
+
+    def test_all_lines(self, store):
+        assert list(describe_store(store)) == [
+            "  6 documents, 206 bytes, 212 tokens (0.97 bytes each) of 257",
+            "  shards: 1, of uint16",
+            f"  fingerprint {store.fingerprint}",
+            "  by source:",
+            "    b    1 documents  201 tokens  1.00 bytes each",
+            "    a/x  2 documents    5 tokens  0.60 bytes each",
+            "    a/y  1 documents    2 tokens  0.50 bytes each",
+            "    c    1 documents    2 tokens  0.50 bytes each",
+            "    d/z  1 documents    2 tokens  0.50 bytes each",
+            "  tokens in a document:",
+            f"      2 to   3  5  {'█' * 40}",
+            *(f"    {2**k:>3} to {2 ** (k + 1) - 1:>3}  0" for k in range(2, 7)),
+            f"    128 to 255  1  {'█' * 8}",
+        ]
+
+    @pytest.mark.parametrize(
+        ("most", "rows"),
+        [
+            (5, [("b", 1), ("a/x", 2), ("a/y", 1), ("c", 1), ("d/z", 1)]),
+            (4, [("b", 1), ("a", 3), ("c", 1), ("d", 1)]),
+            (3, [("b", 1), ("a", 3), ("c", 1), ("1 other", 1)]),
+            (2, [("b", 1), ("a", 3), ("2 others", 2)]),
+        ],
+    )
+    def test_many_sources_are_told_by_folders_and_the_least_together(
+        self, most, rows, store, monkeypatch
+    ):
+        monkeypatch.setattr("gptj.data.describe.MOST_SOURCES", most)
+        found = [line.split() for line in describe_store(store) if "documents  " in line]
+        assert [(" ".join(words[:-7]), int(words[-7])) for words in found] == rows
+
+    def test_a_document_is_counted_in_its_own_source(self, store):
+        found = list(random_documents(store, 6, seed=0))
+        assert found == [
+            (name, number, text)
+            for (name, text), number in zip(self.FILES, (0, 1, 0, 0, 0, 0), strict=True)
+        ]
+        assert {each for seed in range(40) for each in random_documents(store, 1, seed)} == {*found}
+        some = [len(set(random_documents(store, 5, seed))) for seed in range(9)]
+        assert some == [5] * 9  # none twice
 
 
 class TestCommand:

@@ -206,10 +206,15 @@ class TestMistakes:
             find_sources([tmp_path])
         [found] = find_sources([tmp_path], ["closed"]).sources
         assert found.name == "a.txt"
-        monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in path)
-        for pattern in ("**/*.txt", "*/*.txt", "**", "*"):
-            with pytest.raises(UserError, match=r"closed/? cannot be read \(Permission denied\)"):
-                find_sources([tmp_path / pattern])
+        both = os.R_OK | os.X_OK  # to list names, and to reach what they name
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: "closed" not in path or mode & both != both
+        )
+        monkeypatch.chdir(tmp_path)
+        for pattern in ("**/*.txt", "*/*.txt", "**", "*", "c*/b.txt"):
+            for given in (tmp_path / pattern, pattern):
+                with pytest.raises(UserError, match=r"closed/? cannot be read \(Permission denied"):
+                    find_sources([given])
         [found] = find_sources([tmp_path / "**/*.txt"], ["closed"]).sources
         assert found.name == "a.txt"
 

@@ -123,6 +123,26 @@ class TestAppending:
         assert dropped(report) == {TRAINED: 2}
         assert sides(out)[1][-1] == "x" * 30
 
+    @pytest.mark.parametrize("parts", [False, True])
+    def test_it_is_told_how_much_is_left_out_and_how_it_begins(self, parts, tmp_path, monkeypatch):
+        out = tmp_path / "out"
+        prepare(PrepareConfig((files(tmp_path / "old", OLD),), out, "bytes", 0.3))
+        train, held = sides(out)
+        if parts:
+            monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 40)
+            monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 16)
+        report = append(files(tmp_path / "new", [*OLD, *NEW]), out, seed=5)
+        again, _ = sides(out)
+        left = {HELD: held, TRAINED: set(train) - set(again[len(train) :])}
+        assert {each.reason for each in report.dropped} == {*left}
+        for each in report.dropped:
+            texts = left[each.reason]
+            assert (each.documents, each.bytes) == (len(texts), sum(len(t.encode()) for t in texts))
+            begins = {" ".join(text.split())[:80] for text in texts}
+            shown = {example.partition(": ")[2] for example in each.examples}
+            assert len(shown) == 3
+            assert all(any(full.startswith(some) for full in begins) for some in shown)
+
     def test_it_holds_across_groups(self, tmp_path):
         def grouped(name: str, kind: str, texts: list[str]) -> Path:
             rows = [{"text": text, "kind": kind} for text in texts]

@@ -168,6 +168,11 @@ class TestMistakes:
             mix(MixConfig(tuple(f"{root}/{each}" for each in parts), tmp_path / "mixed"))
         assert not (tmp_path / "mixed").exists()
 
+    def test_one_folder_by_two_names(self, folders, tmp_path):
+        (tmp_path / "link").symlink_to(folders["few"])
+        with pytest.raises(UserError, match="link is among the parts twice: name it once"):
+            mix(MixConfig((f"{folders['few']}=1", f"{tmp_path}/link=2"), tmp_path / "mixed"))
+
     def test_another_tokenizer(self, folders, tmp_path):
         text = tmp_path / "other.txt"
         text.write_text("some other text " * 99)
@@ -186,6 +191,10 @@ class TestMistakes:
         parts = weights_of({str(folders[name]): 1 for name in SIZES})
         with pytest.raises(UserError, match="few is not a mixture, so --force does not"):
             mix(MixConfig(parts, folders["few"], force=True))
+        (tmp_path / "mixed" / "notes.txt").write_text("of mine")
+        with pytest.raises(UserError, match=r"mixed also holds notes\.txt, which is not a mixture"):
+            mixed(few=1, many=1)
+        assert (tmp_path / "mixed" / "notes.txt").exists()
 
 
 def test_the_command_says_how_often_each_text_is_read(gptj, folders, tmp_path):

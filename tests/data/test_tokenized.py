@@ -3,11 +3,13 @@
 import struct
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptj.data import tokenized
 from gptj.data.find import Source, find_sources
 from gptj.data.read import Reader
 from gptj.data.tokenized import check_listed, documents_of, token_runs
@@ -46,12 +48,26 @@ class TestTheOriginals:
         path = tfrecords(tmp_path_factory.mktemp("w") / "a.tfrecord", [ids or [0]])
         assert runs(path) == [ids or [0]]
 
-    def test_an_index_names_files_in_their_order(self, tfrecords, tmp_path):
+    def test_an_index_names_files_in_their_order(self, tfrecords, tmp_path, monkeypatch):
         for number, ids in enumerate(RECORDS):
             tfrecords(tmp_path / f"{number}.tfrecords", [ids])
         index = tmp_path / "train.index"
         index.write_text(f"2.tfrecords\n{tmp_path / '0.tfrecords'}\n\n")
         assert runs(index) == [RECORDS[2].tolist(), RECORDS[0].tolist()]
+        remote = fsspec.filesystem("memory")
+        remote.pipe("/listed/1.tfrecords", (tmp_path / "1.tfrecords").read_bytes())
+        remote.pipe("/listed/far.index", b"1.tfrecords\n" + f"{tmp_path}/0.tfrecords".encode())
+        index.write_text("memory://listed/1.tfrecords")
+        assert runs(index) == [RECORDS[1].tolist()]
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "near.index").write_text("2.tfrecords")  # from where it is read
+        assert runs(tmp_path / "in" / "near.index") == [RECORDS[2].tolist()]
+        far = token_runs(file_at("memory://listed/far.index"), ".index")
+        assert [ids.tolist() for group in far for ids in group] == [
+            RECORDS[1].tolist(),
+            RECORDS[0].tolist(),
+        ]
         index.write_text("9.tfrecords")
         with pytest.raises(UserError, match=r"train\.index names 9\.tfrecords, which is not there"):
             runs(index)
@@ -81,6 +97,24 @@ class TestTheOriginals:
         path = tfrecords(tmp_path / "a.tfrecords", RECORDS, name="other", about="text")
         with pytest.raises(UserError, match=r"record 0, has no feature 'text' of integers"):
             runs(path)
+
+    def test_other_fields_are_passed_over_whatever_they_hold(self):
+        fields = {
+            1: (b"\x08", b"\x96\x01"), 2: (b"\x11", b"8 bytes."), 3: (b"\x1d", b"four"),
+            4: (b"\x22\x02", b"hi"), 31: (b"\xfa\x01\x00", b""), 5: (b"\x28", b"\x07"),
+        }  # fmt: skip
+        message = b"".join(key + held for key, held in fields.values())
+        for field, (_, held) in fields.items():
+            assert list(tokenized._held(message + message, field)) == [held, held]
+        assert list(tokenized._held(message, 6)) == []
+        assert list(tokenized._held(b"\x0b" + message, 4)) == []  # a group, which has no length
+
+    def test_integers_need_not_be_packed(self):
+        feature = b"\x1a\x07" + b"\x08\x05" + b"\x08\xac\x02" + b"\x08\x00"  # 5, 300 and 0
+        entry = b"\x0a\x04text" + b"\x12" + bytes([len(feature)]) + feature
+        features = b"\x0a" + bytes([len(entry)]) + entry
+        example = b"\x0a" + bytes([len(features)]) + features
+        assert tokenized._text_of("there", example).tolist() == [5, 300, 0]
 
     def test_an_empty_record_is_no_mistake(self, tfrecords, tmp_path):
         assert runs(tfrecords(tmp_path / "a.tfrecords", [[], [7]])) == [[], [7]]

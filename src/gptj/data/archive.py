@@ -13,7 +13,7 @@ from gptj.data.unpack import CHUNK_BYTES, Stream
 from gptj.errors import UserError
 from gptj.files import matches
 
-_HERE = re.compile(r"(\.{1,2}/)+")
+_HERE = re.compile(r"\A(\.{1,2}/)+")
 
 Member = tuple[str, IO[bytes] | None]
 """A file's name and contents, to be read before the next one; `None` of links and empty files."""
@@ -44,7 +44,7 @@ def _members(
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps what went by
-            if not member.isdir() and not matches(_HERE.sub("", member.name, count=1), but):
+            if not member.isdir() and not matches(_HERE.sub("", member.name), but):
                 is_there = member.isfile() and member.size
                 yield member.name, archive.extractfile(member) if is_there else None
             passed[:] = [member.name]

@@ -83,7 +83,9 @@ def _by_source(sources: Sequence[SourceRecord]) -> list[tuple[str, tuple[int, in
     largest = sorted(found.items(), key=lambda row: -int(row[1][2]))
     shown, rest = largest[:MOST_SOURCES], largest[MOST_SOURCES:]
     if rest:
-        shown.append((f"{len(rest)} others", sum((counts for _, counts in rest), np.zeros(3, int))))
+        shown.append(
+            (counted(len(rest), "other"), sum((counts for _, counts in rest), np.zeros(3, int)))
+        )
     return [(name, tuple(counts.tolist())) for name, counts in shown]
 
 

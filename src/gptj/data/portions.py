@@ -137,7 +137,7 @@ class Writing:
     portions: tuple[Inputs, ...]
     splits: Mapping[str, Split]
     tokenizer: Tokenizer
-    first_shard: int = 0
+    first_shard: int
     """Number of the first portion's shards."""
 
     def __call__(self, number: int) -> None:

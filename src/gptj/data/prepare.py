@@ -216,7 +216,7 @@ def _prepare(
     leave_out_copies(reading.documents(), config.clean.copies, reading.drops, how.tokenizer)
     whole = config.examples.examples is not None
     splits = plan_groups(reading.documents(), config.held_out, config.seed, config.split_by, whole)
-    if before and any(split.unit != "nothing" for split in splits.values()):
+    if before and config.held_out:
         leave_out_trained(reading.documents(), splits, before.stores, reading.drops)
     if isinstance(given, Tokenizer):
         tokenizer = given

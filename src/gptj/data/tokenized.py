@@ -84,7 +84,7 @@ def _listed(index: File) -> Iterator[File]:
     """The files that an original's `.index` names, a line each, from where it lies or is read."""
     for line in filter(None, map(str.strip, index.text().splitlines())):
         beside = posixpath.join(index.path.rpartition("/")[0], line)
-        places = [line] if is_url(line) or line.startswith("/") else [beside, line]
+        places = [line] if is_url(line) else [beside, line]
         found = next(filter(None, map(file_at, places)), None)
         if found is None:
             raise UserError(f"{index.path} names {line}, which is not there: copy it, or mend it")

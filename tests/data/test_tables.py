@@ -1,0 +1,71 @@
+"""Tables: which columns are read, where a record stands, what is said of one that lacks them."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from gptj.data.find import Source
+from gptj.data.read import Reader
+from gptj.data.tables import records
+from gptj.errors import UserError
+from gptj.files import file_at
+
+TABLE = pa.table(
+    {"text": ["a", "b", "c"], "other": [1, 2, 3], "meta": [{"x": n} for n in range(3)]}
+)
+
+
+def saved(path: Path, table: pa.Table = TABLE) -> Path:
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path, row_group_size=2)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    return path
+
+
+@pytest.fixture(params=[".parquet", ".arrow"])
+def path(request, tmp_path) -> Path:
+    return tmp_path / f"a{request.param}"
+
+
+def rows(path: Path, *columns: str) -> list[tuple[str, dict]]:
+    return list(records(file_at(str(path)), path.suffix, columns, "name one"))
+
+
+def test_records_are_numbered_from_one_and_hold_what_is_asked_for(path):
+    expected = [(f"{path}:{n + 1}", {"text": "abc"[n], "meta": {"x": n}}) for n in range(3)]
+    assert rows(saved(path), "meta", "absent", "text") == expected
+
+
+def test_a_record_without_text_is_named_by_its_number(path):
+    saved(path, pa.table({"text": ["a", "b", None]}))
+    with pytest.raises(UserError, match=rf"{path.name}:3 has no text in a field 'text' but null"):
+        list(Reader().documents(Source(file_at(str(path)), "a")))
+
+
+def test_what_a_table_has_instead_is_said(path):
+    with pytest.raises(UserError, match=r"no column 'body' \(it has 'text', 'other', 'meta.x'\): "):
+        rows(saved(path), "body", "title")
+
+
+def test_of_a_parquet_file_no_other_columns_are_read(tmp_path, monkeypatch):
+    asked, own = [], parquet.ParquetFile.iter_batches
+
+    def iter_batches(self, *given, columns):
+        asked.append(columns)
+        return own(self, *given, columns=columns)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", iter_batches)
+    rows(saved(tmp_path / "a.parquet"), "text", "absent")
+    assert asked == [["text"]]
+
+
+def test_a_stream_from_before_its_end_was_marked_as_today(tmp_path):
+    path = saved(tmp_path / "a.arrow")
+    options = pa.ipc.IpcWriteOptions(use_legacy_format=True)
+    with pa.ipc.new_stream(path, TABLE.schema, options=options) as writer:
+        writer.write_table(TABLE)
+    assert [row["text"] for _, row in rows(path, "text")] == ["a", "b", "c"]
