@@ -1,7 +1,9 @@
 """What is asked of a preparation: where its inputs lie, what has fields, how much is learnt."""
 
+import dataclasses
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,21 @@ def test_bytes_and_the_end_of_text_are_the_least_to_learn(tmp_path):
     learnt = prepare(config)
     assert learnt.asked_size == 300
     assert 257 < learnt.vocab_size < 300
+    assert prepare(dataclasses.replace(config, tokenizer="bytes", force=True)).asked_size == 0
+
+
+def test_what_is_passed_over_is_counted_in_folders_and_in_archives(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "b.jpg", "c.jpg"):
+        (tmp_path / "in" / name).write_text("x")
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:
+        archive.add(tmp_path / "in" / "b.jpg", "b.jpg")
+        archive.add(tmp_path / "in" / "a.txt", "d.txt")
+    (tmp_path / "in.tar").rename(tmp_path / "in" / "in.tar")
+    report = prepare(PrepareConfig((f"{tmp_path}/in",), tmp_path / "out", "bytes", held_out=0))
+    assert (report.files, report.skipped_files) == (2, 3)
+    assert report.groups[0].train.documents == 2
+    assert (tmp_path / "out" / "train" / "00000-000.tokens").exists()
 
 
 def test_poor_documents_are_the_reason_that_nothing_is_left_whatever_else_was(

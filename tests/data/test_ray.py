@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from gptj.cli import data
 from gptj.data import portions
+from gptj.data import prepare as preparing
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.errors import UserError
 
@@ -96,6 +98,51 @@ def test_nodes_that_write_elsewhere_are_noticed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=said):
         prepare(given)
     assert not (tmp_path / "out").exists()
+
+
+class TestWhatAClusterIsGiven:
+    """Whichever it is: here a stand-in, which needs no Ray."""
+
+    @pytest.fixture
+    def given(self, tmp_path, monkeypatch) -> PrepareConfig:
+        monkeypatch.setattr(portions, "PORTION_BYTES", 1)
+        monkeypatch.chdir(tmp_path)
+        for name in "abc":
+            (tmp_path / f"{name}.txt").write_text(f"text {name}")
+        names = tuple(f"{name}.txt" for name in "abc")
+        return PrepareConfig(names, Path("out"), "bytes", held_out=0, ray="head:6379")
+
+    def each(self, monkeypatch, done: Sequence[int]) -> list[tuple]:
+        """Has a cluster do these alone; says what it was asked for."""
+        asked = []
+
+        def work(address, writing, numbers):
+            read = [source.file.path for part in writing.portions for source in part.sources]
+            asked.append((address, list(numbers), read))
+            for number in done:
+                writing(number)
+
+        monkeypatch.setattr("gptj.cluster.each", work)
+        return asked
+
+    def test_are_paths_that_are_right_anywhere_and_all_that_is_missing(
+        self, given, tmp_path, monkeypatch
+    ):
+        asked = self.each(monkeypatch, [0, 1, 2])
+        prepare(given)
+        paths = [f"{tmp_path}/{name}.txt" for name in "abc"]
+        assert asked == [("head:6379", [0, 1, 2], paths)]
+        prepare(dataclasses.replace(given, out=Path("here"), ray=None))
+        assert content(tmp_path / "out") == content(tmp_path / "here")
+
+    def test_is_nothing_where_nothing_is_missing(self, given, monkeypatch):
+        asked, sides = self.each(monkeypatch, [0, 1, 2]), preparing._sides
+        monkeypatch.setattr(preparing, "_sides", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(given)
+        monkeypatch.setattr(preparing, "_sides", sides)
+        prepare(given)
+        assert len(asked) == 1
 
 
 @needs_ray
