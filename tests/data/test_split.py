@@ -1,5 +1,6 @@
 """What is held out: how near its share, however texts come in parts, and where they are cut."""
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -96,6 +97,13 @@ class TestUnits:
         assert plan_split(documents, 0.2, 0).held != plan_split(documents, 0.2, 1).held
         assert digest_of(b"text", 0) != digest_of(b"text", 1)
         assert len(digest_of(b"text", 0)) == 32  # sixteen bytes
+
+    def test_the_choice_is_the_same_for_ever(self):
+        # Change one of these and what a model was trained on is what it is measured on.
+        assert (ENOUGH, splitting.MANY) == (20, 200_000)
+        assert digest_of(b"text", 3) == hashlib.sha256(b"3:text").hexdigest()[:32]
+        held = [each.number for each in held_of(plan_split(texts_of(40), 0.2, 0), texts_of(40))]
+        assert held == [2, 3, 9, 13, 30, 31, 32, 33, 38]
 
 
 class TestOfVeryMany:

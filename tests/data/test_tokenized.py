@@ -89,6 +89,7 @@ class TestTheOriginals:
     def test_documents_go_on_from_record_to_record(self):
         stream = [np.array([1, 2]), np.array([3, 0, 4]), np.array([0, 0]), np.array([5])]
         assert [x.tolist() for x in documents_of(stream, 0)] == [[1, 2, 3], [4], [], [5]]
+        assert [x.tolist() for x in documents_of([np.array([1, 0])], 0)] == [[1]]
 
     def test_another_feature_is_named(self, tfrecords, tmp_path):
         path = tfrecords(tmp_path / "a.tfrecords", RECORDS, name="input_ids")
@@ -107,6 +108,7 @@ class TestTheOriginals:
         for field, (_, held) in fields.items():
             assert list(tokenized._held(message + message, field)) == [held, held]
         assert list(tokenized._held(message, 6)) == []
+        assert list(tokenized._held(message + b"\x08\x96", 1))[1:] == [b"\x96"]  # it breaks off
         assert list(tokenized._held(b"\x0b" + message, 4)) == []  # a group, which has no length
 
     def test_integers_need_not_be_packed(self):
@@ -129,6 +131,23 @@ class TestTheOriginals:
             path.write_bytes(bad)
             with pytest.raises(UserError, match=rf"{name} is (damaged|cut short|no |corrupt)"):
                 runs(path)
+
+    def test_the_record_that_is_damaged_is_told_by_its_number(self, tfrecords, tmp_path):
+        content = tfrecords(tmp_path / "a.tfrecords", [[n] * 99 for n in range(4)]).read_bytes()
+        size = len(content) // 4
+        for at, said in ((3, "is no TFRecord file, or damaged"), (20, "is damaged")):
+            for number in range(4):
+                flipped = bytearray(content)
+                flipped[number * size + at] ^= 4
+                (tmp_path / "b.tfrecords").write_bytes(flipped)
+                with pytest.raises(UserError, match=rf"b\.tfrecords {said} in record {number}: "):
+                    runs(tmp_path / "b.tfrecords")
+        for cut in (4, 11, 12, size - 1):
+            (tmp_path / "b.tfrecords").write_bytes(content[: 2 * size + cut])
+            with pytest.raises(UserError, match=r"b\.tfrecords is cut short in record 2: "):
+                runs(tmp_path / "b.tfrecords")
+        (tmp_path / "b.tfrecords").write_bytes(content[: 2 * size])
+        assert runs(tmp_path / "b.tfrecords") == [[0] * 99, [1] * 99]
 
 
 class TestMegatron:
