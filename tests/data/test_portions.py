@@ -371,9 +371,11 @@ class TestAppend:
     def test_text_that_is_there_is_refused(self, first, corpus, tmp_path):
         with pytest.raises(UserError, match=r"a\.jsonl is in .* already: leave it out"):
             prepare(config(corpus, out=first, tokenizer=None, append=True))
-        other = lines(tmp_path / "other" / "a.jsonl", "other")
-        with pytest.raises(UserError, match=r"out has other text that is called a\.jsonl: rename"):
-            prepare(config(other, out=first, tokenizer=None, append=True))
+        for name in ("other", "b"):  # of which the latter is there, and not by this name
+            other = lines(tmp_path / "other" / "a.jsonl", name)
+            said = r"out has other text that is called a\.jsonl: rename"
+            with pytest.raises(UserError, match=said):
+                prepare(config(other, out=first, tokenizer=None, append=True))
 
     def test_nothing_to_append_to_is_said(self, first, corpus, tmp_path):
         (tmp_path / "file").write_text("x")

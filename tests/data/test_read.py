@@ -353,7 +353,7 @@ class TestMistakes:
     def test_text_that_is_not_utf8(self, tmp_path):
         text, line = b"caf\xe9 noir", jsonl("a") + b'{"text": "\xe9"}'
         self.refused(save(tmp_path / "a.txt", text), r"at byte 3\).*iconv", strict=True)
-        self.refused(save(tmp_path / "a.jsonl", line), ":2 is not UTF", strict=True)
+        self.refused(save(tmp_path / "a.jsonl", line), r":2 is not UTF.* at byte 10\)", strict=True)
 
     @pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])
     def test_a_corrupt_archive(self, suffix, tmp_path):
@@ -386,6 +386,7 @@ class TestMistakes:
             (b'{"text": null}', "has no text .* but null .*, or mend or remove the record"),
             (b'{"text": {"en": "x", "n": 1}}', "has no text .* but a record .*'text.en', 'text.n'"),
             (b'{"text": "x"', "is not JSON .*, at character 13"),
+            (b'{"text": "x"}\xc3', r"is not JSON \(Extra data, at character 14\)"),
             (b'{"text": "x', r"is not JSON \(Unterminated string starting, at character 10\)"),
         ],
     )

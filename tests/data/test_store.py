@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gptj.data.batches import TrainBatches
 from gptj.data.mixture import Mixture
 from gptj.data.read import Document
-from gptj.data.store import Manifest, ShardRecord, SourceRecord, TokenStore
+from gptj.data.store import Manifest, ShardRecord, SourceRecord, TokenStore, ids_of
 from gptj.data.write import StoreWriter, finish
 from gptj.errors import UserError
 from gptj.tokenizer import Tokenizer
@@ -103,6 +103,10 @@ class TestContents:
         store = write(tmp_path / "store", [("a", "x<last>")], Tokenizer(definition))
         assert store.tokens.dtype == dtype
         assert np.asarray(store.tokens).tolist() == [120, vocab_size - 1, 256]
+
+    def test_what_is_only_read_is_stored_as_its_complement(self):
+        assert ids_of(np.array([0, -1, 5, -6], np.int32)).tolist() == [0, 0, 5, 5]
+        assert ids_of(np.array([0, 65535], np.uint16)).tolist() == [0, 65535]
 
     def test_there_is_no_document_beyond_the_last(self, store):
         for document in (3, -1):

@@ -6,11 +6,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from gptj.data.examples import ExampleConfig, ExampleReader
 from gptj.data.find import Source
 from gptj.data.read import Reader
 from gptj.data.tables import records
 from gptj.errors import UserError
 from gptj.files import file_at
+from gptj.tokenizer import Tokenizer
 
 TABLE = pa.table(
     {"text": ["a", "b", "c"], "other": [1, 2, 3], "meta": [{"x": n} for n in range(3)]}
@@ -49,6 +51,15 @@ def test_a_record_without_text_is_named_by_its_number(path):
 def test_what_a_table_has_instead_is_said(path):
     with pytest.raises(UserError, match=r"no column 'body' \(it has 'text', 'other', 'meta.x'\): "):
         rows(saved(path), "body", "title")
+
+
+def test_what_to_do_about_it_is_said_too(path):
+    source = Source(file_at(str(saved(path))), "a")
+    with pytest.raises(UserError, match=r"no column 'body' .*: name the field with --text-field"):
+        list(Reader("body").documents(source))
+    reader = ExampleReader(ExampleConfig("completions"), Tokenizer.bytes())
+    with pytest.raises(UserError, match=r"no column 'prompt' .*: name its fields as --examples"):
+        list(Reader(examples=reader).documents(source))
 
 
 def test_of_a_parquet_file_no_other_columns_are_read(tmp_path, monkeypatch):
