@@ -131,6 +131,19 @@ class TestByHand:
         some = [len(set(random_documents(store, 5, seed))) for seed in range(9)]
         assert some == [5] * 9  # none twice
 
+    def test_of_examples_what_is_learnt(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("gptj.data.describe.READ", 3)
+        tokenizer, kind = Tokenizer.bytes(), "completions"
+        with StoreWriter(tmp_path, tokenizer, examples=kind) as writer:
+            for ids in ([~97, ~0, 0, 98], [~99, 100, ~0, ~101, 102], [0, ~103]):
+                writer.add(Document("a", ids=np.array(ids)))
+        finish(tmp_path, tokenizer, [writer.written()], kind)
+        store = TokenStore.open(tmp_path)
+        line = "  completions: 8 tokens are learnt (⟦⟧ below), others only read"
+        assert list(describe_store(store))[1] == line
+        found = [text for _, _, text in random_documents(store, 3, seed=0)]
+        assert found == ["a\0⟦\0b⟧", "c⟦d⟧\0e⟦f⟧", "⟦\0⟧g⟦⟧"]
+
 
 class TestCommand:
     def test_of_a_folder_and_of_a_store(self, gptj, folder, tmp_path):
