@@ -114,3 +114,11 @@ def test_there_is_nothing_beyond(held, index):
 def test_steps_are_not_taken(held):
     with pytest.raises(AssertionError):
         Joined(held([3], False))[::2]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_part_of_several_files_is_read_across_their_borders(held, far):
+    joined = Joined(held([3, 2, 4], far), 2, 8, plus=1)
+    assert joined[:].tolist() == [3, 4, 5, 6, 7, 8]
+    windows = joined.windows(np.array([0, 1, 2, 3]), 3).tolist()
+    assert windows == [[3, 4, 5], [4, 5, 6], [5, 6, 7], [6, 7, 8]]
