@@ -62,7 +62,8 @@ parcels: $(DIST)
 	@$(RUN) -m hatchling build -t wheel -d build/wheel
 	@for wheel in build/wheel/*-linux_*.whl; do [ ! -e "$$wheel" ] || PATH="$(abspath $(VENV))/bin:$$PATH" \
 	  $(RUN) -m auditwheel repair --wheel-dir dist "$$wheel"; done
-	@$(RUN) -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type library \
+	@$(RUN) -W "ignore:The Component this BOM is describing" -m cyclonedx_py requirements \
+	  --pyproject pyproject.toml --mc-type library \
 	  --output-reproducible --of JSON -o dist/gptj-jax-$$($(RUN) -m hatchling version).cdx.json locks/demo.txt
 
 # The demo's versions are the test's, so that one environment serves both.

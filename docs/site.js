@@ -27,3 +27,15 @@ class FramedWorker {
 }
 
 if (location.protocol === "file:") window.Worker = FramedWorker;
+
+// A word of code is not broken, but for one in a line that a phone has no room for: see site.css.
+for (const code of document.querySelectorAll(":not(pre) > code")) {
+  const pieces = code.textContent.split(/(\s+)/).map((text) => {
+    if (/^\s*$/.test(text) || (text.length > 32 && !code.closest("table"))) return text;
+    const word = document.createElement("span");
+    word.className = "word";
+    word.textContent = text;
+    return word;
+  });
+  code.replaceChildren(...pieces);
+}

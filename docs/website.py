@@ -1,4 +1,4 @@
-"""Build the site of the documentation, which needs no network to be read: build/site.
+"""Build the site of the documentation, which needs no network to be read: build/docs/site.
 
 make docs
 """

@@ -108,30 +108,40 @@ def test_nothing_is_fetched_from_elsewhere(site, read):
         assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet.read_text()), sheet
 
 
-def searched(site, chromium, playwright):
-    """What a browser asks for, and complains of, while something is searched; and the field."""
-    asked, wrong = [], []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page()
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on(
-            "console", lambda message: wrong.append(message.text) if message.type == "error" else 0
-        )
-        tab.goto((site / "index.html").as_uri())
-        tab.keyboard.press("/")
-        tab.keyboard.type("quantise")
-        tab.locator("a[href*='quantise.html']:visible").first.wait_for(timeout=10_000)
-        return asked, wrong, tab.locator("input:focus").input_value()
-
-
-def test_a_page_opened_as_a_file_finds_what_is_searched(site):
+@pytest.fixture
+def tab():
+    """A page of a browser, of the width of a phone."""
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     if chromium is None:
         pytest.skip("needs chromium")
-    asked, wrong, field = searched(site, chromium, playwright)
-    assert field == "quantise"
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 390, "height": 844})
+        browser.close()
+
+
+def test_a_page_opened_as_a_file_finds_what_is_searched(site, tab):
+    asked, wrong = [], []
+    tab.set_viewport_size({"width": 1280, "height": 720})
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else 0)
+    tab.goto((site / "index.html").as_uri())
+    tab.keyboard.press("/")
+    tab.keyboard.type("quantise")
+    tab.locator("a[href*='quantise.html']:visible").first.wait_for(timeout=10_000)
+    assert tab.locator("input:focus").input_value() == "quantise"
     assert all(url.startswith(("file:", "data:")) for url in asked)
     assert not wrong
+
+
+@pytest.mark.parametrize("page", ["finetune", "troubleshoot", "migrate/trainers"])
+def test_on_a_phone_words_of_code_stay_whole_and_the_page_is_no_wider(site, tab, page):
+    tab.goto((site / f"{page}.html").as_uri())
+    words = tab.locator(".word").evaluate_all(
+        "words => words.map((word) => [word.textContent, word.getClientRects().length])"
+    )
+    assert len(words) > 20
+    assert [word for word, lines in words if lines > 1] == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -23,6 +23,10 @@ class Options:
     """How large, in
     units."""
     mesh: MeshShape = MeshShape()
+    most: int | None = None
+    """No more than this. Default: any."""
+    names: tuple[str, ...] = ()
+    """Of whom."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -71,6 +75,15 @@ def test_help_joins_the_lines_of_a_paragraph(capsys):
     assert said.startswith("usage: gptj thing [")
     assert "\nDo a thing, at length.\n\nAnd say so.\n\nExample: gptj thing --size 3\n" in said
     assert "How large, in units. (default: 2)" in " ".join(said.split())
+
+
+def test_help_names_a_default_once_and_none_where_there_is_none(capsys):
+    with pytest.raises(SystemExit):
+        given("--help")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "No more than this. Default: any. --names" in said
+    assert "Of whom. " in said
+    assert said.count("(default: ") == said.count("(default: 2)") + said.count("(default: 1)") == 4
 
 
 @pytest.mark.parametrize(

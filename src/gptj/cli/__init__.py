@@ -50,7 +50,7 @@ VERBS = {
     "inspect": Verb("models", "say what a model on disk is"),
     "diff": Verb("models", "compare the weights of two models"),
     "serve": Verb("serve", "answer requests over HTTP"),
-    "bench": Verb("bench", "measure how fast the engine answers"),
+    "bench": Verb("bench", "measure how fast the programs are on this machine"),
     "plan": Verb("plan", "say what a run needs on hardware that is not there"),
     "doctor": Verb("doctor", "say what is here, what is missing, and how to get it", False),
 }

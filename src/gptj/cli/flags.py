@@ -15,6 +15,9 @@ from gptj.errors import UserError
 
 Options = TypeVar("Options")
 
+NOTHING = (" (default: )", " (default: None)", " (default: ['None'])")
+"""What tyro says of a field where nothing is given."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
@@ -41,27 +44,38 @@ class MeshShape:
                 yield
 
 
-def _join_docstring_lines() -> None:
-    """Have tyro wrap a field's docstring as one paragraph; it keeps an indented one's line ends.
+def _mend_help() -> None:
+    """Have tyro wrap a field's docstring as one paragraph, and be silent where nothing is default.
 
-    There is no public way to say so. Where tyro has changed inside, help is ragged and no more.
+    It keeps the line ends of an indented docstring, and says `(default: None)` behind one that says
+    what the default is. There is no public way to say otherwise for all fields. Where tyro has
+    changed inside, help is ragged and no more.
     """
     parse = getattr(tyro._docstrings, "parse_docstring_from_object", None)
-    if parse is None or getattr(parse, "joins_lines", False):
+    describe = getattr(tyro._arguments, "generate_argument_helptext", None)
+    if parse is None or describe is None or getattr(parse, "mended", False):
         return
 
     def joined(described: object) -> dict[str, str]:
         return {name: " ".join(text.split()) for name, text in parse(described).items()}
 
-    joined.joins_lines = True  # type: ignore[attr-defined]
+    def brief(*argument: Any, **options: Any) -> Any:
+        described = describe(*argument, **options)
+        if described.as_str_no_ansi().endswith(NOTHING):
+            return getattr(described, "_segments", (described,))[0]
+        return described
+
+    joined.mended = True  # type: ignore[attr-defined]
     tyro._docstrings.parse_docstring_from_object = joined  # type: ignore[assignment]
+    tyro._arguments.generate_argument_helptext = brief
 
 
 def parse(
     kind: type[Options], verb: str, args: Sequence[str], example: str, default: Any = None
 ) -> Options:
     """Flags to a record of `kind`. A `UserError` in a record's own checks passes through."""
-    _join_docstring_lines()
+    _mend_help()
+    names = getattr(tyro.conf, "PositionalMetavarFromFieldName", None)  # not in an older tyro
     paragraphs = (kind.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     said = io.StringIO()
@@ -74,6 +88,7 @@ def parse(
                 args=args,
                 default=tyro.MISSING_NONPROP if default is None else default,
                 use_underscores=False,
+                config=() if names is None else (names,),
             )
     except SystemExit as stop:
         # tyro frames the errors of records and exits; ours says all there is to say.

@@ -1,4 +1,4 @@
-"""The verbs about a model: `gptj generate`, `convert`, `inspect` and `diff`."""
+"""The verbs about a model: `gptj generate`, `convert`, `merge`, `inspect` and `diff`."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class DiffCommand:
     a: tyro.conf.Positional[str]
     """A model of any kind."""
     b: tyro.conf.Positional[str]
-    """Another."""
+    """The one to compare it with."""
     config_a: str | None = None
     """The first one's shape, for an original checkpoint without a config.json."""
     config_b: str | None = None

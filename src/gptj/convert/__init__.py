@@ -1,5 +1,5 @@
 """GPT-J's weights in every form they come in, read and written one tensor at a time.
 
-`files` finds the bytes, `safetensors`, `pickled` and `npz` find the tensors in them; `gptj`,
-`huggingface` and `mesh_transformer` know each kind's names; a `Checkpoint` is what all become.
+`gptj.files` finds the bytes, `safetensors`, `pickled` and `npz` the tensors in them; `own`,
+`huggingface`, `mesh_transformer` and `peft` know each kind's names; a `Source` is what all become.
 """

@@ -1,6 +1,6 @@
 """Native programs for what XLA does slowly on a CPU; everything works without them, slower.
 
-Those for a GPU are in `gptj.kernels.gpu`.
+Those for a GPU are in `gptj.kernels.gpu`, those for a TPU in `gptj.kernels.tpu`.
 
 A wheel for the machine brings them; else they are compiled by `g++` the first time they are wanted,
 in some seconds, and kept in the user's cache folder. `GPTJ_NATIVE=0` in the environment leaves them
