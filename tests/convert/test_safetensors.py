@@ -1,5 +1,6 @@
 """The safetensors format: what the real library writes and reads, and no damage passes."""
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj import UserError
+from gptj.convert import safetensors
 from gptj.convert.safetensors import DTYPES, metadata, tensors, write
 from gptj.convert.tensor import BFLOAT16, Tensor
 from gptj.files import Folder
@@ -78,6 +80,12 @@ def test_a_tensor_is_read_anew_and_is_the_readers_own(tmp_path):
     tensor = tensors(opened(tmp_path / "x"))["a"]
     tensor.read()[:] = 9
     np.testing.assert_array_equal(tensor.read(), np.arange(4.0))
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_the_data_are_aligned(length, tmp_path):
+    write(tmp_path / "x", {"n" * length: stored(np.arange(4.0))}, {})
+    assert int.from_bytes((tmp_path / "x").read_bytes()[:8], "little") % 8 == 0
 
 
 def content(header, data=b"\0" * 8, length=None):
@@ -149,6 +157,36 @@ def test_a_broken_file_is_one_sentence(what, tmp_path):
     if what != "a name twice":  # of which the real library takes the last
         with pytest.raises(SafetensorError):
             real.load_file(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        *((raw, "is not a safetensors file, or") for raw in (b"", b"\0" * 7, b"<html>not found")),
+        (b"\0" * 8, "has a damaged safetensors header"),
+    ],
+)
+def test_what_is_no_such_file_is_said_to_be_none(raw, said, tmp_path):
+    (tmp_path / "x").write_bytes(raw)
+    with pytest.raises(UserError, match=f"/x {said}"):
+        tensors(opened(tmp_path / "x"))
+
+
+def test_a_header_longer_than_a_models_is_not_read(tmp_path, monkeypatch):
+    raw = content({"a": GOOD})
+    (tmp_path / "x").write_bytes(raw)
+    for longest, fits in ((len(raw) - 16, True), (len(raw) - 17, False)):
+        monkeypatch.setattr(safetensors, "LONGEST_HEADER", longest)
+        with contextlib.nullcontext() if fits else pytest.raises(UserError, match="is not a safe"):
+            assert set(tensors(opened(tmp_path / "x"))) == {"a"}
+
+
+def test_the_header_may_name_them_in_any_order(tmp_path):
+    header = {"b": entry(offsets=(8, 16)), "none": entry(shape=(0,), offsets=(8, 8)), "a": GOOD}
+    (tmp_path / "x").write_bytes(content(header, np.arange(4, dtype="<f4").tobytes()))
+    found = {name: tensor.read() for name, tensor in tensors(opened(tmp_path / "x")).items()}
+    equal(real.load_file(tmp_path / "x"), found)
+    assert found["b"].tolist() == [2, 3]
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,13 +1,24 @@
 """Tensors in files: whichever way one is viewed and read, and past the cache or not, one array."""
 
 import itertools
+import threading
+import time
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from gptj import files
-from gptj.convert.tensor import Matrix, Readers, Tensor, contiguous, count_nans, stored_at
+from gptj.convert.tensor import (
+    THREADS,
+    Matrix,
+    Readers,
+    Tensor,
+    _as_transposed,
+    contiguous,
+    count_nans,
+    stored_at,
+)  # fmt: skip
 from gptj.errors import UserError
 from gptj.files import File
 
@@ -86,7 +97,13 @@ def test_every_nan_is_counted_and_no_infinity(tmp_path, dtype):
     (tmp_path / "file").write_bytes(array.tobytes())
     tensor = stored_at(File(str(tmp_path / "file"), array.nbytes), 0, array.shape, array.dtype)
     turned = tensor.viewed((70, 64), turned=True)
-    assert nans_read_into(np.empty((70, 64), dtype), turned) == 2
+    for one in (turned, held(array.T)):  # in strips, and whole
+        assert nans_read_into(np.empty((70, 64), dtype), one) == 2
+    for at in ((1, 1), (2, 2)):  # one of either sign, without the other
+        array[at] = 0
+        assert count_nans(array) == 1
+        array[at] = np.nan * (1 if at == (1, 1) else -1)
+    assert count_nans(np.empty((0, 3), dtype)) == 0
 
 
 def held(array, **options) -> Tensor:
@@ -190,3 +207,80 @@ def test_any_view_of_memory_is_copied_as_it_is(order, shape):
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, array)
     assert (found is array) == array.flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (1, 2, 3)])
+def test_only_a_matrix_is_read_in_parts(tmp_path, shape):
+    array, tensor = stored(tmp_path / "file", shape, np.float32)
+    assert (tensor.matrix is not None) == (len(shape) == 2)
+    out = np.empty(shape, np.float32)
+    assert nans_read_into(out, tensor) == 0
+    np.testing.assert_array_equal(out, array)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "height"),
+    [(4097, 64, 4096), (513, 4096, 512), (2049, 1000, 2048), (65, 100_000, 64), (3, 0, 4096)],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_strips_are_of_8_mib_of_what_they_become_in_whole_lines_and_4096_at_most(
+    rows, columns, height, turned
+):
+    asked = []
+
+    def read(begin, end, _):
+        asked.append((begin, end))
+        return np.broadcast_to(np.float16(1), (end - begin, columns))
+
+    matrix = Matrix((rows, columns), read, turned)
+    shape = (columns, rows) if turned else (rows, columns)
+    out = np.zeros(shape, np.float32)
+    tensor = Tensor(shape, np.dtype(np.float16), lambda: None, matrix)
+    assert nans_read_into(out, tensor) == 0
+    assert (out == 1).all()
+    cuts = [*range(0, rows, height), rows]
+    assert sorted(asked) == list(itertools.pairwise(cuts))
+
+
+class TestReaders:
+    """What threads have not begun when an error comes is not begun; without one all is done."""
+
+    def test_an_error_ends_what_has_not_begun(self):
+        begun, later = [], []
+
+        def busy():
+            limit = time.monotonic() + 20
+            while not (later and later[-1].cancelled()) and time.monotonic() < limit:
+                time.sleep(0.002)
+
+        def fail():
+            with Readers() as readers:
+                for _ in range(THREADS):
+                    readers.submit(busy)
+                later.extend(readers.submit(begun.append, n) for n in range(9))
+                raise ValueError("stop")
+
+        with pytest.raises(ValueError, match="stop"):
+            fail()
+        assert (begun, all(one.cancelled() for one in later)) == ([], True)
+
+    def test_without_one_all_is_done(self):
+        done, gate = [], threading.Event()
+        with Readers() as readers:
+            for _ in range(THREADS):
+                readers.submit(gate.wait, 20)
+            for number in range(9):
+                readers.submit(done.append, number)
+            threading.Timer(0.05, gate.set).start()
+        assert sorted(done) == list(range(9))
+
+
+def test_a_transposed_matrix_is_seen_as_one_and_never_copied():
+    array = np.arange(30.0).reshape(5, 6)
+    for view, shape in ((array.T, (6, 5)), (array.T.reshape(2, 3, 5), (6, 5))):
+        found = _as_transposed(view)
+        assert found.shape == shape
+        assert np.shares_memory(found, array)
+        np.testing.assert_array_equal(found.reshape(view.shape), view)
+    for other in (array, array[:, ::2], array[::2].T, array[:, :1].copy(), array[0], array[0, 0]):
+        assert _as_transposed(other) is None
