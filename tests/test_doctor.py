@@ -253,8 +253,8 @@ class TestWhatIsSaid:
         assert packages.trouble(Requirement("x>=1.5")) == ""
         assert packages.trouble(Requirement("x>=2")) == "2.0rc1 is not >=2"
 
-    def test_python_and_ourselves_come_first_and_jaxlib_is_not_forgotten(self, monkeypatch):
-        said = {packages.NAME: ["jax"], "jax": ["jaxlib>=1", "other"]}
+    def test_ourselves_come_first_jaxlib_is_not_forgotten_and_each_is_told_once(self, monkeypatch):
+        said = {packages.NAME: ["jax", "jax"], "jax": ["jaxlib>=1", "other"]}
         monkeypatch.setattr(metadata, "requires", said.get)
         monkeypatch.setattr(metadata, "version", lambda name: "1.5")
         found = [(each.what, each.found) for each in packages.versions()]

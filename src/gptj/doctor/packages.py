@@ -36,11 +36,15 @@ def versions() -> Iterator[Finding]:
         found = "not installed: it runs from its source"
         yield Finding("versions", NAME, found, "note", "pip install -e .")
     jaxlib = [each for each in required("jax") if each.name == "jaxlib"]
-    for each in required(NAME) + jaxlib:
-        problem = trouble(each)
-        found = problem or metadata.version(each.name)
-        remedy = f"pip install '{each.name}{each.specifier}'" if problem else ""
-        yield Finding("versions", each.name, found, "broken" if problem else "good", remedy)
+    wanted = (_version(each) for each in required(NAME) + jaxlib)
+    yield from dict.fromkeys(wanted)  # what several ask for, once
+
+
+def _version(wanted: Requirement) -> Finding:
+    problem = trouble(wanted)
+    found = problem or metadata.version(wanted.name)
+    remedy = f"pip install '{wanted.name}{wanted.specifier}'" if problem else ""
+    return Finding("versions", wanted.name, found, "broken" if problem else "good", remedy)
 
 
 def extras() -> Iterator[Finding]:
