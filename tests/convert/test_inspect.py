@@ -189,6 +189,18 @@ class TestDiff:
         )
         assert gptj("diff", *words) == (1, sentence, "")
 
+    def test_of_equal_differences_the_first_is_named(self):
+        a = edited(made(), norm_scale=(0, 1.0), norm_offset=(0, 1.0))
+        b = edited(a, norm_scale=(0, 1.5), norm_offset=(0, 1.5))
+        assert diff(a, b).where == next(n for n in a.weights if n.startswith("norm_"))
+
+    def test_of_a_model_of_zeros_any_difference_is_infinite(self):
+        zeros = {n: stored(np.zeros(t.shape, t.dtype)) for n, t in made().weights.items()}
+        a = replace(made(), weights=zeros)
+        assert diff(a, a).relative == 0
+        assert diff(a, edited(a, output_bias=(0, 1.0))).relative == np.inf
+        assert diff(edited(a, output_bias=(0, 2.0)), a).relative == 1
+
     def test_rounding_is_measured(self):
         found = diff(made(), stored_in(made(), np.dtype(jnp.bfloat16)))
         assert 0 < found.relative < 2**-8

@@ -15,7 +15,8 @@ from gptj import Model, UserError, load, make_mesh
 from gptj.config import ModelConfig
 from gptj.convert import names
 from gptj.convert.convert import ConvertConfig, convert, write
-from gptj.convert.load import abstract_params, quantised
+from gptj.convert.load import ALIGNMENT, abstract_params, aligned, load_params, quantised
+from gptj.convert.open import open_source
 from gptj.convert.source import Source
 from gptj.convert.tensor import Tensor
 from gptj.model import init
@@ -127,6 +128,18 @@ def test_a_damaged_weight_is_said_and_shows(saved, tmp_path):
     with pytest.warns(UserWarning, match=r"1 weights are not numbers.*blocks.1.query"):
         found = load(tmp_path / "damaged", quantize="int8")
     assert np.isnan(found.params.blocks.query.scale).sum() == 1
+    with pytest.warns(UserWarning, match="1 weights are not numbers") as said:
+        load_params(open_source(tmp_path / "damaged"), jnp.float32)
+    assert said[0].filename == __file__  # whoever loads it
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 7), (2, 3, 4), (1000, 33)])
+def test_host_memory_begins_where_a_cpu_device_takes_it_over(shape):
+    for dtype in (np.float32, jnp.bfloat16):
+        found = aligned(shape, np.dtype(dtype))
+        assert (found.shape, found.dtype) == (shape, dtype)
+        assert found.flags.c_contiguous
+        assert found.ctypes.data % ALIGNMENT == found.ctypes.data % 64 == 0
 
 
 def test_the_command_takes_it(gptj, saved):

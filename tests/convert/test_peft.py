@@ -57,6 +57,12 @@ LORAS = [
 ]
 
 
+def test_what_is_written_is_to_be_used_and_not_trained(tmp_path):
+    written(tmp_path / "adapter", LORAS[0], "a base")
+    said = json.loads((tmp_path / "adapter" / ours.CONFIG).read_text())
+    assert (said["inference_mode"], said["fan_in_fan_out"]) == (True, False)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("lora", LORAS, ids=lambda lora: f"{lora.rank}")
 class TestBothWays:
@@ -120,6 +126,8 @@ class TestMistakes:
                 r"target_modules=\['c_attn'\] must be a list of q_proj",
             ),
             ({"target_modules": [["q_proj"]]}, r"target_modules=\[\['q_proj'\]\] must be a list"),
+            ({"target_modules": ["q_proj", ["k_proj"]]}, "must be a list"),
+            ({"target_modules": []}, r"target_modules=\[\] must be a list"),
             ({"r": "four"}, "is not PEFT's config of LoRA"),
             ({"base_model_name_or_path": None}, "do not say which model .* --base MODEL"),
             (
