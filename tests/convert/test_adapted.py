@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import gptj as package
-from gptj import ModelConfig
-from gptj.convert.adapted import MARKED, SAMPLED, mark_of
+from gptj import ModelConfig, UserError
+from gptj.adapters import FIELDS, LoRAConfig, table
+from gptj.convert.adapted import MARKED, SAMPLED, Adapter, check_base, check_shapes, mark_of
 from gptj.convert.convert import stored_in, write
 from gptj.convert.open import open_source
 from gptj.convert.source import from_params
@@ -87,6 +88,37 @@ def test_of_files_no_more_is_read_than_it_is_made_of(tmp_path):
     weights = {name: counted(tensor) for name, tensor in source.weights.items()}
     assert mark_of(replace(source, weights=weights)) == mark_of(source)
     assert count == most * (2 * len(MATRICES) + 2)
+
+
+def test_it_is_what_it_always_was():
+    """Or adapters that someone kept would be of no model any more."""
+    found = "9902ebeb40da392b0b24ac3a2e69c06d88cdc16070fb500492050c84ea8e47d9"
+    assert mark_of(made()) == MARKED + found == f"3:{found}"
+
+
+def test_adapters_belong_to_the_model_with_their_mark_and_without_one_to_any():
+    source = made()
+    for mark, fits in ((None, True), (mark_of(source), True), (f"{MARKED}0f", False)):
+        adapter = Adapter("here", LoRAConfig(rank=4), lambda *_: None, "base", mark)
+        if fits:
+            check_base(adapter, source)
+            continue
+        with pytest.raises(UserError, match=r"here belong to another model than memory: .* base"):
+            check_base(adapter, source)
+
+
+@pytest.mark.parametrize("field", FIELDS.values())
+def test_halves_of_another_shape_are_refused(field):
+    lora = LoRAConfig(rank=4)
+    pair = table(CONFIG, lora)[field]
+    whole = [np.zeros(weight.shape[1:], np.float32) for weight in (pair.down, pair.up)]
+    check_shapes("here", CONFIG, lora, tuple(whole), field)
+    for half in (0, 1):
+        for axis in (0, 1):
+            other = list(whole)
+            other[half] = np.delete(whole[half], 0, axis)
+            with pytest.raises(UserError, match=f"here: the adapter of {field} has matrices of"):
+                check_shapes("here", CONFIG, lora, tuple(other), field)
 
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q", "ffn_out"]}

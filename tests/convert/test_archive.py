@@ -176,6 +176,14 @@ class TestDamaged:
         for suffix, compress in COMPRESSIONS.items():
             refuse(place(compress(content[:1024]), f"slim{suffix}"), "cut short")
 
+    @pytest.mark.parametrize("size", [511, 512, 2048])
+    def test_cut_after_a_file_that_ends_in_zeros(self, place, refuse, tmp_path, size):
+        content = tar({"a": b"a" * 512 + bytes(size), "b": b"b"})
+        end = 512 + 512 + -(-size // 512) * 512
+        refuse(place(content[:end]), "cut short")
+        unpack(place(content[:end] + bytes(512)), tmp_path / "out")  # as some programs end one
+        assert unpacked(tmp_path / "out") == {"a": b"a" * 512 + bytes(size)}
+
     @pytest.mark.parametrize("suffix", COMPRESSIONS)
     def test_another_kind_of_file(self, place, refuse, suffix):
         for content in (b"", b"<html>not found</html>", bytes(100), b"x" * 5000):

@@ -12,6 +12,7 @@ from gptj import ModelConfig, UserError
 from gptj.convert import huggingface
 from gptj.convert.convert import write
 from gptj.convert.huggingface import DEFAULTS, _split, config_json, read_config
+from gptj.convert.inspect import diff
 from gptj.convert.open import open_source
 from gptj.convert.source import from_params
 from gptj.convert.tensor import Tensor
@@ -53,19 +54,19 @@ def test_a_file_is_filled_to_its_limit_or_is_of_one_tensor(sizes, files, monkeyp
     assert [name for file in found for name in file] == [f"{n}" for n in range(len(sizes))]
 
 
-def test_one_file_has_no_index_and_several_are_numbered_from_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("parts", "room"), [(2, 2 / 3), (5, 2 / 7)])
+def test_one_file_has_no_index_and_several_are_numbered(parts, room, tmp_path, monkeypatch):
     source = written(tmp_path / "one")
     assert [path.name for path in (tmp_path / "one").glob("model*")] == ["model.safetensors"]
-    monkeypatch.setattr(huggingface, "SHARD_BYTES", 20_000)
+    total = sum(tensor.bytes for tensor in source.weights.values())
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", int(total * room))
     written(tmp_path / "many")
-    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
-    assert len(files) > 2
-    assert files == [
-        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
-    ]
+    names = [f"model-{n:05d}-of-{parts:05d}.safetensors" for n in range(1, parts + 1)]
+    assert sorted(path.name for path in (tmp_path / "many").glob("*.safetensors")) == names
     index = read(tmp_path / "many" / INDEX)
-    assert index["metadata"]["total_size"] == sum(t.bytes for t in source.weights.values())
-    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == total
+    assert sorted(set(index["weight_map"].values())) == names
+    assert diff(open_source(tmp_path / "one"), open_source(tmp_path / "many")).same_bits
 
 
 class TestConfig:

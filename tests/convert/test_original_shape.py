@@ -14,12 +14,14 @@ from gptj.convert.mesh_transformer import (
     _added,
     _beside,
     _layers,
+    _replicated,
     _shards,
     read_config,
     scope,
 )
 from gptj.convert.open import open_source
 from gptj.convert.source import from_params
+from gptj.convert.tensor import Tensor
 from gptj.files import Folder
 from gptj.model import init
 from gptj.tokenizer import Tokenizer
@@ -57,8 +59,10 @@ def test_leaves_are_counted_in_layers(full):
     for layers in (1, 2, 28):
         assert _layers("here", len(scope(layers, full))) == (layers, full)
     for leaves in (len(scope(0, full)), len(scope(1, full)) + 1, len(scope(1, full)) - 1, 1):
-        with pytest.raises(UserError, match=f"has {leaves} leaves a shard, which no GPT-J has"):
+        said = rf"has {leaves} leaves a shard, which no GPT-J has \(7 and 10 a layer, thrice"
+        with pytest.raises(UserError, match=said):
             _layers("here", leaves)
+    assert len(scope(28, False)) == 7 + 10 * 28
 
 
 class TestSums:
@@ -89,6 +93,14 @@ def test_a_tokenizer_says_how_many_tokens_there_are_where_no_config_does(
     assert tokenizer.vocab_size == tokens
     config = open_source(written(tmp_path / "x", tokenizer), config=given).config
     assert config.vocab_size == (258 if given else expected)
+
+
+@pytest.mark.parametrize("other", [np.array([7], np.int32), np.array(7, np.float32)])
+def test_a_counter_is_one_in_every_shard(other):
+    stored = [Tensor(x.shape, x.dtype, lambda x=x: x) for x in (np.array(7, np.int32), other)]
+    assert _replicated("here", "step", stored[:1] * 2) == 7
+    with pytest.raises(UserError, match="here: step is not a counter"):
+        _replicated("here", "step", stored)
 
 
 def test_a_model_of_unknown_steps_is_at_none(tmp_path):

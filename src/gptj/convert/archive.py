@@ -15,7 +15,7 @@ import zstandard
 from gptj.errors import UserError
 
 BLOCK = 512
-"""Bytes of a tar archive's unit; the archive ends with at least two that are all zeros."""
+"""Bytes of a tar archive's unit; the archive ends with two that are all zeros, or at least one."""
 
 WINDOW = 1 << 31
 """Bytes of memory a zstd archive may need, which is what `zstd --long=31` makes it need."""
@@ -92,14 +92,16 @@ def _extract_or_explain(archive: Path, stream: Any, into: Path) -> None:
 
 
 class _Tail:
-    """A stream that remembers the last bytes read from it."""
+    """A stream that remembers how many bytes were read from it, and the last of them."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.count = 0
         self.last = b""
 
     def read(self, size: int) -> bytes:
         part: bytes = self._stream.read(size)
+        self.count += len(part)
         self.last = (self.last + part)[-BLOCK:]
         return part
 
@@ -114,7 +116,7 @@ def _extract(archive: Path, stream: Any, into: Path) -> None:
     # to be read for the checksums after it.
     while stream.read(1 << 20):
         pass
-    if stream.last.strip(b"\0") or len(stream.last) < BLOCK:
+    if stream.last.strip(b"\0") or stream.count < tar.offset + BLOCK:
         raise UserError(f"{archive} is cut short: download or copy it again")
 
 

@@ -181,7 +181,7 @@ def _group_sizes(leaves: int) -> list[int]:
 
 def _layers(where: str, leaves: int) -> tuple[int, bool]:
     """How many layers a checkpoint of so many leaves has, and whether it has an optimizer."""
-    per_layer, rest = len(ordered(1)) - len(ordered(0)), len(ordered(0))
+    per_layer, rest = len(ordered(1)) - len(ordered(0)), len(scope(0, False))
     for full in (False, True):
         own = leaves - len(scope(0, full))
         each = per_layer * (3 if full else 1)
