@@ -117,7 +117,7 @@ class TestHelp:
                 "open_source": lambda place, **_: heard.append(place),
                 "adapter_at": hear,
                 "describe": lambda *_: [],
-                "diff": lambda *_: Difference(True, 0, "", 0, 0),
+                "diff": lambda *_: Difference(True, 0, "", 0, 0, False),
             },
             bench: {"_in_turns": hear},
             doctor: {"examine": hear},

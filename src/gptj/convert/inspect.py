@@ -28,7 +28,7 @@ class Difference:
     """The norm of the difference over the norm of the first model's weights."""
     tensors: int
     """Tensors with any difference."""
-    folded: bool = False
+    folded: bool
     """Whether only one has a bias of the embedding, compared as if added into the embedding."""
 
     def sentence(self) -> str:
@@ -90,7 +90,7 @@ def _read(source: Source, name: str, folded: bool) -> np.ndarray:
     return array
 
 
-def describe(source: Source, hashes: bool = True) -> Iterator[str]:
+def describe(source: Source, hashes: bool) -> Iterator[str]:
     """Lines that say what `source` is; with `hashes`, after reading all of it."""
     yield f"{source.place}: {source.kind}"
     for what, rows in (("shape", _shape_rows(source)), ("weights", _weight_rows(source))):
@@ -129,16 +129,12 @@ def _weight_rows(source: Source) -> dict[str, str]:
 
 def _other_rows(source: Source) -> dict[str, str]:
     moments, tokenizer = list((source.optimizer or {}).values()), source.tokenizer()
+    known = tokenizer and f"{tokenizer.vocab_size:,} tokens, sha256 {tokenizer.sha256}"
     return {
         "step": "unknown" if source.step is None else f"{source.step:,}",
         "optimizer": _sum(moments) if moments else "none",
-        "tokenizer": _tokenizer(tokenizer) if tokenizer else "none",
+        "tokenizer": known or "none",
     }
-
-
-def _tokenizer(tokenizer: object) -> str:
-    size, digest = getattr(tokenizer, "vocab_size", 0), getattr(tokenizer, "sha256", "")
-    return f"{size:,} tokens, sha256 {digest}"
 
 
 def fingerprint(source: Source) -> tuple[str, int]:
