@@ -136,6 +136,22 @@ class TestByHand:
         found.read()
         assert counted == [30, 16]
 
+    @pytest.mark.parametrize(
+        ("shape", "strides", "in_parts"),
+        [((2, 3), (3, 1), True), ((3, 2), (1, 3), False), ((6,), (1,), False)],
+    )
+    def test_a_matrix_as_it_is_stored_can_be_read_in_parts(self, path, shape, strides, in_parts):
+        found = tensors(opened(write(path, program(w=tensor(0, shape, strides)))))["w"]
+        assert (found.matrix is not None) == in_parts
+
+    @pytest.mark.parametrize(
+        ("shape", "of"), [((1,) * 64, storage()), ((0, 2**60), storage()), ((), storage(count=1))]
+    )
+    def test_of_any_shape_there_can_be(self, path, shape, of):
+        stored = [("0", SIX[:1].tobytes())] if shape == () else ONE_STORAGE
+        found = read_all(write(path, program(w=tensor(0, shape, (1,) * len(shape), of)), stored))
+        assert (found["w"].shape, found["w"].sum()) == (shape, 0)
+
     def test_a_remote_file(self, path):
         class Remote:
             def cat_file(self, place, start, end):
@@ -258,6 +274,12 @@ class TestWhatDoesNotFit:
     def test_a_shape_that_is_not_of_integers(self, path, offset, shape, strides):
         code = program(w=tensor(offset, shape, strides))
         refuse(write(path, code), "a tensor whose shape is not integers")
+
+    @pytest.mark.parametrize(("kind", "key"), [("module", text("0")), ("storage", number(0))])
+    def test_what_refers_to_no_storage(self, path, kind, key):
+        dtype = name_of("torch", "FloatStorage")
+        of = group(text(kind), dtype, key, text("cpu"), number(6)) + b"Q"
+        refuse(write(path, program(w=tensor(of=of))), "a reference to something other than a stor")
 
     @pytest.mark.parametrize("count", [6.0, None, "6"])
     def test_a_storage_as_long_as_no_integer(self, path, count):
@@ -385,6 +407,13 @@ class TestDamage:
             message = f"{path} is damaged or not what its name says (the checksum of 'any/data/0'"
             assert str(caught.value).startswith(message)
             assert found["part"].read().shape == (3,)  # the sum is of more than is read
+
+    def test_the_checksum_of_a_single_number(self, path):
+        code = program(w=tensor(0, (), (), storage(count=1)))
+        write(path, code, [("0", b"only")])
+        path.write_bytes(path.read_bytes().replace(b"only", b"once"))
+        with pytest.raises(UserError, match="the checksum of 'any/data/0' does not match"):
+            read_all(path)
 
     def test_a_storages_checksum_when_it_is_read_in_strips(self, path, monkeypatch):
         monkeypatch.setattr(convert.tensor, "STRIP_BYTES", 1)  # strips of 64 rows: four of them
