@@ -163,6 +163,7 @@ def test_a_broken_file_is_one_sentence(what, tmp_path):
     ("raw", "said"),
     [
         *((raw, "is not a safetensors file, or") for raw in (b"", b"\0" * 7, b"<html>not found")),
+        ((3).to_bytes(8, "little") + b"{}", "is not a safetensors file, or is cut short"),
         (b"\0" * 8, "has a damaged safetensors header"),
     ],
 )

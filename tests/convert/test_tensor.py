@@ -106,6 +106,13 @@ def test_every_nan_is_counted_and_no_infinity(tmp_path, dtype):
     assert count_nans(np.empty((0, 3), dtype)) == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_where_all_are_numbers_none_is_asked_by_itself(dtype, monkeypatch):
+    monkeypatch.delattr(np, "isnan")
+    for value in (0, 1, -1, 65504, -65504, np.inf, -np.inf):
+        assert count_nans(np.full((2, 3), value, dtype)) == 0
+
+
 def held(array, **options) -> Tensor:
     return Tensor(array.shape, array.dtype, lambda: array.copy(), **options)
 
