@@ -127,13 +127,24 @@ class TestByHand:
         found = tensors(opened(write(path, program(w=tensor(0, shape, strides)))))["w"]
         assert (found.matrix is not None) == in_parts
 
-    @pytest.mark.parametrize(
-        ("shape", "of"), [((1,) * 64, storage()), ((0, 2**60), storage()), ((), storage(count=1))]
-    )
-    def test_of_any_shape_there_can_be(self, path, shape, of):
-        stored = [("0", SIX[:1].tobytes())] if shape == () else ONE_STORAGE
-        found = read_all(write(path, program(w=tensor(0, shape, (1,) * len(shape), of)), stored))
+    @pytest.mark.parametrize(("shape", "count"), [((1,) * 64, 6), ((0, 2**60), 6), ((), 1)])
+    def test_of_any_shape_there_can_be(self, path, shape, count):
+        code = program(w=tensor(0, shape, (1,) * len(shape), storage(count=count)))
+        found = read_all(write(path, code, [("0", SIX[:count].tobytes())]))
         assert (found["w"].shape, found["w"].sum()) == (shape, 0)
+
+    @pytest.mark.parametrize(
+        ("offset", "shape", "strides"),
+        [(2, (2, 2), (2, 1)), (1, (3,), (2,)), (0, (3, 2), (1, 3)), (6, (0,), (1,)), (5, (), ())],
+    )
+    def test_a_view_is_what_numpy_makes_of_it(self, path, offset, shape, strides):
+        found = read_all(write(path, program(w=tensor(offset, shape, strides))))["w"]
+        steps = [4 * stride for stride in strides]
+        expected = np.lib.stride_tricks.as_strided(SIX[offset:], shape, steps)
+        np.testing.assert_array_equal(found, expected, strict=True)
+
+    def test_metadata_is_left_out(self, path):
+        assert read_all(write(path, program(w=tensor())[:-1] + b"}b.")).keys() == {"w"}
 
     def test_a_remote_file(self, path):
         class Remote:
