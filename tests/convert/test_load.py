@@ -13,6 +13,7 @@ import pytest
 
 from gptj import Model, UserError, load, make_mesh
 from gptj.config import ModelConfig
+from gptj.convert import load as loading
 from gptj.convert import names
 from gptj.convert.convert import ConvertConfig, convert, write
 from gptj.convert.load import ALIGNMENT, abstract_params, aligned, load_params, quantised
@@ -140,6 +141,19 @@ def test_host_memory_begins_where_a_cpu_device_takes_it_over(shape):
         assert (found.shape, found.dtype) == (shape, dtype)
         assert found.flags.c_contiguous
         assert found.ctypes.data % ALIGNMENT == found.ctypes.data % 64 == 0
+
+
+def test_on_a_cpu_weights_stay_where_they_are_read_to(saved, monkeypatch):
+    made = []
+
+    def noted(*args):
+        made.append(aligned(*args))
+        return made[-1]
+
+    monkeypatch.setattr(loading, "aligned", noted)
+    params = load_params(open_source(saved), jnp.float32)
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
+    assert places == [host.ctypes.data for host in made]
 
 
 def test_the_command_takes_it(gptj, saved):
