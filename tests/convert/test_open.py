@@ -65,7 +65,7 @@ def test_the_kind_is_seen_from_the_files(kind, gptj, tmp_path):
 
 
 def test_a_run_becomes_each_kind_and_stays_the_same_weights(tiny_run, gptj, tmp_path):
-    assert open_source(tiny_run).kind == "run"
+    assert (open_source(tiny_run).kind, open_source(tiny_run).step) == ("run", 12)
     place, came = tiny_run, tiny_run
     for kind in ("gptj", "huggingface", "mesh-transformer", "gptj", "huggingface"):
         place, came = tmp_path / f"{place.name}-{kind}", place

@@ -93,7 +93,7 @@ def config_named(name: str | None) -> ModelConfig | None:
         if "n_heads" in text:
             return mesh_transformer.read_config(text, name)
         return ModelConfig.load(path)
-    except (UnicodeDecodeError, RecursionError):
+    except UnicodeDecodeError:
         raise UserError(f"{path} is not JSON text: it must hold a model's config") from None
 
 
