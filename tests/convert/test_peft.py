@@ -107,6 +107,8 @@ class TestBothWays:
         convert(ConvertConfig(str(tmp_path / "adapter"), out, to="peft"))
         for name in (ours.CONFIG, ours.WEIGHTS):
             assert (out / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
+        tokenizer = Tokenizer.load(out / "tokenizer.json")
+        assert tokenizer.sha256 == Tokenizer.bytes().sha256  # the base's
 
 
 class TestMistakes:
