@@ -93,6 +93,12 @@ class TestNames:
         with pytest.raises(UserError, match=str(tmp_path / "model")):
             open_source(tmp_path / "model")
 
+    def test_a_file_that_is_no_archive_and_an_archive_that_is_not_there(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("x")
+        for name in ("notes.txt", "model.tar"):
+            with pytest.raises(UserError, match=f"no model at {tmp_path}/{name}: give"):
+                open_source(tmp_path / name)
+
 
 class TestConfigs:
     def test_none_a_preset_ours_or_the_originals(self, tmp_path):
