@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from gptj.data import known, portions
 from gptj.data.examples import ExampleConfig
+from gptj.data.find import Source, find_sources
+from gptj.data.known import all_there
 from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
+from gptj.data.read import Reader
 from gptj.data.store import TokenStore
+from gptj.files import file_at
 from gptj.tokenizer import Tokenizer
 
 OLD = [f"old text {n}: {'é' * (n % 7)} of some words\n" * (1 + n % 3) for n in range(30)]
@@ -74,6 +78,53 @@ def append(path: Path, out: Path, **options) -> PrepareReport:
 def test_many_ids_are_spelt_as_one_by_one(ids):
     ids = [id for id in ids if id < TOKENIZER.vocab_size]
     assert known._Spelling(TOKENIZER)(np.array(ids, "<u2")) == TOKENIZER.spelled(ids)
+
+
+def test_documents_lie_between_ends_of_text(tmp_path):
+    out, texts = tmp_path / "out", ["x" * size for size in (3, 1, 4, 1, 5, 9, 2)]
+    prepare(PrepareConfig((lines(tmp_path / "a.jsonl", texts),), out, "bytes", 0))
+    store = TokenStore.open(out / "train")
+    ends = np.flatnonzero(store.tokens[:] == store.tokenizer.eos_id).tolist()
+    places = list(zip([0, *(end + 1 for end in ends[:-1])], ends, strict=True))
+    assert list(known._extents(store)) == places
+    assert [end - begin for begin, end in places] == [3, 1, 4, 1, 5, 9, 2]
+    few = known._extents(store, np.array([1, 2, 9, 100]))
+    assert list(few) == [(a, b) for a, b in places if b - a in (1, 2, 9)]
+
+
+class TestAllThere:
+    """Whether a file is prepared already, by the name that it has."""
+
+    @pytest.mark.parametrize("kind", ["files", "lines"])
+    @pytest.mark.parametrize("held_out", [0, 0.3])
+    def test_it_is_where_all_of_its_text_is(self, kind, held_out, tokenizer, tmp_path):
+        texts = ["".join(f"{name} verse {n}\n" for n in range(30)) for name in ("one", "two")]
+        out, folder = tmp_path / "out", tmp_path / "in"
+        if kind == "lines":
+            folder.mkdir()
+            lines(folder / "in00.jsonl", OLD)
+            lines(folder / "in01.jsonl", ["all else"])
+        else:
+            files(folder, texts)
+        prepare(PrepareConfig((folder,), out, tokenizer, held_out))
+        stores = {path: TokenStore.open(path) for path in out.iterdir() if path.is_dir()}
+        first, second = find_sources([folder]).sources
+
+        def there(source: Source) -> bool:
+            return all_there(Reader().documents(source), stores)
+
+        assert there(first)
+        assert there(second)
+        own = Path(first.file.path)
+        text = own.read_text()
+        for other in (text + text[:40] if kind == "files" else text + '{"text": "more"}', text):
+            own.write_text(other)
+            assert there(Source(file_at(str(own)), first.name)) == (other == text)
+        assert not there(Source(second.file, first.name))
+        assert not there(Source(first.file, "another"))
+        if kind == "lines":  # some of its lines are there
+            own.write_text("".join(text.splitlines(keepends=True)[3:9]))
+            assert there(Source(file_at(str(own)), first.name))
 
 
 class TestAppending:

@@ -1,7 +1,10 @@
 """Tables: which columns are read, where a record stands, what is said of one that lacks them."""
 
+import errno
+import io
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -11,7 +14,7 @@ from gptj.data.find import Source
 from gptj.data.read import Reader
 from gptj.data.tables import records
 from gptj.errors import UserError
-from gptj.files import file_at
+from gptj.files import File, file_at
 from gptj.tokenizer import Tokenizer
 
 TABLE = pa.table(
@@ -80,3 +83,43 @@ def test_a_stream_from_before_its_end_was_marked_as_today(tmp_path):
     with pa.ipc.new_stream(path, TABLE.schema, options=options) as writer:
         writer.write_table(TABLE)
     assert [row["text"] for _, row in rows(path, "text")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
+def test_of_a_batch_of_any_size_a_part_is_made_records_at_a_time(count, tmp_path):
+    """So that a text that is none is looked for in a few hundred rows."""
+    path = tmp_path / "a.arrow"
+    texts = pa.StringArray.from_buffers(
+        count,
+        pa.array(range(count + 1), pa.int32()).buffers()[1],
+        pa.py_buffer(b"x" * (count - 1) + b"\xff"),
+    )
+    table = pa.table({"text": texts})
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+    found, before = records(file_at(str(path)), ".arrow", ["text"]), (count - 1) // 256 * 256
+    assert [next(found)[1] for _ in range(before)] == [{"text": "x"}] * before
+    with pytest.raises(UserError, match=rf"in one of the 256 rows after {before}, holds text that"):
+        next(found)
+
+
+def test_a_table_that_a_disk_or_a_network_breaks_off_is_no_bad_table(path, monkeypatch):
+    near, why = file_at(str(saved(path))), [OSError(errno.EIO, "Input/output error")]
+    remote = fsspec.filesystem("memory")
+    remote.pipe(f"/broken/{path.name}", path.read_bytes())
+    far = file_at(f"memory://broken/{path.name}")
+
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise why[-1]
+
+    monkeypatch.setattr(File, "open", lambda self: Broken(path.read_bytes()))
+    with pytest.raises(UserError, match=r" cannot be read \(Input/output error\): check it"):
+        list(records(near, path.suffix, ["text"]))
+    with pytest.raises(UserError, match=r" cannot be read \(.*output error.*\): check the address"):
+        list(records(far, path.suffix, ["text"]))
+    why.append(OSError("odd"))  # as pyarrow's own are, without a number
+    with pytest.raises(UserError, match=r" cannot be read \(odd\): check the address"):
+        list(records(far, path.suffix, ["text"]))
+    with pytest.raises(UserError, match=rf" is no {path.suffix[1:]} table, or cut short \(odd\): "):
+        list(records(near, path.suffix, ["text"]))

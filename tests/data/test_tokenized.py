@@ -2,14 +2,16 @@
 
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboardX.record_writer import RecordWriter
 
-from gptj.data import tokenized
+from gptj.data import tokenized, unpack
 from gptj.data.find import Source, find_sources
 from gptj.data.read import Reader
 from gptj.data.tokenized import check_listed, documents_of, token_runs
@@ -41,6 +43,17 @@ class TestTheOriginals:
     @pytest.mark.parametrize("name", ["a.tfrecords", "pile_zstd_0.tfrecords"])
     def test_records_come_back_as_they_were(self, name, tfrecords, tmp_path):
         assert runs(tfrecords(tmp_path / name, RECORDS)) == [each.tolist() for each in RECORDS]
+
+    @pytest.mark.parametrize("chunk", [1, 5, 16, 10**6])
+    def test_records_are_read_to_the_byte_whatever_the_chunks(self, chunk, tmp_path, monkeypatch):
+        monkeypatch.setattr(unpack, "CHUNK_BYTES", chunk)
+        records = [b"", b"x", bytes(range(256)), b"\n", b"end"]
+        writer = RecordWriter(str(tmp_path / "a.tfrecords"))
+        for record in records:
+            writer.write(record)
+        writer.close()
+        with (tmp_path / "a.tfrecords").open("rb") as opened:
+            assert list(tokenized._records("a", unpack.parts(opened))) == records
 
     @given(ids=st.lists(st.integers(0, 2**40), max_size=50))
     @settings(deadline=None)
@@ -111,6 +124,16 @@ class TestTheOriginals:
         assert list(tokenized._held(message + b"\x08\x96", 1))[1:] == [b"\x96"]  # it breaks off
         assert list(tokenized._held(b"\x0b" + message, 4)) == []  # a group, which has no length
 
+    @pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 255, 256, 300, 16384])
+    def test_a_field_may_have_any_size(self, size):
+        """Which is a varint, as `field << 3 | 2` before it is."""
+        at, key, rest = size, b"\x0a", b"\x10\x07"
+        while at >= 128:
+            key, at = key + bytes([at & 127 | 128]), at >> 7
+        message = key + bytes([at]) + b"x" * size + rest
+        assert list(tokenized._held(message, 1)) == [b"x" * size]
+        assert list(tokenized._held(message, 2)) == [b"\x07"]
+
     def test_integers_need_not_be_packed(self):
         feature = b"\x1a\x07" + b"\x08\x05" + b"\x08\xac\x02" + b"\x08\x00"  # 5, 300 and 0
         entry = b"\x0a\x04text" + b"\x12" + bytes([len(feature)]) + feature
@@ -153,10 +176,25 @@ class TestTheOriginals:
 class TestMegatron:
     SEQUENCES = ([1, 2, 3], [], [65535, 0])
 
-    @pytest.mark.parametrize(("kind", "code"), [("<u2", 8), ("<i4", 4), ("<i8", 5)])
-    def test_sequences_come_back_as_they_were(self, kind, code, tmp_path):
-        path = megatron(tmp_path / "a.idx", self.SEQUENCES, kind, code)
-        assert runs(path) == [list(each) for each in self.SEQUENCES]
+    WIDTHS: ClassVar = {"u1": 1, "i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
+
+    @pytest.mark.parametrize("kind", WIDTHS)
+    def test_sequences_come_back_as_they_were(self, kind, tmp_path):
+        largest = np.iinfo(kind).max
+        sequences = [[1, 2, 3], [], [largest, 0]]
+        path = megatron(tmp_path / "a.idx", sequences, kind, self.WIDTHS[kind])
+        assert runs(path) == sequences
+
+    def test_another_version_or_a_type_that_is_no_integer_is_refused(self, tmp_path):
+        for code in (0, 6, 7, 9):
+            path = megatron(tmp_path / "a.idx", self.SEQUENCES, "<u2", code)
+            with pytest.raises(UserError, match=rf"a\.idx says that ids are of type {code}, which"):
+                runs(path)
+        content = bytearray(megatron(tmp_path / "a.idx", self.SEQUENCES, "<u2", 8).read_bytes())
+        content[9] = 2
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.idx is no index of Megatron's \(version 1\)"):
+            runs(path)
 
     @given(
         documents=st.lists(

@@ -38,9 +38,11 @@ def records(
                         f"{file.path} has no column {columns[0]!r} (it has "
                         f"{named(_fields(batch.schema))}): {lack}"
                     )
-                for row in batch.select(held).to_pylist():
-                    number += 1
-                    yield f"{file.path}:{number}", row
+                rows = batch.select(held)
+                for begin in range(0, len(rows), ROWS):  # a batch of Arrow's may be of any size
+                    for row in rows.slice(begin, ROWS).to_pylist():
+                        number += 1
+                        yield f"{file.path}:{number}", row
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file.path}, in one of the {ROWS} rows after {number}, holds text that is not "

@@ -28,7 +28,7 @@ Ids = NDArray[np.int64]
 
 _FEATURE = b"text"
 _WIDTHS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_MAGIC = b"MMIDIDX\x00\x00"
+_MAGIC = b"MMIDIDX\0\0" + struct.pack("<Q", 1)
 _AGAIN = "fetch or make it again"
 _AT_ONCE = 1 << 16
 """Numbers of an index that are held at a time."""
@@ -211,9 +211,9 @@ def _megatron(index: File) -> Iterator[Iterator[Ids]]:
     if data is None:
         raise UserError(f"{index.path} has no .bin file beside it: copy both")
     head = index.read(0, min(34, index.size)).tobytes()
-    if head[:9] != _MAGIC or len(head) < 34:
+    if head[:17] != _MAGIC or len(head) < 34:
         raise UserError(f"{index.path} is no index of Megatron's (version 1): {_AGAIN}")
-    _, code, count, bounds = struct.unpack("<QBQQ", head[9:])
+    code, count, bounds = struct.unpack("<BQQ", head[17:])
     if code not in _WIDTHS:
         raise UserError(f"{index.path} says that ids are of type {code}, which no integer is")
     kind = np.dtype(_WIDTHS[code])
