@@ -185,6 +185,7 @@ class TestMistakes:
         found = find_sources([tmp_path])
         assert [each.file.path for each in found.sources] == [str(index)]
         assert found.skipped == 1
+        assert names(tmp_path / "other.bin") == ["other.bin"]  # named outright, and no index of it
 
     def test_a_folder_without_text(self, tmp_path):
         save(tmp_path / "photos/a.jpg", b"x")
@@ -192,7 +193,7 @@ class TestMistakes:
             find_sources([tmp_path / "photos"])
 
     def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
-        for name in ("a.txt", "closed/b.txt", ".hidden/c.txt"):
+        for name in ("a.txt", "closed/b.txt", ".hidden/c.txt", "x/y/closed/d.txt"):
             save(tmp_path / name, b"x")
         scan = os.scandir
 
@@ -211,7 +212,9 @@ class TestMistakes:
             os, "access", lambda path, mode: "closed" not in path or mode & both != both
         )
         monkeypatch.chdir(tmp_path)
-        for pattern in ("**/*.txt", "*/*.txt", "**", "*", "c*/b.txt"):
+        for pattern in (
+            "**/*.txt", "*/*.txt", "**", "*", "c*/b.txt", "closed/*.txt", "x/**/*.txt", "x/**"
+        ):  # fmt: skip
             for given in (tmp_path / pattern, pattern):
                 with pytest.raises(UserError, match=r"closed/? cannot be read \(Permission denied"):
                     find_sources([given])
