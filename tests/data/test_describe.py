@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj.data.describe import SHOWN, describe_store, lengths, random_documents
+from gptj.data.describe import SHOWN, _by_source, describe_store, lengths, random_documents
 from gptj.data.mixture import MixConfig, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.read import Document
-from gptj.data.store import TokenStore
+from gptj.data.store import SourceRecord, TokenStore
 from gptj.data.write import StoreWriter, finish
 from gptj.tokenizer import Tokenizer
 
@@ -120,6 +120,14 @@ class TestByHand:
         monkeypatch.setattr("gptj.data.describe.MOST_SOURCES", most)
         found = [line.split() for line in describe_store(store) if "documents  " in line]
         assert [(" ".join(words[:-7]), int(words[-7])) for words in found] == rows
+
+    def test_of_up_to_twenty_files_each_is_told(self):
+        found = [
+            [name for name, _ in _by_source([SourceRecord(f"{n % 2}/{n}", 1, "", n, 1, 99 - n)
+                                             for n in range(count)])]
+            for count in (20, 21)
+        ]  # fmt: skip
+        assert found == [[f"{n % 2}/{n}" for n in range(20)], ["0", "1"]]
 
     def test_a_document_is_counted_in_its_own_source(self, store):
         found = list(random_documents(store, 6, seed=0))

@@ -65,6 +65,11 @@ class TestFinding:
             list(_names(files, places))
         assert list(_names(files[:1], places)) == ["a/b.txt"]
 
+    @pytest.mark.parametrize("bases", [["/x", "s3://x"], ["gs://x", "s3://x"]])
+    def test_where_inputs_share_no_place_each_is_its_own_name(self, bases):
+        places = [f"{base}/a.txt" for base in bases]
+        assert list(_names([File(place, 1) for place in places], bases)) == places
+
     def test_relative_paths_give_the_same_names(self, tmp_path, monkeypatch):
         save(tmp_path / "books/a.txt", b"x")
         monkeypatch.chdir(tmp_path)

@@ -203,8 +203,7 @@ def _names(files: Iterable[File], bases: Sequence[str]) -> Iterator[str]:
     Raises:
       UserError: two are one file, or would have one name.
     """
-    schemes = {base.partition("://")[0] if is_url(base) else "" for base in bases}
-    base = os.path.commonpath(bases) if len(schemes) == 1 else ""
+    base = os.path.commonpath(bases) if len(set(map(is_url, bases))) == 1 else ""
     places: dict[str, str] = {}
     names: dict[str, str] = {}
     for file in files:
