@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj.data.describe import SHOWN, _by_source, describe_store, lengths, random_documents
-from gptj.data.mixture import MixConfig, mix
+from gptj.data.describe import (
+    SHOWN,
+    _by_source,
+    describe,
+    describe_store,
+    lengths,
+    random_documents,
+)
+from gptj.data.mixture import ROUND, MixConfig, Mixture, Part, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.read import Document
 from gptj.data.store import SourceRecord, TokenStore
@@ -104,6 +111,17 @@ class TestByHand:
             *(f"    {2**k:>3} to {2 ** (k + 1) - 1:>3}  0" for k in range(2, 7)),
             f"    128 to 255  1  {'█' * 8}",
         ]
+
+    def test_of_a_mixture_each_part_and_what_is_held_out(self, store):
+        own, quarter = list(describe_store(store)), ROUND // 4
+        parts = Part("one", store, 3 * quarter), Part("two", store, quarter)
+        assert list(describe(Mixture("x", parts, None))) == [
+            "", "one, 75.00 % of the rows: to train on", *own,
+            "", "two, 25.00 % of the rows: to train on", *own,
+        ]  # fmt: skip
+        assert list(describe(Mixture.of(store, store))) == [
+            "", "to train on", *own, "", "held out", *own
+        ]  # fmt: skip
 
     @pytest.mark.parametrize(
         ("most", "rows"),
