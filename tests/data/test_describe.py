@@ -123,6 +123,15 @@ class TestByHand:
             "", "to train on", *own, "", "held out", *own
         ]  # fmt: skip
 
+    def test_documents_that_are_nothing_but_their_ends(self, tmp_path):
+        with StoreWriter(tmp_path, Tokenizer.bytes()) as writer:
+            for _ in range(3):
+                writer.add(Document("a", ""))
+        finish(tmp_path, Tokenizer.bytes(), [writer.written()])
+        store = TokenStore.open(tmp_path)
+        assert lengths(store).tolist() == [3]
+        assert list(describe_store(store))[-1] == f"    1 to 1  3  {'█' * 40}"
+
     @pytest.mark.parametrize(
         ("most", "rows"),
         [
