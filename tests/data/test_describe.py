@@ -170,14 +170,14 @@ class TestByHand:
         monkeypatch.setattr("gptj.data.describe.READ", 3)
         tokenizer, kind = Tokenizer.bytes(), "completions"
         with StoreWriter(tmp_path, tokenizer, examples=kind) as writer:
-            for ids in ([~97, ~0, 0, 98], [~99, 100, ~0, ~101, 102], [0, ~103]):
+            for ids in ([0, ~103], [~97, ~0, 0, 98], [~99, 100, ~0, ~101, 102]):
                 writer.add(Document("a", ids=np.array(ids)))
         finish(tmp_path, tokenizer, [writer.written()], kind)
         store = TokenStore.open(tmp_path)
         line = "  completions: 8 tokens are learnt (⟦⟧ below), others only read"
         assert list(describe_store(store))[1] == line
         found = [text for _, _, text in random_documents(store, 3, seed=0)]
-        assert found == ["a\0⟦\0b⟧", "c⟦d⟧\0e⟦f⟧", "⟦\0⟧g⟦⟧"]
+        assert found == ["⟦\0⟧g⟦⟧", "a\0⟦\0b⟧", "c⟦d⟧\0e⟦f⟧"]
 
 
 class TestCommand:
