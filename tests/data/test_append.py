@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from gptj.data.append import Prepared
+from gptj.data.clean import CleanConfig
+from gptj.data.find import Inputs, Source
 from gptj.data.journal import JOURNAL
+from gptj.data.portions import ReadConfig, Reading
+from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.read import Document
 from gptj.data.store import TokenStore
 from gptj.data.write import StoreWriter, Written, finish
 from gptj.errors import UserError
+from gptj.files import File
 from gptj.tokenizer import Tokenizer
 
 BYTES, KIND = Tokenizer.bytes(), "completions"
@@ -92,18 +97,22 @@ def test_only_what_something_was_written_to_is_changed(tmp_path):
         ("a", False): [],
         ("b", False): [written(new / "b/train", "one", 3), written(new / "b/train", "two", 4)],
         ("b", True): [written(new / "b/heldout", "three", 3)],
+        ("c", False): [written(new / "c/train", "four", 5)],
     }
     data.add(new, BYTES, parts)
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     changed = {path.relative_to(out).as_posix() for path in before if before[path] != after[path]}
     assert changed == {"b/train/manifest.json"}
     shards = [
-        f"b/{name}.{end}"
-        for name in ("heldout/00003-000", "train/00003-000", "train/00004-000")
+        f"{place}/{number:05}-000.{end}"
+        for place, numbers in (("b/heldout", [3]), ("b/train", [3, 4]), ("c/train", [5]))
+        for number in numbers
         for end in ("documents", "tokens")
     ]
     made = [path.relative_to(out).as_posix() for path in sorted(after.keys() - before.keys())]
-    assert made == sorted([*shards, "b/heldout/manifest.json", "b/heldout/tokenizer.json"])
+    begun = (f"{name}/{file}.json" for name in ("b/heldout", "c/train")
+             for file in ("manifest", "tokenizer"))  # fmt: skip
+    assert made == sorted([*shards, *begun])
     store = TokenStore.open(out / "b/train")
     assert [store.text(n) for n in range(3)] == ["b/train", "one", "two"]
     assert [each.first_document for each in store.sources] == [0, 1, 2]
@@ -116,3 +125,40 @@ def test_of_examples_as_of_texts(tmp_path):
     new = tmp_path / "new"
     data.add(new, BYTES, {("", False): [written(new / "train", "x", 1, KIND)]})
     assert TokenStore.open(tmp_path / "out/train").manifest.examples == KIND
+
+
+def test_where_there_are_none_it_is_said_where_they_are(tmp_path):
+    prepared(tmp_path / "out", "train")
+    none = "holds no prepared data to append to: leave out --append, or let --out be"
+    for place, said in (
+        ("absent", none),
+        ("out/train/manifest.json", none),
+        ("out/train", f"is one store of prepared data: append to {tmp_path}/out around it"),
+    ):
+        with pytest.raises(UserError, match=f"^{tmp_path / place} {said}"):
+            Prepared.open(tmp_path / place)
+
+
+def test_a_new_file_is_neither_there_nor_called_like_one_that_is(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, text in (("a", "one"), ("b", "two"), ("c", "three"), ("d", "three")):
+        (folder / f"{name}.txt").write_text(text)
+    out = tmp_path / "out"
+    prepare(PrepareConfig((folder / "a.txt",), out, "bytes", held_out=0))
+    prepare(PrepareConfig((folder / "b.txt",), out, held_out=0, append=True))
+    data = Prepared.open(out)
+
+    def check(*names: str) -> None:
+        paths = [(folder / f"{name}.txt", f"{as_}.txt") for name, as_ in names]
+        files = (Source(File(str(path), path.stat().st_size), as_) for path, as_ in paths)
+        how = ReadConfig("text", None, False, CleanConfig())
+        data.check_new(Reading(Inputs(tuple(files), 0), how))
+
+    check("cc", "dd")
+    for names in (["bb"], ["cc", "aa"]):
+        with pytest.raises(UserError, match=r"^[ab]\.txt is in .*out already: leave it out"):
+            check(*names)
+    for names in (["ca"], ["dd", "cb"]):
+        with pytest.raises(UserError, match=r"out has other text that is called [ab]\.txt: rename"):
+            check(*names)
