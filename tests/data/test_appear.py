@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gptj.data.appear import PREPARED, check_out
+from gptj.data.appear import PREPARED, appear, check_out, saying
 from gptj.data.mixture import FILE
 from gptj.errors import UserError
 
@@ -72,3 +72,20 @@ def test_a_file_is_no_folder(out):
     out.write_text("x")
     with pytest.raises(UserError, match="out is not a mixture, so --force does not"):
         check_out(out, True, FILE)
+
+
+@pytest.mark.parametrize("mark", [PREPARED, FILE])
+def test_of_folders_in_it_nothing_is_deleted_unless_they_may_be_there(mark, out, tmp_path):
+    lay(out, f"a/{mark}")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UserError, match="so --force does not delete it"):
+        check_out(out, True, mark)
+    with pytest.raises(UserError, match="so --force does not delete it"):
+        appear(tmp_path / "new", out, True, mark)
+    assert (out / "a" / mark).exists()
+
+
+def test_what_is_refused_without_a_number_is_said_too(out):
+    said = r"out cannot be written \(odd\) and .*: try again, or"
+    with pytest.raises(UserError, match=said), saying(out):
+        raise OSError("odd")

@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj.data.describe import SHOWN, describe_store, lengths, random_documents
-from gptj.data.mixture import MixConfig, mix
+from gptj.data.describe import (
+    SHOWN,
+    _by_source,
+    describe,
+    describe_store,
+    lengths,
+    random_documents,
+)
+from gptj.data.mixture import ROUND, MixConfig, Mixture, Part, mix
 from gptj.data.prepare import PrepareConfig, prepare
 from gptj.data.read import Document
-from gptj.data.store import TokenStore
+from gptj.data.store import SourceRecord, TokenStore
 from gptj.data.write import StoreWriter, finish
 from gptj.tokenizer import Tokenizer
 
@@ -105,6 +112,26 @@ class TestByHand:
             f"    128 to 255  1  {'█' * 8}",
         ]
 
+    def test_of_a_mixture_each_part_and_what_is_held_out(self, store):
+        own, quarter = list(describe_store(store)), ROUND // 4
+        parts = Part("one", store, 3 * quarter), Part("two", store, quarter)
+        assert list(describe(Mixture("x", parts, None))) == [
+            "", "one, 75.00 % of the rows: to train on", *own,
+            "", "two, 25.00 % of the rows: to train on", *own,
+        ]  # fmt: skip
+        assert list(describe(Mixture.of(store, store))) == [
+            "", "to train on", *own, "", "held out", *own
+        ]  # fmt: skip
+
+    def test_documents_that_are_nothing_but_their_ends(self, tmp_path):
+        with StoreWriter(tmp_path, Tokenizer.bytes()) as writer:
+            for _ in range(3):
+                writer.add(Document("a", ""))
+        finish(tmp_path, Tokenizer.bytes(), [writer.written()])
+        store = TokenStore.open(tmp_path)
+        assert lengths(store).tolist() == [3]
+        assert list(describe_store(store))[-1] == f"    1 to 1  3  {'█' * 40}"
+
     @pytest.mark.parametrize(
         ("most", "rows"),
         [
@@ -121,6 +148,14 @@ class TestByHand:
         found = [line.split() for line in describe_store(store) if "documents  " in line]
         assert [(" ".join(words[:-7]), int(words[-7])) for words in found] == rows
 
+    def test_of_up_to_twenty_files_each_is_told(self):
+        found = [
+            [name for name, _ in _by_source([SourceRecord(f"{n % 2}/{n}", 1, "", n, 1, 99 - n)
+                                             for n in range(count)])]
+            for count in (20, 21)
+        ]  # fmt: skip
+        assert found == [[f"{n % 2}/{n}" for n in range(20)], ["0", "1"]]
+
     def test_a_document_is_counted_in_its_own_source(self, store):
         found = list(random_documents(store, 6, seed=0))
         assert found == [
@@ -135,14 +170,14 @@ class TestByHand:
         monkeypatch.setattr("gptj.data.describe.READ", 3)
         tokenizer, kind = Tokenizer.bytes(), "completions"
         with StoreWriter(tmp_path, tokenizer, examples=kind) as writer:
-            for ids in ([~97, ~0, 0, 98], [~99, 100, ~0, ~101, 102], [0, ~103]):
+            for ids in ([0, ~103], [~97, ~0, 0, 98], [~99, 100, ~0, ~101, 102]):
                 writer.add(Document("a", ids=np.array(ids)))
         finish(tmp_path, tokenizer, [writer.written()], kind)
         store = TokenStore.open(tmp_path)
         line = "  completions: 8 tokens are learnt (⟦⟧ below), others only read"
         assert list(describe_store(store))[1] == line
         found = [text for _, _, text in random_documents(store, 3, seed=0)]
-        assert found == ["a\0⟦\0b⟧", "c⟦d⟧\0e⟦f⟧", "⟦\0⟧g⟦⟧"]
+        assert found == ["⟦\0⟧g⟦⟧", "a\0⟦\0b⟧", "c⟦d⟧\0e⟦f⟧"]
 
 
 class TestCommand:

@@ -65,6 +65,11 @@ class TestFinding:
             list(_names(files, places))
         assert list(_names(files[:1], places)) == ["a/b.txt"]
 
+    @pytest.mark.parametrize("bases", [["/x", "s3://x"], ["gs://x", "s3://x"]])
+    def test_where_inputs_share_no_place_each_is_its_own_name(self, bases):
+        places = [f"{base}/a.txt" for base in bases]
+        assert list(_names([File(place, 1) for place in places], bases)) == places
+
     def test_relative_paths_give_the_same_names(self, tmp_path, monkeypatch):
         save(tmp_path / "books/a.txt", b"x")
         monkeypatch.chdir(tmp_path)
@@ -185,6 +190,7 @@ class TestMistakes:
         found = find_sources([tmp_path])
         assert [each.file.path for each in found.sources] == [str(index)]
         assert found.skipped == 1
+        assert names(tmp_path / "other.bin") == ["other.bin"]  # named outright, and no index of it
 
     def test_a_folder_without_text(self, tmp_path):
         save(tmp_path / "photos/a.jpg", b"x")
@@ -192,7 +198,7 @@ class TestMistakes:
             find_sources([tmp_path / "photos"])
 
     def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
-        for name in ("a.txt", "closed/b.txt", ".hidden/c.txt"):
+        for name in ("a.txt", "closed/b.txt", ".hidden/c.txt", "x/y/closed/d.txt"):
             save(tmp_path / name, b"x")
         scan = os.scandir
 
@@ -211,7 +217,9 @@ class TestMistakes:
             os, "access", lambda path, mode: "closed" not in path or mode & both != both
         )
         monkeypatch.chdir(tmp_path)
-        for pattern in ("**/*.txt", "*/*.txt", "**", "*", "c*/b.txt"):
+        for pattern in (
+            "**/*.txt", "*/*.txt", "**", "*", "c*/b.txt", "closed/*.txt", "x/**/*.txt", "x/**"
+        ):  # fmt: skip
             for given in (tmp_path / pattern, pattern):
                 with pytest.raises(UserError, match=r"closed/? cannot be read \(Permission denied"):
                     find_sources([given])

@@ -74,10 +74,10 @@ def describe_store(store: TokenStore) -> Iterator[str]:
 
 def _by_source(sources: Sequence[SourceRecord]) -> list[tuple[str, tuple[int, int, int]]]:
     """Documents, bytes and tokens of each source, or of each folder of them."""
-    depth = None if len({each.name for each in sources}) <= MOST_SOURCES else 1
+    by_folder = len({each.name for each in sources}) > MOST_SOURCES
     found: dict[str, NDArray[np.int64]] = {}
     for each in sources:
-        name = each.name if depth is None else each.name.split("/")[0]
+        name = each.name.split("/")[0] if by_folder else each.name
         counts = np.array([each.documents, each.bytes, each.tokens])
         found[name] = found.get(name, 0) + counts
     largest = sorted(found.items(), key=lambda row: -int(row[1][2]))

@@ -127,10 +127,9 @@ def _meant(given: str, exclude: Sequence[str]) -> list[str]:
 def _closed(pattern: str) -> Iterator[str]:
     """The folders of this machine that a pattern would look into, and may not."""
     parts = Path(pattern).parts
-    for count in range(1, len(parts) + 1):
-        before = os.path.join(*parts[:count], "")
-        if _is_pattern(before) and (count < len(parts) or parts[-1] == "**"):
-            for folder in glob.iglob(before, recursive=True):
+    for count in range(1, len(parts)):  # what all of it meets is looked into when it is read
+        if any(map(_is_pattern, parts[: count + 1])):
+            for folder in glob.iglob(os.path.join(*parts[:count], ""), recursive=True):
                 if not os.access(folder, os.R_OK | os.X_OK):
                     yield folder
 
@@ -204,8 +203,7 @@ def _names(files: Iterable[File], bases: Sequence[str]) -> Iterator[str]:
     Raises:
       UserError: two are one file, or would have one name.
     """
-    schemes = {base.partition("://")[0] if is_url(base) else "" for base in bases}
-    base = os.path.commonpath(bases) if len(schemes) == 1 else ""
+    base = os.path.commonpath(bases) if len(set(map(is_url, bases))) == 1 else ""
     places: dict[str, str] = {}
     names: dict[str, str] = {}
     for file in files:
