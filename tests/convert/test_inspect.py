@@ -81,6 +81,7 @@ class TestInspect:
         rows = table(gptj("inspect", tiny_run).out.splitlines())
         tokenizer = package.load(tiny_run).tokenizer
         assert rows["step"] == "12"
+        assert "optimizer" not in rows  # it has one, which is not read
         assert rows["tokenizer"] == f"257 tokens, sha256 {tokenizer.sha256}"
 
     @pytest.mark.parametrize("kind", KINDS)

@@ -129,9 +129,11 @@ def _weight_rows(source: Source) -> dict[str, str]:
 
 def _other_rows(source: Source) -> dict[str, str]:
     moments, tokenizer = list((source.optimizer or {}).values()), source.tokenizer()
+    # What a run would go on with stays in its checkpoints, and is not read with the weights.
+    is_unread = source.kind.startswith("run") or source.kind.endswith("adapters")
     return {
         "step": "unknown" if source.step is None else f"{source.step:,}",
-        "optimizer": _sum(moments) if moments else "none",
+        **({} if is_unread else {"optimizer": _sum(moments) if moments else "none"}),
         "tokenizer": _tokenizer(tokenizer) if tokenizer else "none",
     }
 
