@@ -229,6 +229,14 @@ class TestDiff:
         found = diff(open_source(c), open_source(b))
         assert (found.where, found.tensors) == ("embedding", 1)
 
+    @pytest.mark.parametrize("dtype", SIZES)
+    def test_a_bias_of_zeros_is_none(self, dtype, gptj, tmp_path):
+        source = edited(made(dtype), embedding=(0, -0.0))
+        a = written(tmp_path / "a", source=source)
+        b = written(tmp_path / "b", "mesh-transformer", source)
+        for pair in ((a, b), (b, a)):
+            assert gptj("diff", *pair) == (0, "the same weights, bit for bit\n", "")
+
     def test_what_is_no_model(self, refused, tmp_path):
         a = written(tmp_path / "a")
         for pair in ((a, tmp_path / "b"), (tmp_path / "b", a)):
