@@ -1,8 +1,11 @@
 """Files read in parts, and folders, wherever they lie: the same answers, and one sentence each."""
 
 import errno
+import functools
+import http.server
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import fsspec
@@ -247,6 +250,18 @@ class TestFolders:
         found = [file_at(place).text() for place in matching(f"{folder}/**/c.txt")]
         assert found == ["deep/c.txt"]
         assert matching(f"{folder}/*.md") == []
+
+    def test_a_web_server_s_page_about_one_is_no_file(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep/a.txt").write_text("a.txt")
+        own = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), own) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            deep = f"http://127.0.0.1:{server.server_port}/deep"
+            assert file_at(deep) is None
+            assert [file.text() for _, file in Folder(deep).walk()] == ["a.txt"]
+            assert file_at(f"{deep}/a.txt").text() == "a.txt"
+            server.shutdown()
 
 
 class TestOnDisk:

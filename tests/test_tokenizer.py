@@ -340,6 +340,18 @@ class TestLoading:
         with pytest.raises(UserError, match=complaint):
             Tokenizer.load(tmp_path / "bad.json")
 
+    @pytest.mark.parametrize(("name", "asks"), [("", "exists"), ("t.json", "read_text")])
+    def test_what_may_not_be_read_is_named(self, name, asks, tmp_path, monkeypatch):
+        path = write(tmp_path / "t.json", json_of(BYTES)).parent / name
+
+        def fail(asked, **_):
+            raise PermissionError(13, "Permission denied", str(asked))
+
+        monkeypatch.setattr(Path, asks, fail)
+        said = f"^{path} cannot be read \\(Permission denied\\): allow yourself to read it"
+        with pytest.raises(UserError, match=said):
+            Tokenizer.load(path)
+
     def test_an_unknown_way_to_spell_is_refused(self, tmp_path):
         definition = json_of(BYTES, decoder={"type": "WordPiece", "prefix": "##", "cleanup": True})
         with pytest.raises(UserError, match=r"odd\.json is neither byte-level .*WordPiece"):

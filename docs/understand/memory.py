@@ -137,7 +137,10 @@ def ways() -> Figure:
     for part in parts:
         size = first[part] / 1e9
         color = "white" if part in ("weights", "gradients") else INK
-        axes.text(begin + size / 2, 0, said.get(part, ""), ha="center", va="center", color=color)
+        if part == "activations":  # too narrow for its name
+            axes.text(begin, 0.49, part, va="center", color=KEPT)
+        else:
+            axes.text(begin + size / 2, 0, said[part], ha="center", va="center", color=color)
         begin += size
     for size in GPUS:
         axes.axvline(size, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
@@ -181,13 +184,14 @@ def fsdp() -> Figure:
         for color, name in names.items() if count == 1 else ():
             ink = "white" if color in (WEIGHTS, GRADIENTS) else INK
             axes.text(at, middles[color], name, ha="center", va="center", color=ink)
+    axes.text(at + 0.45, middles[KEPT], "activations", va="center", color=KEPT)
     for size in GPUS[:4]:
         axes.axhline(size, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        axes.text(len(counts) - 0.45, size + 0.8, f"a GPU of {size} GB", ha="right", color=INK)
+        axes.text(len(counts) + 0.3, size + 0.8, f"a GPU of {size} GB", ha="right", color=INK)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_xlabel("GPUs that share the state; 4 rows on each")
     axes.set_ylabel("GB on each")
-    axes.set_xlim(-0.55, len(counts) - 0.4)
+    axes.set_xlim(-0.55, len(counts) + 0.35)
     return figure
 
 

@@ -63,13 +63,13 @@ def days() -> Figure:
     for place, found in plans().items():
         if found["compiled"]:
             each = TOKENS / found["tokens_per_second"] / DAY
-            axes.plot(found["chips"], each, "o", color=TPU, markersize=8)
+            axes.plot(found["chips"], each, "o", color=TPU, markersize=8, zorder=4)
             where = (9, 3) if place != "v3-256" else (-62, -18)
             axes.annotate(place, (found["chips"], each), where, color=TPU,
                           textcoords="offset points")  # fmt: skip
     run = ORIGINAL[0]
     taken = TOKENS / run.tokens_per_second / DAY
-    axes.plot(run.cores / 2, taken, "*", color=THEN, markersize=18, zorder=3)
+    axes.plot(run.cores / 2, taken, "*", color=THEN, markersize=30, zorder=3)
     axes.annotate(
         "2021, as written down:\n151k tokens/s on 128 chips", (run.cores / 2, taken), (14, 18),
         textcoords="offset points", color=THEN,

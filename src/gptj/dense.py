@@ -66,9 +66,7 @@ def over_rows(
     return jax.lax.optimization_barrier(summed)
 
 
-def sum_last(
-    x: Float[Array, "*rows dim"], *axes: str | None, unreduced: tuple[str, ...] = ()
-) -> Float[Array, "*rows 1"]:
+def sum_last(x: Float[Array, "*rows dim"], *axes: str | None) -> Float[Array, "*rows 1"]:
     """Sum over the last dim, kept as 1, in float32. `axes` are the result's, without that dim."""
     if _is_plain():
         return jnp.sum(x, axis=-1, keepdims=True, dtype=jnp.float32)
@@ -79,7 +77,7 @@ def sum_last(
         ones,
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-        out_sharding=spec(*axes, unreduced=unreduced),
+        out_sharding=spec(*axes),
     )
     return total[..., None]
 

@@ -210,8 +210,7 @@ class Folder:
 
     def folder(self, name: str) -> Folder:
         """The folder called `name` in this one."""
-        inner = self._unpacked and self._unpacked / name
-        return Folder(f"{self.place.rstrip('/')}/{name}", inner)
+        return Folder(f"{self.place.rstrip('/')}/{name}", self._unpacked and self._unpacked / name)
 
     @property
     def parent(self) -> Folder:
@@ -283,11 +282,12 @@ class Folder:
     def _size(self, path: str) -> int | None:
         if self._remote is None:
             return os.path.getsize(path) if os.path.isfile(path) else None
-        with reaching(self.place):
-            try:
-                return int(self._remote.size(path)) if self._remote.isfile(path) else None
-            except FileNotFoundError:
-                return None
+        with reaching(self.place), contextlib.suppress(FileNotFoundError):
+            if self._remote.isfile(path):
+                found = self._remote.info(path)
+                # A web server leads from a folder's name to its page, whose own ends in a slash.
+                return None if str(found.get("url")).endswith("/") else int(found["size"])
+        return None
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

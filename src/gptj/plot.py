@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,10 +97,7 @@ def plot_growth(panels: Mapping[str, Sequence[Line]], out: Path) -> None:
     Raises:
       UserError: `out` cannot be written, or matplotlib is not installed.
     """
-    across = min(len(panels), 3)
-    down = -(-len(panels) // across)
-    figure = _figure((4.2 * across, 3.4 * down))
-    frames = figure.subplots(down, across, squeeze=False).flat
+    figure, frames = _frames(len(panels))
     for (title, lines), axes in zip(panels.items(), frames, strict=False):
         for line, color in zip(lines, COLORS * len(lines), strict=False):
             axes.plot(line.sizes, line.found, "o-", color=color, markersize=4, label=line.name)
@@ -124,10 +121,7 @@ def plot_scores(panels: Mapping[str, tuple[Sequence[Point], Point]], out: Path) 
     Raises:
       UserError: `out` cannot be written, or matplotlib is not installed.
     """
-    across = min(len(panels), 3)
-    down = -(-len(panels) // across)
-    figure = _figure((4.2 * across, 3.4 * down))
-    frames = figure.subplots(down, across, squeeze=False).flat
+    figure, frames = _frames(len(panels))
     for (title, (known, own)), axes in zip(panels.items(), frames, strict=False):
         _draw_families(axes, [point for point in known if point.flops])
         if own.flops:
@@ -142,6 +136,14 @@ def plot_scores(panels: Mapping[str, tuple[Sequence[Point], Point]], out: Path) 
         axes.set_axis_off()
     figure.axes[0].legend(frameon=False, fontsize=7, loc="upper left")
     _save(figure, out)
+
+
+def _frames(count: int) -> tuple[Figure, Iterator[Axes]]:
+    """A figure with room for so many panels, at most three side by side."""
+    across = min(count, 3)
+    down = -(-count // across)
+    figure = _figure((4.2 * across, 3.4 * down))
+    return figure, figure.subplots(down, across, squeeze=False).flat
 
 
 def plot_lengths(counts: Mapping[str, NDArray[np.int64]], out: Path) -> None:

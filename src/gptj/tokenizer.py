@@ -19,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from gptj.bpe import Swift, swift
 from gptj.errors import UserError
+from gptj.files import unreadable
 from gptj.hub import download, is_hub_id
 
 END_OF_TEXT = "<|endoftext|>"
@@ -141,17 +142,18 @@ class Tokenizer:
         if spec == "bytes":
             return cls.bytes()
         path = Path(spec)
-        if path.is_dir():
-            return cls(_read_folder(path), str(path))
-        if path.exists():
-            return cls(_read_json(path), str(path))
-        if isinstance(spec, Path) or spec.endswith(".json") or not is_hub_id(spec):
-            raise UserError(
-                f"no tokenizer {str(spec)!r}: give `bytes`, a tokenizer.json, the folder of one, "
-                "or a Hub id such as EleutherAI/gpt-j-6b"
-            )
-        files = ["tokenizer.json", *_BPE_FILES[0]]
-        return cls(_read_folder(download(spec, "tokenizer", files)), spec)
+        try:
+            if not path.exists():
+                if isinstance(spec, Path) or spec.endswith(".json") or not is_hub_id(spec):
+                    raise UserError(
+                        f"no tokenizer {str(spec)!r}: give `bytes`, a tokenizer.json, the folder "
+                        "of one, or a Hub id such as EleutherAI/gpt-j-6b"
+                    )
+                path = download(spec, "tokenizer", ["tokenizer.json", *_BPE_FILES[0]])
+            definition = _read_folder(path) if path.is_dir() else _read_json(path)
+        except OSError as error:
+            raise unreadable(str(error.filename or spec), error) from error
+        return cls(definition, str(spec))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of `text`. With `special`, `<|endoftext|>` in it is the token, else plain text.
@@ -367,7 +369,7 @@ def _backing(definition: str, name: str) -> tokenizers.Tokenizer:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(
             f"{path} cannot be read ({error}): give a tokenizer.json or its folder"
         ) from error

@@ -1,7 +1,9 @@
 """Flags to records: a mesh where one is needed, and help that reads as it was written."""
 
 import dataclasses
+import re
 from contextlib import nullcontext
+from typing import Literal
 
 import jax
 import pytest
@@ -27,6 +29,10 @@ class Options:
     """No more than this. Default: any."""
     names: tuple[str, ...] = ()
     """Of whom."""
+    kinds: tuple[Literal["big", "small"], ...] = ()
+    """Of what kinds."""
+    way: Literal["there", "back again"] | None = None
+    """Which way."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -49,6 +55,25 @@ def test_a_flag_wins_over_a_default_that_is_given():
 def test_a_record_that_refuses_says_its_own_sentence(capsys):
     with pytest.raises(UserError, match=r"^size=0 must be at least 1$"):
         given("--size", "0")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kinds", "big", "odd"), "--kinds=odd must be one of big, small"),
+        (("--way", "it's (far)"), "--way=it's (far) must be one of None, back again, there"),
+        (("--way", "far" + 40 * " off"), f"--way=far{40 * ' off'} must be one of "),
+    ],
+)
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_word_that_a_flag_does_not_know_is_told_those_it_does(
+    words, said, colours, capsys, monkeypatch
+):
+    monkeypatch.setenv("TERM", "xterm" if colours else "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: colours)
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        given(*words)
     assert capsys.readouterr() == ("", "")
 
 

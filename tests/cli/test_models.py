@@ -185,6 +185,13 @@ class TestInspect:
         said = (f"{tmp_path} holds no prepared data: leave out documents, seed and lengths",)
         refused("inspect", tmp_path, *words, said=said)
 
+    def test_texts_are_to_be_prepared_first(self, refused, tmp_path):
+        (tmp_path / "a.txt").write_text("a text")
+        said = f"{tmp_path} holds texts that are not prepared yet: gptj prepare {tmp_path} --out "
+        refused("inspect", tmp_path, said=(said,))
+        (tmp_path / "picture.png").touch()
+        refused("inspect", tmp_path, said=(f"no model at {tmp_path}",))
+
     def test_data_have_no_config(self, refused, tiny_data):
         said = (f"{tiny_data} holds data, which have no config: leave it out",)
         refused("inspect", tiny_data, "--config", "demo", said=said)

@@ -81,6 +81,7 @@ class TestInspect:
         rows = table(gptj("inspect", tiny_run).out.splitlines())
         tokenizer = package.load(tiny_run).tokenizer
         assert rows["step"] == "12"
+        assert "optimizer" not in rows  # it has one, which is not read
         assert rows["tokenizer"] == f"257 tokens, sha256 {tokenizer.sha256}"
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -239,6 +240,14 @@ class TestDiff:
         c = written(tmp_path / "c", source=edited(source, embedding_bias=(0, 99.0)))
         found = diff(open_source(c), open_source(b))
         assert (found.where, found.tensors) == ("embedding", 1)
+
+    @pytest.mark.parametrize("dtype", SIZES)
+    def test_a_bias_of_zeros_is_none(self, dtype, gptj, tmp_path):
+        source = edited(made(dtype), embedding=(0, -0.0))
+        a = written(tmp_path / "a", source=source)
+        b = written(tmp_path / "b", "mesh-transformer", source)
+        for pair in ((a, b), (b, a)):
+            assert gptj("diff", *pair) == (0, "the same weights, bit for bit\n", "")
 
     def test_what_is_no_model(self, refused, tmp_path):
         a = written(tmp_path / "a")

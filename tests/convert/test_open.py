@@ -269,7 +269,7 @@ def test_the_type_asked_for_is_the_rounded_weights(kind, dtype, tmp_path):
         ConvertConfig(str(folder), tmp_path / "out", kind, dtype, 2 if "mesh" in kind else None)
     )
     found = diff(stored_in(made(), np.dtype(jnp.dtype(dtype))), open_source(tmp_path / "out"))
-    assert found.same_bits or (kind == "mesh-transformer" and not found.tensors)
+    assert found.same_bits
 
 
 @each_kind

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.data.clean import CleanConfig
+from gptj.data.groups import plan_groups
 from gptj.data.prepare import GroupReport, PrepareConfig, PrepareReport, prepare
 from gptj.data.read import Document
-from gptj.data.split import plan_split
 from gptj.data.store import TokenStore
 from gptj.data.write import StoreWriter
 from gptj.errors import UserError
@@ -147,8 +147,8 @@ class TestWhatIsHeldOut:
     def test_the_choice_depends_on_texts_and_seed_alone(self, found, fraction, order):
         documents = [Document("a", text) for text in found]
         shuffled = [Document("b", text) for text in order.sample(found, len(found))]
-        plan = plan_split(documents, fraction, seed=3)
-        again = plan_split(shuffled, fraction, seed=3)
+        plan = plan_groups(documents, fraction, 3, None, False)[""]
+        again = plan_groups(shuffled, fraction, 3, None, False)[""]
         assert plan == again
         divide = plan.begin()
         sides = [side for document in documents for side in divide(document)]
@@ -194,8 +194,8 @@ class TestLongTexts:
         train, held = splits(out)
         assert sorted(train + held) == sorted(f"document {n} " * (n + 1) for n in range(40))
         assert 4 <= len(held) <= 20
-        again = plan_split([Document("other", text) for text in train + held], 0.3, seed=0)
-        divide = again.begin()
+        others = [Document("other", text) for text in train + held]
+        divide = plan_groups(others, 0.3, 0, None, False)[""].begin()
         assert [h for text in held for h, _ in divide(Document("x", text))] == [True] * len(held)
 
 

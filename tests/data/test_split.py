@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptj.data import split as splitting
 from gptj.data.read import Document
-from gptj.data.split import ENOUGH, Split, SplitPlan, digest_of, plan_split
+from gptj.data.split import ENOUGH, Split, SplitPlan, digest_of
 
 
 def texts_of(count: int, files: int = 1) -> list[Document]:
@@ -18,6 +18,15 @@ def texts_of(count: int, files: int = 1) -> list[Document]:
         Document(f"{n % files}.txt", f"text {n} " + "x" * (7 * n % 90), number=n)
         for n in range(count)
     ]
+
+
+def plan_split(
+    documents: list[Document], fraction: float, seed: int, is_whole: bool = False
+) -> Split:
+    plan = SplitPlan(fraction, seed, is_whole)
+    for document in documents:
+        plan.add(document)
+    return plan.decide()
 
 
 def held_of(split: Split, documents: list[Document]) -> list[Document]:
@@ -52,11 +61,8 @@ class TestUnits:
         assert held_of(split, texts_of(30)) == []
 
     def test_few_may_have_to_stay_whole(self):
-        plan = SplitPlan(0.3, 0, is_whole=True)
         documents = texts_of(3)
-        for each in documents:
-            plan.add(each)
-        (held,) = held_of(plan.decide(), documents)
+        (held,) = held_of(plan_split(documents, 0.3, 0, is_whole=True), documents)
         assert held in documents
 
     @pytest.mark.parametrize("files", [1, ENOUGH])

@@ -192,7 +192,7 @@ class TestSlowness:
             served.until(lambda: not served.service.worker.busy, 30)
             gone = f'gptj_http_requests_total{{route="{URL}",status="499"}}'
             served.until(lambda: served.figure(gone, 0) == 1)
-            assert served.service.line.tokens == 0
+            assert served.service.queue.tokens == 0
             line.close()
 
 
@@ -248,7 +248,7 @@ def test_connections_dropped_at_any_moment(served):
     with ThreadPoolExecutor(30) as pool:
         list(pool.map(come_and_go, (draw.randrange(1 << 30) for _ in range(300))))
     served.until(lambda: not served.service.worker.busy)
-    assert served.service.line.tokens == 0
+    assert served.service.queue.tokens == 0
     own = served.own("once", max_tokens=9, seed=2)
     found = served.post(URL, {"prompt": "once", "max_tokens": 9, "seed": 2}).json()
     assert found["choices"][0]["text"] == own[0].text

@@ -220,7 +220,7 @@ class TestTheQueue:
                 else:
                     (own,) = served.own("", max_tokens=120, ignore_eos=True, seed=n)
                     assert answer.json()["choices"][0]["text"] == own.text
-            assert served.service.line.tokens == served.service.line.requests == 0
+            assert served.service.queue.tokens == served.service.queue.requests == 0
             assert served.figure("gptj_tokens_waiting") == 0
 
     def test_an_empty_one_takes_anyone(self, serve):
@@ -248,7 +248,7 @@ class TestWhoLeaves:
             begun = len(steps)
             served.until(lambda: not served.service.worker.engine.busy)
             assert len(steps) - begun <= 4  # on its way through the loop, and the pipeline
-            assert served.service.line.tokens == 0
+            assert served.service.queue.tokens == 0
             assert served.post(URL, SHORT).status_code == 200
 
     def test_while_it_waits_makes_room(self, serve):
@@ -261,9 +261,9 @@ class TestWhoLeaves:
             with served.connected(request):
                 served.until(lambda: served.service.worker.running)
                 with served.connected(request):
-                    served.until(lambda: served.service.line.requests == 1)
+                    served.until(lambda: served.service.queue.requests == 1)
                     assert served.post(URL, LONG).status_code == 429
-                served.until(lambda: served.service.line.requests == 0, 1)
+                served.until(lambda: served.service.queue.requests == 0, 1)
 
 
 class TestOrigins:

@@ -15,8 +15,8 @@ from gptj.serve.asked import Asked
 from gptj.serve.config import ServeConfig
 from gptj.serve.facts import facts, fingerprint
 from gptj.serve.keys import Key, Keys
-from gptj.serve.line import LONGEST_WAIT, Line
 from gptj.serve.metrics import Metrics
+from gptj.serve.queue import LONGEST_WAIT, Queue
 from gptj.serve.refusal import SHOWN, Refused, translated
 from gptj.serve.run import Gathering
 from gptj.serve.streams import EventStream
@@ -36,46 +36,46 @@ class Clock:
         return self.now
 
 
-class TestTheLine:
+class TestTheQueue:
     def test_takes_what_there_is_room_for(self):
-        line = Line(100)
-        with line.place([60]) as first:
-            with pytest.raises(Refused) as refused, line.place([41]):
+        queue = Queue(100)
+        with queue.place([60]) as first:
+            with pytest.raises(Refused) as refused, queue.place([41]):
                 pass
-            assert (refused.value.status, line.tokens, line.requests) == (429, 60, 1)
-            with line.place([40]):
-                assert (line.tokens, line.requests) == (100, 2)
+            assert (refused.value.status, queue.tokens, queue.requests) == (429, 60, 1)
+            with queue.place([40]):
+                assert (queue.tokens, queue.requests) == (100, 2)
                 with pytest.raises(Refused):
-                    line.check()
+                    queue.check()
             first.leave(0)
             first.leave(0)
-            assert (line.tokens, line.requests) == (0, 0)
-        assert (line.tokens, line.requests) == (0, 0)
+            assert (queue.tokens, queue.requests) == (0, 0)
+        assert (queue.tokens, queue.requests) == (0, 0)
 
     def test_each_of_several_leaves_by_itself(self):
-        line = Line(100)
-        with line.place([10, 20, 30]) as place:
+        queue = Queue(100)
+        with queue.place([10, 20, 30]) as place:
             place.leave(1)
-            assert (line.tokens, line.requests) == (40, 2)
+            assert (queue.tokens, queue.requests) == (40, 2)
 
     def test_says_how_long_it_takes_at_the_speed_of_late(self):
         clock = Clock()
-        line = Line(1000, clock)
-        assert line.seconds() == 1
-        with line.place([100, 300]) as place:
+        queue = Queue(1000, clock)
+        assert queue.seconds() == 1
+        with queue.place([100, 300]) as place:
             place.leave(0)
             clock.now = 10.0
-            assert line.seconds() == 30  # 300 tokens at 10 a second
+            assert queue.seconds() == 30  # 300 tokens at 10 a second
             clock.now = 29.0
-            assert line.seconds() == 87
-            with pytest.raises(Refused) as refused, line.place([800]):
+            assert queue.seconds() == 87
+            with pytest.raises(Refused) as refused, queue.place([800]):
                 pass
             assert refused.value.headers["retry-after"] == "87"
-        assert line.seconds() == 1
-        with line.place([10, 990]) as place:
+        assert queue.seconds() == 1
+        with queue.place([10, 990]) as place:
             place.leave(0)
             clock.now += 29.0
-            assert line.seconds() <= LONGEST_WAIT
+            assert queue.seconds() <= LONGEST_WAIT
 
 
 class TestAKey:

@@ -55,13 +55,13 @@ class TestTheState:
 
     def test_a_full_queue_lets_nobody_in(self):
         service = make(queue_tokens=10)
-        with service.line.place([10]), pytest.raises(Refused) as refused:
+        with service.queue.place([10]), pytest.raises(Refused) as refused:
             service.check_open()
         assert refused.value.status == 429
 
     def test_the_queue_is_four_times_what_is_drawn_at_once_unless_told(self):
-        assert make().line.most == 4 * 2 * 32
-        assert make(queue_tokens=7).line.most == 7
+        assert make().queue.most == 4 * 2 * 32
+        assert make(queue_tokens=7).queue.most == 7
 
 
 class TestNames:
@@ -175,7 +175,7 @@ class TestAsking:
         key = key or Key("ann")
 
         def hand_in(asked):
-            seen.waiting = service.line.tokens
+            seen.waiting = service.queue.tokens
             if outcome:
                 asked.refuse(outcome)
             else:
@@ -193,7 +193,7 @@ class TestAsking:
         try:
             seen.found = asyncio.run(ask())
         finally:
-            seen.after = service.line.tokens, service.line.requests, key.running
+            seen.after = service.queue.tokens, service.queue.requests, key.running
             assert len(seen.forgotten) == 1
         return seen
 

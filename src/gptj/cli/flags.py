@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -17,6 +18,12 @@ Options = TypeVar("Options")
 
 NOTHING = (" (default: )", " (default: None)", " (default: ['None'])")
 """What tyro says of a field where nothing is given."""
+
+NO_CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.")
+"""What it says, in a frame, of a word that a flag does not know."""
+
+FRAME = re.compile(r"│|\x1b\[[0-9;]*m")
+"""The frame's sides, and what colours it and the words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,5 +103,10 @@ def parse(
         while cause := cause.__context__ if cause else None:
             if isinstance(cause, UserError):
                 raise cause from None
+        words = " ".join(FRAME.sub("", said.getvalue()).split())
+        if wrong := NO_CHOICE.search(words):
+            word, flag, choices = wrong.groups()
+            known = ", ".join(sorted(re.findall("'(.*?)'", choices)))
+            raise UserError(f"{flag}={word} must be one of {known}") from None
         sys.stderr.write(said.getvalue())
         raise

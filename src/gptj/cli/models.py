@@ -15,6 +15,7 @@ from gptj.cli.flags import MeshShape, parse
 from gptj.convert.convert import ConvertConfig, Dtype, convert
 from gptj.convert.inspect import describe, diff
 from gptj.convert.open import adapter_at, config_named, open_source
+from gptj.data.find import find_sources
 from gptj.data.mixture import groups_of, is_data
 from gptj.data.store import is_store
 from gptj.engine.beam import BeamParams, EarlyStopping
@@ -227,9 +228,22 @@ def run_inspect(args: Sequence[str]) -> None:
         raise UserError(
             f"{command.model} holds no prepared data: leave out documents, seed and lengths"
         )
+    if _are_texts(command.model):
+        raise UserError(
+            f"{command.model} holds texts that are not prepared yet: gptj prepare {command.model} "
+            "--out DATA, then gptj inspect DATA"
+        )
     source = open_source(command.model, config=config_named(command.config))
     for line in describe(source, command.hash):
         print(line, flush=True)
+
+
+def _are_texts(place: str) -> bool:
+    """Whether a folder here holds files that can be prepared, and no others."""
+    try:
+        return Path(place).is_dir() and not find_sources([place]).skipped
+    except UserError:
+        return False
 
 
 def run_diff(args: Sequence[str]) -> int:

@@ -29,7 +29,8 @@ class Difference:
     tensors: int
     """Tensors with any difference."""
     folded: bool
-    """Whether only one has a bias of the embedding, compared as if added into the embedding."""
+    """Whether only one has a bias of the embedding that is not of zeros, compared as if added into
+    the embedding."""
 
     def sentence(self) -> str:
         """The same in words."""
@@ -58,9 +59,11 @@ def diff(a: Source, b: Source) -> Difference | str:
         return (
             f"they are of different shapes: {first} is {of_a} in {a.place} and {of_b} in {b.place}"
         )
-    folded = a.config.embedding_bias != b.config.embedding_bias
+    # One of zeros, as the original's kind gives to a model without, is none.
+    lone = (a if bias in tables[0] else b).weights if len(tables[0]) != len(tables[1]) else {}
+    folded = bias in lone and bool(lone[bias].read().any())
     same, largest, where, squares, total, count = not folded, 0.0, "", 0.0, 0.0, 0
-    for name in (n for n in tables[0] if n != bias or not folded):
+    for name in (n for n in tables[0] if n in tables[1]):
         x, y = (_read(source, name, folded) for source in (a, b))
         same = same and x.dtype == y.dtype and x.tobytes() == y.tobytes()
         wide, others = x.astype(np.float32), y.astype(np.float32)
@@ -130,9 +133,11 @@ def _weight_rows(source: Source) -> dict[str, str]:
 def _other_rows(source: Source) -> dict[str, str]:
     moments, tokenizer = list((source.optimizer or {}).values()), source.tokenizer()
     known = tokenizer and f"{tokenizer.vocab_size:,} tokens, sha256 {tokenizer.sha256}"
+    # What a run would go on with stays in its checkpoints, and is not read with the weights.
+    is_unread = source.kind.startswith("run") or source.kind.endswith("adapters")
     return {
         "step": "unknown" if source.step is None else f"{source.step:,}",
-        "optimizer": _sum(moments) if moments else "none",
+        **({} if is_unread else {"optimizer": _sum(moments) if moments else "none"}),
         "tokenizer": known or "none",
     }
 

@@ -91,7 +91,8 @@ def check_float(where: str, name: str, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _few(names: list[str], most: int = 6) -> str:
+def _few(names: list[str]) -> str:
+    most = 6
     names = [" ".join(name.split())[:100] for name in names]  # as a file has them: be one line
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

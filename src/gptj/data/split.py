@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,20 +89,12 @@ class Division:
             yield True, dataclasses.replace(document, text=text[cut:])
 
 
-def plan_split(documents: Iterable[Document], fraction: float, seed: int) -> Split:
-    """Decide what to hold out: about `fraction` of the bytes, in the largest units there are.
+class SplitPlan:
+    """Decides what to hold out: about `fraction` of the bytes, in the largest units there are.
 
     The choice depends on nothing but the texts and the seed. Files, or documents, with the same
     text count as one unit, so that what is held out is never trained on under another name.
     """
-    plan = SplitPlan(fraction, seed)
-    for document in documents:
-        plan.add(document)
-    return plan.decide()
-
-
-class SplitPlan:
-    """What has been seen of the documents of which some are to be held out."""
 
     def __init__(self, fraction: float, seed: int, is_whole: bool = False) -> None:
         """`is_whole`: no document is ever cut, however few there are."""

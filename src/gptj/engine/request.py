@@ -44,7 +44,7 @@ class SamplingParams:
     top_k: int = 0
     """Draw from this many likeliest tokens; 0 is off."""
     max_tokens: int = 128
-    """Longest completion, in tokens; with `prompt_logprobs` it may be 0."""
+    """Longest completion, in tokens."""
     seed: int = 0
     """The same seed gives the same text; 0 to 4294967295."""
     stop: tuple[str, ...] = ()
@@ -88,7 +88,8 @@ class SamplingParams:
     """Also give each token's log-probability in nats, by the model's own logits, and those of so
     many likeliest tokens; 0 to 20. Default: none."""
     prompt_logprobs: Annotated[int | None, tyro.conf.Suppress] = None
-    """The same for the tokens of the prompt, but the first, which nothing comes before."""
+    """The same for the tokens of the prompt, but the first, which nothing comes before;
+    `max_tokens` may then be 0."""
     overflow: Overflow = "stop"
     """Where the model's context is full, `stop` for the reason `length`; or `slide` on, each new
     token seeing the last `context - 1`, as the original did."""

@@ -83,9 +83,9 @@ def here() -> Level | None:
     return best(platform.machine(), features())
 
 
-def shipped(folder: Path = SOURCE.parent) -> Path | None:
+def shipped() -> Path | None:
     """The library of this installation for this processor, if a wheel brought one."""
-    level = here()
+    level, folder = here(), SOURCE.parent
     return folder / level.file if level and (folder / level.file).exists() else None
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,44 @@ Mesh = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A training step on some hardware."""
+class Placed:
+    """A model on a mesh of some hardware."""
 
     place: Place
     model: ModelConfig
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        check_mesh(self.model, self.mesh, self.place)
+
+    @property
+    def ways(self) -> int:
+        """Into how many parts the mesh splits a batch, or the slots."""
+        return math.prod(self.axis(name) for name in BATCH_AXES)
+
+    def axis(self, name: str) -> int:
+        """The size of a mesh axis."""
+        return self.mesh[MESH_AXES.index(name)]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self) | {"place": self.place.name}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Self:
+        """From what `plain` made, on the same machine."""
+        own = {
+            "place": find(plain["place"]),
+            "mesh": tuple(plain["mesh"]),
+            "model": ModelConfig.from_dict(plain["model"]),
+        }
+        return cls(**plain | own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job(Placed):
+    """A training step on some hardware."""
+
     batch: int
     """Rows in a step, or pairs of them."""
     accumulate: int
@@ -43,7 +75,7 @@ class Job:
     """Whether the block is GPT-3's, feed-forward after attention, for comparison."""
 
     def __post_init__(self) -> None:
-        check_mesh(self.model, self.mesh, self.place)
+        super().__post_init__()
         check_adapters(self.model, self.optimizer, self.compute.lora)
         check_split(self.model, self.mesh, self.compute.lora)
         if self.pairs and not self.adapts:
@@ -61,11 +93,6 @@ class Job:
                 f"devices in accumulate={self.accumulate} equal parts: use a multiple of "
                 f"{self.ways * self.accumulate}, or change the mesh or accumulate"
             )
-
-    @property
-    def ways(self) -> int:
-        """Into how many parts the mesh splits a batch."""
-        return math.prod(self.axis(name) for name in BATCH_AXES)
 
     @property
     def rows(self) -> int:
@@ -109,29 +136,15 @@ class Job:
         """Whether adapters are trained, beside weights that stay as they are."""
         return self.compute.lora.rank is not None
 
-    def axis(self, name: str) -> int:
-        """The size of a mesh axis."""
-        return self.mesh[MESH_AXES.index(name)]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return dataclasses.asdict(self) | {"place": self.place.name}
-
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> Job:
+    def of(cls, plain: dict[str, Any]) -> Self:
         """From what `plain` made, on the same machine."""
-        return cls(
-            **{
-                **plain,
-                "place": find(plain["place"]),
-                "mesh": tuple(plain["mesh"]),
-                "model": ModelConfig.from_dict(plain["model"]),
-                "optimizer": OptimizerConfig(**plain["optimizer"]),
-                "compute": StepConfig(
-                    **plain["compute"] | {"lora": LoRAConfig.of(plain["compute"]["lora"])}
-                ),
-            }
-        )
+        lora = LoRAConfig.of(plain["compute"]["lora"])
+        own = {
+            "optimizer": OptimizerConfig(**plain["optimizer"]),
+            "compute": StepConfig(**plain["compute"] | {"lora": lora}),
+        }
+        return super().of(plain | own)
 
 
 def mesh_words(mesh: Mesh) -> str:

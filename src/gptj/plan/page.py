@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from gptj import report
 from gptj.plan.job import mesh_words
 from gptj.plan.plan import Plan
 from gptj.plan.serve import ServePlan
 from gptj.plan.terminal import computing, grouped, how, verdict
-from gptj.report.html import Html, table, tag
+from gptj.report.html import Html, document, table, tag
 from gptj.report.scale import duration, number, size
 from gptj.report.sections import section
 from gptj.train.progress import human
@@ -48,20 +45,7 @@ def page(found: dict[str, Any], plans: list[Plan] | list[ServePlan]) -> str:
         parts.insert(1, _ranking(ranked, reasons))
     of_first = found["ranked"][0] if "ranked" in found else found
     parts += [_values(title, of_first[name]) for name, title in _ASKED.items() if name in of_first]
-    css = (Path(report.__file__).parent / "style.css").read_text(encoding="utf-8")
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"Plan for {first.job.place.name}"),
-        tag("style", Html(css + _STYLE)),
-    ]
-    values = Html(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"))
-    data = tag("script", values, type="application/json", id="plan")
-    body = tag("body", tag("main", *parts), data)
-    return f"<!DOCTYPE html>\n{tag('html', tag('head', *head), body, lang='en')}\n"
+    return document(f"Plan for {first.job.place.name}", parts, "plan", found, style=_STYLE)
 
 
 def _header(place: str, verdict: str, fits: bool, words: list[str]) -> Html:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from gptj.adapters import rooms_of, with_room
 from gptj.attention import KEYS
-from gptj.config import ModelConfig
 from gptj.convert.load import abstract_params
 from gptj.engine.config import KVCache
 from gptj.errors import UserError
@@ -19,22 +18,17 @@ from gptj.model import Block, Params, count_parameters
 from gptj.plan import remote
 from gptj.plan.compiled import TooLarge, device_bytes, exchange_seconds
 from gptj.plan.estimate import WIDTH
-from gptj.plan.job import Mesh, abstract_mesh, check_mesh
-from gptj.plan.place import Place, find
+from gptj.plan.job import Placed, abstract_mesh
 from gptj.quantised import Quantisation
-from gptj.sharding import MESH_AXES
 
 SPARE = 0.08
 """Of a device's memory, kept for what a step computes with, where nothing is compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ServeJob:
+class ServeJob(Placed):
     """An engine on some hardware."""
 
-    place: Place
-    model: ModelConfig
-    mesh: Mesh
     slots: int
     positions: int
     """Tokens that a slot has room for."""
@@ -47,7 +41,7 @@ class ServeJob:
     """The largest of theirs."""
 
     def __post_init__(self) -> None:
-        check_mesh(self.model, self.mesh, self.place)
+        super().__post_init__()
         if self.axis("fsdp") > 1:
             raise UserError(
                 f"mesh fsdp={self.axis('fsdp')} would gather all weights for every token: serve "
@@ -68,29 +62,6 @@ class ServeJob:
     def kept(self) -> int:
         """Positions of a slot as the cache has them."""
         return -(-self.positions // KEYS) * KEYS
-
-    @property
-    def ways(self) -> int:
-        """Into how many parts the mesh splits the slots."""
-        return self.mesh[0] * self.mesh[1]
-
-    def axis(self, name: str) -> int:
-        """The size of a mesh axis."""
-        return self.mesh[MESH_AXES.index(name)]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return dataclasses.asdict(self) | {"place": self.place.name}
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> ServeJob:
-        """From what `plain` made."""
-        made = {
-            "place": find(plain["place"]),
-            "mesh": tuple(plain["mesh"]),
-            "model": ModelConfig.from_dict(plain["model"]),
-        }
-        return cls(**{**plain, **made})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +14,13 @@ import tyro
 from gptj.errors import UserError
 from gptj.report.chart import Chart, Curve, draw, mark
 from gptj.report.curves import Series
-from gptj.report.html import Html, join, tag
+from gptj.report.html import HERE, Html, document, join, tag
 from gptj.report.record import Record
 from gptj.report.scale import Axis, duration, number, size, with_unit
 from gptj.report.sections import configuration, events, goodput, samples, section, versions
 from gptj.train.metrics import METRICS
 
 NAME = "report.html"
-_HERE = Path(__file__).parent
 
 CHARTS = (
     Chart(
@@ -128,35 +124,16 @@ def report(run: Path, out: Path | None = None) -> Path:
 def page(record: Record) -> str:
     """The whole page as HTML."""
     curves, data = _curves(record)
-    body = join(
-        [
-            _header(record),
-            _cards(record),
-            section("Curves", _key(record), tag("div", *curves, class_="charts")),
-            *(part(record) for part in (goodput, samples, events, configuration, versions)),
-            tag("footer", f"Written by gptj from {record.path.resolve()}"),
-        ]
-    )
-    script = (_HERE / "script.js").read_text(encoding="utf-8")
-    # Only this very script may run, and nothing may be fetched, whatever a sample contains.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{record.path.resolve().name}: training report"),
-        tag("style", Html((_HERE / "style.css").read_text(encoding="utf-8"))),
+    parts = [
+        _header(record),
+        _cards(record),
+        section("Curves", _key(record), tag("div", *curves, class_="charts")),
+        *(part(record) for part in (goodput, samples, events, configuration, versions)),
+        tag("footer", f"Written by gptj from {record.path.resolve()}"),
     ]
-    # In a script `<` could end it, and escaping would change the JSON.
-    values = Html(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
-    scripts = [
-        tag("script", values, type="application/json", id="data"),
-        tag("script", Html(script)),
-    ]
-    content = tag("html", tag("head", *head), tag("body", tag("main", body), *scripts), lang="en")
-    return f"<!DOCTYPE html>\n{content}\n"
+    title = f"{record.path.resolve().name}: training report"
+    script = (HERE / "script.js").read_text(encoding="utf-8")
+    return document(title, parts, "data", data, script=script)
 
 
 def _curves(record: Record) -> tuple[list[Html], dict[str, Any]]:

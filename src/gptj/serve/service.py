@@ -22,8 +22,8 @@ from gptj.serve.asked import Answering, Asked
 from gptj.serve.config import ServeConfig
 from gptj.serve.facts import Voice
 from gptj.serve.keys import Key
-from gptj.serve.line import Line
 from gptj.serve.metrics import Metrics
+from gptj.serve.queue import Queue
 from gptj.serve.refusal import Refused, in_words
 from gptj.serve.transcript import Transcript
 from gptj.transcript import END, encode
@@ -62,7 +62,7 @@ class Service:
             raise UserError(f"the model and an adapter are both called {name!r}: give --name")
         self.draining = False
         room = worker.facts.options.slots * self.positions
-        self.line = Line(config.queue_tokens or 4 * room)
+        self.queue = Queue(config.queue_tokens or 4 * room)
         self._longest = max(map(len, self.tokenizer.spelling))
         self._tokenizing = anyio.CapacityLimiter(TOKENIZING)
 
@@ -92,7 +92,7 @@ class Service:
           Refused: 503 if the server is not ready, 429 if the queue is full.
         """
         self.check_ready()
-        self.line.check()
+        self.queue.check()
 
     def voice(self, name: str | None) -> Voice:
         """What answers under a name; the model itself under none.
@@ -211,7 +211,7 @@ class Service:
         self.check_open()
         key: Key = http.state.key
         costs = [self._cost(request) for request in requests]
-        with key.spending(sum(costs)) as bill, self.line.place(costs) as place:
+        with key.spending(sum(costs)) as bill, self.queue.place(costs) as place:
             asked = Asked(requests, place.leave)
             self.worker.hand_in(asked)
             try:
@@ -238,12 +238,12 @@ class Service:
 
 def watch(service: Service, metrics: Metrics) -> None:
     """Have the metrics watch what the service and its engine know."""
-    worker, line = service.worker, service.line
+    worker, queue = service.worker, service.queue
     metrics.watch(
         gauges={
-            "requests_waiting": ("Requests that wait for a slot", lambda: line.requests),
+            "requests_waiting": ("Requests that wait for a slot", lambda: queue.requests),
             "tokens_waiting": ("Tokens, to be read and drawn, that they may take",
-                               lambda: line.tokens),
+                               lambda: queue.tokens),
             "requests_running": ("Requests that draw", lambda: worker.running),
             "prefix_cache_hit_rate": ("Of the chunks that prompts began with, those found",
                                       lambda: worker.prefix_hits

@@ -36,8 +36,8 @@ class OptimizerConfig:
 
     kind: Annotated[Kind, tyro.conf.arg(name="optimizer")] = "adamw"
     """`adamw`; `adafactor`, whose state is a few numbers a row and column; `lion`, half of Adam's
-    state, for a learning rate 3 to 10 times lower; `muon` for the layers' matrices and Adam for
-    the rest; `gptj-2021`, the original trainer's step with its quirks."""
+    state, for a learning rate 3 to 10 times lower; `muon` for the layers' matrices and Adam, with
+    Nesterov's momentum, for the rest; `gptj-2021`, the original trainer's step with its quirks."""
     lr: float = 6e-4
     """Peak learning rate, reached at the end of the warm-up."""
     end_lr: float = 6e-5
@@ -171,7 +171,8 @@ def _scale(config: OptimizerConfig, table: Any) -> optax.GradientTransformation:
 def _muon(b1: float, b2: float, eps: float, dtype: str, table: Any) -> optax.GradientTransformation:
     """Muon for the layers' matrices, its updates as large as Adam's, which has the rest.
 
-    From "Muon is Scalable for LLM Training" (arXiv:2502.16982), section 2.2.
+    From "Muon is Scalable for LLM Training" (arXiv:2502.16982), section 2.2. As Optax has them,
+    both look ahead: Adam's running mean of gradients is Nesterov's ("NAdam", Dozat 2016).
     """
     layers = optax.contrib.muon(
         1.0,

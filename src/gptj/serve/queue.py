@@ -20,13 +20,13 @@ LONGEST_WAIT = 300
 class Place:
     """Where the requests of one client stand in the queue."""
 
-    def __init__(self, line: Line, costs: Sequence[int]) -> None:
-        self._line, self._waiting = line, dict(enumerate(costs))
+    def __init__(self, queue: Queue, costs: Sequence[int]) -> None:
+        self._queue, self._waiting = queue, dict(enumerate(costs))
 
     def leave(self, index: int) -> None:
         """One of the requests waits no longer; it may be said more than once."""
         if index in self._waiting:
-            self._line.left(self._waiting.pop(index))
+            self._queue.left(self._waiting.pop(index))
 
     def leave_all(self) -> None:
         """None of them does."""
@@ -34,7 +34,7 @@ class Place:
             self.leave(index)
 
 
-class Line:
+class Queue:
     """The tokens that wait to be read and drawn. For the event loop alone."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
