@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kWide = 16384;  // the most columns of a piece, whose sums stay near
 constexpr int64_t kSoon = 2048;   // columns from those that are read to those that are asked for
 constexpr int64_t kDepth = 8;     // rows that are read at a time
-constexpr int64_t kEnough = 8;    // pieces for each thread, so that all end at about a time
-constexpr int64_t kParts = 4;     // of a chunk, where there are too few pieces
+constexpr int64_t kEnough = 12;   // pieces for each thread, so that all end at about a time
+constexpr int64_t kParts = 4;     // the most of a chunk, where there would be too few pieces
 constexpr int64_t kAdded = 1024;  // columns whose sums are added at a time
 
 // One of the matrices, how it is cut, and where the sums of its pieces go: of each part of a chunk
@@ -151,8 +151,10 @@ void multiply_in_pieces(ffi::ThreadPool& pool, const Factors& factors, const Byt
     cuts.push_back({factor.w, factor.out, left.chunks, 1, most_taken(left), room, nullptr});
     pieces += cuts.back().pieces();
   }
+  int64_t parts = 1;
+  while (parts < kParts && parts * pieces < kEnough * pool.num_threads()) parts *= 2;
   for (Cut& cut : cuts) {
-    if (pieces < kEnough * pool.num_threads()) cut.parts = kParts;
+    cut.parts = parts;
     size += cut.size();
   }
   auto* sums = reinterpret_cast<int32_t*>(scratch(1, size));
