@@ -170,7 +170,7 @@ def _leaf(
     if kind is not None:
         rounded = _round_leaf(weight, tensors, kind, sharding, readers)
         return lambda: rounded
-    if sharding is None and next(iter(jnp.zeros(()).devices())).platform == "cpu":
+    if sharding is None and _on_a_cpu():
         host = aligned(weight.shape, dtype)
         places = host if stacked else [host]
         counts = [_begin(t, place, readers) for t, place in zip(tensors, places, strict=True)]
@@ -225,18 +225,40 @@ def _round_leaf(
 
 def _rounded(weight: Weight, parts: Iterable[Array], kind: Quantisation) -> FewBits:
     """A leaf in few bits from the matrices of its layers, or its only one."""
+    pieces = (quantise(part, weight.inner, kind) for part in parts)
     if weight.axes[0] != "layers":
-        (only,) = parts
-        return quantise(only, weight.inner, kind)
+        (only,) = pieces
+        return only
+    if spec(*weight.axes) is None and _on_a_cpu():
+        return _stacked_on_host(pieces, weight.shape[0])
     whole: Any = None
-    for layer, part in enumerate(parts):
-        piece = quantise(part, weight.inner, kind)
+    for layer, piece in enumerate(pieces):
         if whole is None:
             whole = jax.tree.map(functools.partial(_room, layers=weight.shape[0]), piece)
         whole = jax.tree.map(functools.partial(_set_layer, layer=layer), whole, piece)
         jax.block_until_ready(whole)  # or matrices would come in faster than they are rounded
     made: FewBits = whole
     return made
+
+
+def _stacked_on_host(pieces: Iterable[FewBits], layers: int) -> FewBits:
+    """The same in host memory that a CPU device takes over.
+
+    NumPy asks for it in large pages, from which a processor reads a few percent faster.
+    """
+    whole: Any = None
+    for layer, piece in enumerate(pieces):
+        if whole is None:
+            whole = jax.tree.map(lambda a: aligned((layers, *a.shape), a.dtype), piece)
+        for to, array in zip(jax.tree.leaves(whole), jax.tree.leaves(piece), strict=True):
+            to[layer] = array
+    made: FewBits = jax.tree.map(jax.device_put, whole)
+    return made
+
+
+def _on_a_cpu() -> bool:
+    """Whether arrays are put on a CPU, unless a mesh says otherwise."""
+    return next(iter(jnp.zeros(()).devices())).platform == "cpu"
 
 
 def _room(piece: Array, layers: int) -> Array:

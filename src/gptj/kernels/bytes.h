@@ -236,9 +236,8 @@ INLINE __m512 scaled(const Ends& ends, const Rounded& of, __m512i sum, int j, __
 // Where a block of some fours lies in a chunk: the sums in 32 bits of a chunk that begins with it
 // begin at what shifts them, and those of a chunk that ends with it are scaled and added.
 struct Block {
-  int64_t first, fours, all;
-  bool begins() const { return first == 0; }
-  bool ends() const { return first + fours == all; }
+  int64_t first, fours;
+  bool begins, ends;
 };
 
 // sums[row][n] += scale * sum over k of bytes[k] * w[k][n], for one or four of those taken; `fours`
@@ -249,7 +248,7 @@ struct Block {
   const int8_t* bytes##m = taken[m]->bytes + 4 * block.first;                                     \
   EACH_SPAN(LOAD_SHIFT, m)
 #define LOAD_SHIFT(m, j)                                                                          \
-  auto a##m##j = block.begins() ? start(ends, *taken[m])                                          \
+  auto a##m##j = block.begins ? start(ends, *taken[m])                                          \
                                 : _mm512_load_si512(kept + m * room + j * kLanes);
 #define TAKE_FOUR(m, j) asm("vpdpbusd %2, %1, %0" : "+v"(a##m##j) : "v"(span.at[j]), "v"(x##m));
 #define TAKE_FOURS_OF(m)                                                                          \
@@ -276,7 +275,7 @@ INLINE void add_bytes_of_four(const Rounded* const* taken, const Block& block, c
     const Span span = fours(k);
     EACH_OF_FOUR(TAKE_FOURS_OF)
   }
-  if (block.ends()) {
+  if (block.ends) {
     EACH_OF_FOUR(ADD_TAKEN)
   } else {
     EACH_SPAN(KEEP_SUM, 0) EACH_SPAN(KEEP_SUM, 1) EACH_SPAN(KEEP_SUM, 2) EACH_SPAN(KEEP_SUM, 3)
@@ -290,7 +289,7 @@ INLINE void add_bytes_of_one(const Rounded* const* taken, const Block& block, co
     const Span span = fours(k);
     TAKE_FOURS_OF(0)
   }
-  if (block.ends()) {
+  if (block.ends) {
     ADD_TAKEN(0)
   } else {
     EACH_SPAN(KEEP_SUM, 0)
@@ -322,12 +321,12 @@ INLINE void add_block(const std::vector<const Rounded*>& taken, const Block& blo
   }
 }
 
-// Adds what a block of all columns from `begin` gives.
+// Adds what a block of all columns from `begin` gives; `first` is its first row in the matrix.
 template <typename M>
-INLINE void add(const M& w, const std::vector<const Rounded*>& taken, int64_t chunk,
+INLINE void add(const M& w, const std::vector<const Rounded*>& taken, int64_t chunk, int64_t first,
                 const Block& block, int64_t begin, int64_t width, int32_t* kept, float* sums,
                 int64_t room) {
-  const int64_t first = 4 * (chunk * block.all + block.first), depth = 4 * block.fours;
+  const int64_t depth = 4 * block.fours;
   EndsOf<M> ends;
   const int64_t far = std::clamp(width / 4 / kSpan * kSpan, kSpan, kFar);
   for (int64_t column = 0; column < width; column += kSpan) {
@@ -347,6 +346,22 @@ INLINE void add(const M& w, const std::vector<const Rounded*>& taken, int64_t ch
   }
 }
 
+// The sums of rows, `room` apart, as columns [begin, begin + width) of the product.
+INLINE void put(const Plain<int8_t>& w, int64_t rows, int64_t begin, int64_t width,
+                const float* sums, int64_t room, float* out) {
+  for (int64_t m = 0; m < rows; ++m) {
+    const float* from = sums + m * room;
+    float* to = out + m * w.columns + begin;
+    for (int64_t n = 0; n < width; ++n) to[n] = from[n] * w.scale[begin + n];
+  }
+}
+INLINE void put(const Int4& w, int64_t rows, int64_t begin, int64_t width, const float* sums,
+                int64_t room, float* out) {
+  for (int64_t m = 0; m < rows; ++m) {
+    std::copy(sums + m * room, sums + m * room + width, out + m * w.columns + begin);
+  }
+}
+
 // Columns [begin, begin + width) of out = x @ w. The sums of a row of x are `room` apart.
 template <typename M>
 void multiply_rounded(const M& w, const ByteRows& left, int64_t begin, int64_t width, float* out,
@@ -359,18 +374,11 @@ void multiply_rounded(const M& w, const ByteRows& left, int64_t begin, int64_t w
     const int64_t count = taken.size(), fours = grouped || count > kSeveral ? all : all / 4;
     auto* kept = reinterpret_cast<int32_t*>(scratch(1, fours < all ? count * room : 0));
     for (int64_t first = 0; first < all; first += fours) {
-      add(w, taken, chunk, Block{first, fours, all}, begin, width, kept, sums, room);
+      const Block block{first, fours, first == 0, first + fours == all};
+      add(w, taken, chunk, 4 * (chunk * all + first), block, begin, width, kept, sums, room);
     }
   }
-  for (int64_t m = 0; m < left.rows; ++m) {
-    const float* from = sums + m * room;
-    float* to = out + m * w.columns + begin;
-    if constexpr (grouped) {
-      std::copy(from, from + width, to);
-    } else {
-      for (int64_t n = 0; n < width; ++n) to[n] = from[n] * w.scale[begin + n];
-    }
-  }
+  put(w, left.rows, begin, width, sums, room, out);
 }
 
 }  // namespace

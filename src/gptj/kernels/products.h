@@ -13,6 +13,7 @@
 #include "bytes.h"
 #include "floats.h"
 #include "pairs.h"
+#include "pieces.h"
 
 namespace {
 
@@ -123,6 +124,9 @@ void rounded_products(ffi::ThreadPool& pool, const std::vector<Factor<M>>& facto
 #ifdef GPTJ_BYTES
   if (in_fours(factors[0].w)) {
     const ByteRows& left = arranged_in_bytes(pool, factors[0].w, x, rows);
+    if constexpr (std::is_same_v<M, Plain<int8_t>>) {
+      if (rows == 1) return multiply_in_pieces(pool, factors, left);
+    }
     in_panels(pool, rows, factors, [&](const Factor<M>& factor, int64_t begin, int64_t width,
                                        float* sums, int64_t room) {
       multiply_rounded(factor.w, left, begin, width, factor.out, sums, room);
