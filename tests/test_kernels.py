@@ -120,6 +120,17 @@ def test_a_rounded_row_is_the_same_bits_in_any_company(kind):
     np.testing.assert_array_equal(rounded(x[::-1], w), whole[::-1])
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (9, 70), (300, 16_500), (2_310, 200), (6_500, 96)])
+def test_a_rounded_row_alone_meets_pieces_of_the_matrix_to_the_same_bits(shape):
+    """However many pieces there are: of several panels, chunks, and parts of a chunk."""
+    x, (w, _) = np.array(drawn((3, shape[0]))), matrix(shape, "int8")
+    x[1, :: max(1, shape[0] // 2)] *= 100  # rounded twice
+    x = jnp.asarray(x, jnp.bfloat16)
+    together = np.asarray(rounded(x, w))
+    for row in range(3):
+        np.testing.assert_array_equal(rounded(x[row : row + 1], w), together[row : row + 1])
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [5, 250])
 @pytest.mark.parametrize("kind", FEW_BITS)

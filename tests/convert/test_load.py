@@ -154,6 +154,11 @@ def test_on_a_cpu_weights_stay_where_they_are_read_to(saved, monkeypatch):
     params = load_params(open_source(saved), jnp.float32)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
     assert places == [host.ctypes.data for host in made]
+    made.clear()
+    params = load(saved, quantize="int8").params
+    places = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
+    assert {host.ctypes.data for host in made} <= places
+    assert params.blocks.query.values.unsafe_buffer_pointer() in {h.ctypes.data for h in made}
 
 
 def test_the_command_takes_it(gptj, saved):
