@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptj import kernels
+from gptj import attention, kernels
 from gptj.attention import (
     KEYS,
     cached_attention,
@@ -20,6 +20,8 @@ from gptj.attention import (
     rotary,
 )
 from gptj.errors import UserError
+from gptj.kernels import gpu
+from gptj.quantised import int8_rows
 
 DRAW = np.random.default_rng(0)
 
@@ -54,11 +56,26 @@ class TestRotary:
         x, positions = normal(2, 3, 2, 32), np.array([[0, 1, 2], [7, 100, 2047]])
         turn = jax.jit(lambda *given: rotary(*given, dims, base))
         found = turn(x, positions)
+        by_product = "dot_general" in str(jax.make_jaxpr(turn)(x, positions))
+        assert by_product == (target == "cpu" and dims > 0)  # the bits are the same
         expected = self.by_hand(x, positions, dims, base)
         np.testing.assert_allclose(found, expected, atol=2e-4)
         np.testing.assert_array_equal(found[..., dims:], x[..., dims:])
         row = turn(x[:1], positions[1])
         np.testing.assert_allclose(row, self.by_hand(x[:1], positions[1:], dims, base), atol=2e-4)
+
+    @pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
+    @pytest.mark.parametrize(
+        ("dims", "native"), [(0, False), (6, False), (16, True), (24, False), (32, True)]
+    )
+    def test_natively_too_where_the_pairs_fill_lanes(self, dims, native):
+        x, positions = normal(3, 4, 2, 48), np.array([[0, 1, 2, 3], [9, 8, 7, 6], [5, 90, 0, 2047]])
+        with kernels.wanted():
+            for places in (positions, positions[1]):
+                turn = jax.jit(lambda x, places: rotary(x, places, dims, 1e4))
+                assert ("gptj_rotary" in turn.lower(x, places).as_text()) == native
+                expected = self.by_hand(x, np.atleast_2d(places), dims, 1e4)
+                np.testing.assert_allclose(turn(x, places), expected, atol=2e-4)
 
 
 class TestCausal:
@@ -133,6 +150,58 @@ class TestCached:
         seen = np.arange(self.KEPT) <= last[:, :, None]
         np.testing.assert_allclose(found, attended(query, keys, values, seen), atol=1e-5)
 
+    def whole(self, d_head, int8=False):
+        """Keys and values of three slots as a cache has them, and the blocks of `slots` of it."""
+        kept = tuple(jnp.asarray(normal(3, 2, self.KEPT, d_head)) for _ in range(2))
+        kept = tuple(map(int8_rows, kept)) if int8 else kept
+        wide = [x.read() if int8 else x for x in kept]
+
+        def block(slots):
+            return lambda i: tuple(
+                jax.lax.dynamic_slice_in_dim(x[slots], i * KEYS, KEYS, 2) for x in wide
+            )
+
+        return kept, block
+
+    @pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
+    @pytest.mark.parametrize("int8", [False, True])
+    @pytest.mark.parametrize(("d_head", "native"), [(16, True), (24, False)])
+    def test_natively_the_same_of_any_slots(self, d_head, native, int8):
+        kept, block = self.whole(d_head, int8)
+        query, last = normal(2, 2, 2, d_head), np.array([[5, 6], [KEYS, 3 * KEYS - 1]], np.int32)
+        slots = np.array([2, 0], np.int32)
+
+        def attend(query, whole):
+            return cached_attention(query, last, block(slots), whole, jnp.asarray(slots))
+
+        with kernels.wanted():
+            natively = jax.jit(attend)
+            assert ("gptj_attention" in natively.lower(query, kept).as_text()) == native
+            assert "gptj_attention" not in jax.jit(attend).lower(query, None).as_text()
+            found = natively(query, kept)
+        assert found.dtype == query.dtype
+        np.testing.assert_allclose(found, attend(query, None), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("in_use", "d_head", "whole", "called"),
+        [(True, 16, True, 1), (True, 24, True, 0), (True, 16, False, 0), (False, 16, True, 0)],
+    )
+    def test_by_a_gpu_of_a_whole_cache_and_heads_that_fit(
+        self, monkeypatch, in_use, d_head, whole, called
+    ):
+        kept, block = self.whole(d_head)
+        query, last, calls = normal(3, 1, 2, d_head), np.array([[0], [7], [KEYS]]), []
+
+        def program(query, keys, values, *_):
+            calls.append((keys, values))
+            return jnp.zeros_like(query)
+
+        monkeypatch.setattr(gpu, "in_use", lambda dtype: in_use)
+        monkeypatch.setattr(gpu, "attention", program)
+        cached_attention(query, last, block(np.arange(3)), kept if whole else None)
+        assert len(calls) == called
+        assert all(keys is kept[0] and values is kept[1] for keys, values in calls)
+
 
 class TestWhatComputesIt:
     def test_native_programs_refuse_what_they_are_not_for(self, monkeypatch):
@@ -145,6 +214,13 @@ class TestWhatComputesIt:
             check_backend("cudnn", jnp.bfloat16, 64)
         with pytest.raises(UserError, match=r"^attention=splash needs a TPU, v4 or later, .*: lea"):
             check_backend("splash", jnp.bfloat16, 64)
+
+    @pytest.mark.parametrize("backend", ["cudnn", "splash"])
+    def test_it_is_the_one_that_is_asked_for(self, backend, monkeypatch):
+        for name, its in (("fused", "cudnn"), ("splash", "splash")):
+            monkeypatch.setattr(attention, f"{name}_attention", lambda *_, its=its: its)
+        monkeypatch.setattr(attention, "_missing", lambda *_: None)
+        assert causal_attention(*[jnp.zeros((1, 1, 1, 16))] * 3, backend=backend) == backend
 
     def test_xla_computes_all_and_nothing_asked_is_nothing_refused(self):
         check_backend("xla", jnp.float16, 7)

@@ -131,6 +131,9 @@ class TestTheDistribution:
     def test_exactly_k_stay_even_among_equals(self):
         assert set(draw(np.zeros(VOCAB, np.float32), top_k=3).tolist()) == {0, 1, 2}
 
+    def test_equals_of_the_likeliest_stay_whatever_min_p(self):
+        assert set(draw(np.zeros(VOCAB, np.float32), min_p=1.0).tolist()) == set(range(VOCAB))
+
     @pytest.mark.parametrize(
         "one", [{"temperature": 0.0}, {"temperature": 1e-9}, {"top_k": 1}, {"top_p": 1e-6}]
     )
@@ -181,7 +184,7 @@ class TestWhatChangesTheLogits:
         ("params", "expected"), ADJUSTED, ids=lambda x: "" if callable(x) else str(x)
     )
     def test_each_as_it_says(self, params, expected):
-        counts = np.array([2, 1, 0, 0, 0, 3, 0, 0, 0, 0], np.int32)
+        counts = np.array([2, 1, 1, 0, 0, 3, 0, 0, 0, 0], np.int32)
         drawn = np.pad(counts, (0, PADDED - VOCAB))
         p = softmax(expected(LOGITS.astype(np.float64), counts))
         found = np.bincount(draw(LOGITS, values={"drawn": drawn}, **params), minlength=VOCAB)
@@ -270,6 +273,7 @@ class TestThePlaceOfADraw:
             ((2, 3, 5), 5, 2), ((2, 3, 5), 9.9, 2),
             ((0, 3, 0, 5), 0, 1), ((0, 3, 0, 5), 3, 3),  # never one without a weight
             ((2, 3, 0), 5, 1), ((0, 2, 0, 0), 7, 1), ((2, 0, 0), 2, 0),  # rounded beyond the sum
+            ((0, 0.25, 0), 1, 1),
         ],
     )  # fmt: skip
     def test_is_where_the_running_sum_passes_it(self, weights, target, place):
@@ -301,6 +305,10 @@ class TestTypical:
     def test_the_nearest_to_the_expected_surprise_stay(self, mass, kept):
         keep = sampling._keep_typical(row(*self.P), jnp.ones((1, 4), bool), jnp.array([mass]))
         assert keep[0].tolist() == [bool(each) for each in kept]
+
+    def test_the_whole_mass_keeps_what_adds_nothing_to_it(self):
+        found = sampling._keep_typical(row(1, 1e-9), jnp.ones((1, 2), bool), jnp.ones(1))
+        assert found[0].tolist() == [True, True]
 
     def test_among_those_that_were_kept_alone(self):
         # Of 0.25 and 0.125, kept, 2/3 and 1/3: surprises of 0.58 and 1.58, and 0.92 expected.
