@@ -48,8 +48,15 @@ class TestTheLimit:
     def test_of_two_measurements_each_rate_is_the_higher_whichever_came_first(self):
         other = Limits("cpu", 20e9, {"float32": 150e9, "bfloat16": 150e9})
         best = Limits("cpu", 20e9, {"float32": 150e9, "bfloat16": 200e9})
-        assert LIMITS.best(other) == other.best(LIMITS) == best
-        assert best.best(LIMITS) == best
+        assert Limits.usual([LIMITS, other]) == Limits.usual([other, LIMITS]) == best
+        assert Limits.usual([LIMITS]) == LIMITS
+
+    @given(st.lists(st.floats(1, 1e12), min_size=1, max_size=9))
+    def test_of_several_half_are_as_high_and_half_as_low(self, rates):
+        found = Limits.usual([Limits("cpu", rate, {"int8": -rate}) for rate in rates])
+        assert 2 * sum(rate <= found.bandwidth for rate in rates) >= len(rates)
+        assert 2 * sum(rate >= found.bandwidth for rate in rates) >= len(rates)
+        assert -found.flops["int8"] in rates
 
     def test_devices_side_by_side_read_and_multiply_as_many_times_as_much(self):
         four = Limits("cpu", 40e9, {"float32": 400e9, "bfloat16": 800e9})

@@ -21,7 +21,7 @@ class Workers:
     """Stand-ins for processes: what was asked of which, and what they say."""
 
     def __init__(self) -> None:
-        self.limits = [LIMITS, LIMITS]
+        self.limits = [LIMITS] * 4
         self.fails: dict[Side, Exception] = {}
         self.log: list[tuple[object, ...]] = []
         self.said: list[str] = []
@@ -69,9 +69,9 @@ class TestMeasuring:
 
     def test_the_first_turn_is_not_counted_and_the_newest_peak_is_kept(self, workers):
         _, (figure,), _ = measure(workers, OURS, rounds=2)
-        begun = next(i for i, entry in enumerate(workers.log) if entry[0] == "run")
-        assert figure.seconds == [begun + 2, begun + 3]
-        assert figure.peak_bytes == 100 * (begun + 3)
+        said = [n for n, entry in enumerate(workers.log, 1) if entry[0] == "run"]
+        assert figure.seconds == said[1:]
+        assert figure.peak_bytes == 100 * said[-1]
 
     def test_each_figure_knows_its_own_side_s_work(self, workers):
         works = {OURS: {"a": Work("tokens", 1.0)}, PEER: {"a": Work("tokens", 2.0)}}
@@ -97,21 +97,41 @@ class TestMeasuring:
             measure(workers, OURS, PEER)
         assert ("end", OURS) in workers.log
 
-    def test_every_process_ends_and_the_probe_before_the_next_begins(self, workers):
+    def test_every_process_ends_and_on_an_accelerator_the_probe_before_the_next_begins(
+        self, workers
+    ):
         """Where two would share the device, its rates would be too low."""
-        measure(workers, OURS, PEER)
+        workers.limits = [Limits("H100", 10e9, {"float32": 100e9})] * 2
+        measure(workers, OURS, Side("gptj", "int8"), rounds=3)
         begun = [entry[1] for entry in workers.log if entry[0] == "begin"]
-        assert begun == [PROBE, OURS, PEER, PROBE]
+        assert begun == [PROBE, OURS, Side("gptj", "int8"), PROBE]
         alive: set[Side] = set()
         for what, side, *_ in workers.log:
             alive ^= {side} if what != "run" else set()
             assert PROBE not in alive or alive == {PROBE}
         assert alive == set()
 
-    def test_the_limits_are_the_better_of_before_and_after(self, workers):
-        workers.limits = [LIMITS, Limits("cpu", 30e9, {"float32": 50e9})]
-        limits, _, _ = measure(workers, OURS)
-        assert limits == Limits("cpu", 30e9, {"float32": 100e9})
+    def test_on_a_cpu_the_probe_comes_before_all_and_after_each_counted_turn(self, workers):
+        measure(workers, OURS, PEER, rounds=2)
+        turn = [("run", OURS), ("run", PEER)]
+        probe = [("begin", PROBE), ("end", PROBE)]
+        assert [entry[:2] for entry in workers.log] == [
+            *probe, ("begin", OURS), ("begin", PEER), *turn, *turn, *probe, *turn, *probe,
+            ("end", PEER), ("end", OURS),
+        ]  # fmt: skip
+
+    def test_an_accelerator_s_limits_are_the_better_of_before_and_after(self, workers):
+        workers.limits = [
+            Limits("H100", 10e9, {"float32": 100e9}), Limits("H100", 30e9, {"float32": 50e9}),
+        ]  # fmt: skip
+        limits, _, _ = measure(workers, OURS, rounds=3)
+        assert limits == Limits("H100", 30e9, {"float32": 100e9})
+
+    def test_a_cpu_s_are_the_median_of_those_between_the_turns(self, workers):
+        """One good moment of the memory's is not what a run can have."""
+        workers.limits = [Limits("cpu", rate * 1e9, {"float32": 9}) for rate in (33, 54, 31, 32)]
+        limits, _, _ = measure(workers, OURS, rounds=3)
+        assert limits == Limits("cpu", 33e9, {"float32": 9})
 
     @pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("TPU v4", 8)])
     def test_the_mesh_is_ours_and_so_are_all_its_devices(self, workers, device, times):

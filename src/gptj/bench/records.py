@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 Stored = Literal["float32", "bfloat16", "int8", "int4"]
@@ -45,7 +45,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the devices at hand do at best, measured."""
+    """What the devices at hand can do, measured."""
 
     device: str
     bandwidth: float
@@ -53,10 +53,18 @@ class Limits:
     flops: Mapping[str, float]
     """Operations a second of a large product, by the type of what is multiplied."""
 
-    def best(self, other: Limits) -> Limits:
-        """The higher rates of two measurements of a device."""
-        flops = {kind: max(rate, other.flops[kind]) for kind, rate in self.flops.items()}
-        return Limits(self.device, max(self.bandwidth, other.bandwidth), flops)
+    @staticmethod
+    def usual(found: Sequence[Limits]) -> Limits:
+        """Each rate's median in several measurements of a device; of two the higher.
+
+        A machine that others use too reads memory much faster in some moments than in most.
+        """
+        bandwidth = statistics.median_high(limits.bandwidth for limits in found)
+        kinds = found[0].flops
+        flops = {
+            kind: statistics.median_high(limits.flops[kind] for limits in found) for kind in kinds
+        }
+        return Limits(found[0].device, bandwidth, flops)
 
     def of_devices(self, count: int) -> Limits:
         """Those of so many such devices."""

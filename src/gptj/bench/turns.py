@@ -96,8 +96,8 @@ def measure(
       UserError: a side cannot do it here.
     """
     with contextlib.ExitStack() as stack:
-        limits = _probed(bench, config)
-        _check(limits, sides, bench, mesh)
+        found = [_probed(bench, config)]
+        _check(found[0], sides, bench, mesh)
         workers, left_out = [], []
         for side in sides:
             tell(f"starting {side}")
@@ -121,13 +121,17 @@ def measure(
                 if turn:
                     figure.seconds.append(seconds)
                 figures[n] = dataclasses.replace(figure, peak_bytes=peak)
-    limits = limits.best(_probed(bench, config))  # once more: others may have been busy
+            if turn and found[0].device == "cpu":  # another device is not shared meanwhile
+                found.append(_probed(bench, config))
+    if found[0].device != "cpu":
+        found.append(_probed(bench, config))
+    limits = Limits.usual(found)
     count = 1 if limits.device == "cpu" else math.prod(mesh)
     return limits.of_devices(count), figures, left_out
 
 
 def _probed(bench: Bench, config: ModelConfig | None) -> Limits:
-    """What the device gives at best, measured by a process that does nothing else."""
+    """What the device gives now, measured by a process that does nothing else."""
     probe = Worker(Side("limits"), bench, config, (1, 1, 1))
     limits = probe.limits()
     probe.close()
