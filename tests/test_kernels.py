@@ -120,15 +120,30 @@ def test_a_rounded_row_is_the_same_bits_in_any_company(kind):
     np.testing.assert_array_equal(rounded(x[::-1], w), whole[::-1])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (9, 70), (300, 16_500), (2_310, 200), (6_500, 96)])
-def test_a_rounded_row_alone_meets_pieces_of_the_matrix_to_the_same_bits(shape):
+INT8_PIECES = [(1, 1), (9, 70), (300, 16_500), (2_310, 200), (6_500, 96)]
+INT4_PIECES = [(16, 40), (48, 33), (96, 70), (384, 16_500), (2_304, 200), (6_656, 96)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("int8", shape) for shape in INT8_PIECES] + [("int4", shape) for shape in INT4_PIECES],
+)
+def test_a_rounded_row_alone_meets_pieces_of_the_matrix_to_the_same_bits(kind, shape):
     """However many pieces there are: of several panels, chunks, and parts of a chunk."""
-    x, (w, _) = np.array(drawn((3, shape[0]))), matrix(shape, "int8")
+    x, (w, _) = np.array(drawn((3, shape[0]))), matrix(shape, kind)
     x[1, :: max(1, shape[0] // 2)] *= 100  # rounded twice
     x = jnp.asarray(x, jnp.bfloat16)
     together = np.asarray(rounded(x, w))
     for row in range(3):
         np.testing.assert_array_equal(rounded(x[row : row + 1], w), together[row : row + 1])
+
+
+@pytest.mark.parametrize("kind", FEW_BITS)
+def test_a_row_alone_has_the_same_bits_whoever_adds_its_pieces(kind):
+    """Threads add what others have summed, in whichever order they come to it."""
+    x, (w, _) = drawn((1, 4_096), jnp.bfloat16), matrix((4_096, 256), kind)
+    first = np.asarray(rounded(x, w))
+    assert all((np.asarray(rounded(x, w)) == first).all() for _ in range(500))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

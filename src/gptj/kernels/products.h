@@ -66,13 +66,6 @@ INLINE int64_t panel_width(int64_t rows, int64_t columns, int64_t threads) {
   return std::clamp<int64_t>(most / kSpan * kSpan, 128, 4096);
 }
 
-// A matrix, and where its product with x goes.
-template <typename M>
-struct Factor {
-  M w;
-  float* out;
-};
-
 // Runs work(factor, begin, width, sums, room) for panels of columns of each of the matrices, with
 // room for the sums of `held` rows.
 template <typename M, typename Work>
@@ -124,9 +117,7 @@ void rounded_products(ffi::ThreadPool& pool, const std::vector<Factor<M>>& facto
 #ifdef GPTJ_BYTES
   if (in_fours(factors[0].w)) {
     const ByteRows& left = arranged_in_bytes(pool, factors[0].w, x, rows);
-    if constexpr (std::is_same_v<M, Plain<int8_t>>) {
-      if (rows == 1) return multiply_in_pieces(pool, factors, left);
-    }
+    if (rows == 1 && left.chunk >= kShallow) return multiply_in_pieces(pool, factors, left);
     in_panels(pool, rows, factors, [&](const Factor<M>& factor, int64_t begin, int64_t width,
                                        float* sums, int64_t room) {
       multiply_rounded(factor.w, left, begin, width, factor.out, sums, room);

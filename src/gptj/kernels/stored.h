@@ -37,6 +37,13 @@ struct Int4 {
   const uint8_t* row(int64_t k, int64_t column) const { return pairs + k / 2 * columns + column; }
 };
 
+// A matrix, and where its product with x goes.
+template <typename M>
+struct Factor {
+  M w;
+  float* out;
+};
+
 // Where the row k of a matrix comes among those read.
 INLINE int64_t place(int64_t k, int64_t group) {
   const int64_t half = group / 2, in = k % group;
