@@ -87,7 +87,18 @@ INLINE void ordered(const Plain<int8_t>&, const X* x, int64_t count, float* to) 
 }
 template <typename X>
 INLINE void ordered(const Int4& w, const X* x, int64_t count, float* to) {
-  for (int64_t k = 0; k < count; ++k) to[place(k, w.group)] = single(x + k);
+  const int64_t half = count / 2, whole = half / kLanes * kLanes;  // they are a group
+  const __m512i first = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(kLanes / 2));
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    const auto low = (__m512)load(x + k), high = (__m512)load(x + half + k);
+    store(to + 2 * k, (Vector)_mm512_permutex2var_ps(low, first, high));
+    store(to + 2 * k + kLanes, (Vector)_mm512_permutex2var_ps(low, second, high));
+  }
+  for (int64_t k = whole; k < half; ++k) {
+    to[2 * k] = single(x + k);
+    to[2 * k + 1] = single(x + half + k);
+  }
 }
 
 // One chunk of a row, rounded; and again, where too much of it is lost.
