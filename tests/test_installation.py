@@ -51,15 +51,19 @@ def environment(parcels, tmp_path_factory):
 
     def made(python: str = PYTHONS[0], extra: str = "", pure: bool = False) -> Path:
         where = tmp_path_factory.mktemp("venv")
-        command = [sys.executable, "-m", "uv", "python", "find", "--no-python-downloads", python]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip(f"no Python {python} on this machine")
-        uv("venv", "--quiet", "--python", python, where)
+        new_environment(where, python)
         wheel = wheel_of(parcels, pure)
         uv(*install(where), f"{wheel}[{extra}]" if extra else wheel)
         return where / "bin"
 
     return made
+
+
+def new_environment(where: Path, python: str) -> None:
+    command = [sys.executable, "-m", "uv", "python", "find", "--no-python-downloads", python]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(f"no Python {python} on this machine")
+    uv("venv", "--quiet", "--python", python, where)
 
 
 def uv(*words) -> str:
@@ -166,7 +170,8 @@ class TestAnInstallation:
         (tmp_path / "of_a_level.py").write_text(
             "def pytest_configure():\n"  # as late as pytest wants
             "    from gptj import kernels\n"
-            f"    kernels.build.features = lambda: frozenset({sorted(level.features)!r})\n"
+            "    levels = {level.name: level for level in kernels.build.X86_64}\n"
+            f"    kernels.build.here = lambda: levels[{level.name!r}]\n"
             f"    assert kernels.place().name == {level.file!r}\n"
         )
         words = ("-q", "-p", "no:cacheprovider", "-p", "of_a_level", *KERNELS)
@@ -200,7 +205,7 @@ class TestExtras:
 
     @pytest.mark.parametrize("extra", ["tpu", "cuda"])
     def test_those_for_accelerators_resolve(self, parcels, extra, tmp_path):
-        uv("venv", "--quiet", "--python", PYTHONS[1], tmp_path / "venv")
+        new_environment(tmp_path / "venv", PYTHONS[1])
         words = ("pip", "install", "--dry-run", "--python", tmp_path / "venv" / "bin" / "python")
         said = uv(*words, f"{wheel_of(parcels)}[{extra}]")
         assert {"tpu": "libtpu==", "cuda": "jax-cuda13-plugin=="}[extra] in said
