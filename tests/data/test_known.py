@@ -8,20 +8,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Made
+from tokenizers import decoders, models, pre_tokenizers
 
 from gptj.data import known, portions
+from gptj.data.clean import Drops
 from gptj.data.examples import ExampleConfig
 from gptj.data.find import Source, find_sources
-from gptj.data.known import all_there
+from gptj.data.known import all_there, leave_out_trained
 from gptj.data.prepare import PrepareConfig, PrepareReport, prepare
-from gptj.data.read import Reader
+from gptj.data.read import Document, Reader
+from gptj.data.split import Split
 from gptj.data.store import TokenStore
+from gptj.data.write import StoreWriter, finish
 from gptj.files import file_at
 from gptj.tokenizer import Tokenizer
 
 OLD = [f"old text {n}: {'é' * (n % 7)} of some words\n" * (1 + n % 3) for n in range(30)]
 NEW = [f"new text {n} of other words\n" for n in range(40)]
 TOKENIZER = Tokenizer.train(["é🙂 some words and some more words"] * 9, 300)
+COMPOSED = Tokenizer({**json.loads(Tokenizer.bytes().to_json()), "normalizer": {"type": "NFC"}})
+"""Which may join the end of one part of a text with the beginning of the next."""
+PARTS = [["e", "\u0301 one", " two one"], [" three"], ["two", " one"], [""], ["e\u0301"]]
 HELD, TRAINED = "held out before", "to be held out, and trained on before"
 
 
@@ -78,6 +86,51 @@ def append(path: Path, out: Path, **options) -> PrepareReport:
 def test_many_ids_are_spelt_as_one_by_one(ids):
     ids = [id for id in ids if id < TOKENIZER.vocab_size]
     assert known._Spelling(TOKENIZER)(np.array(ids, "<u2")) == TOKENIZER.spelled(ids)
+
+
+def words() -> Tokenizer:
+    """One in SentencePiece's manner: a space before a text's first word stands for nothing."""
+    letters = ("</s>", "▁", *sorted({each for parts in PARTS for text in parts for each in text}))
+    made = Made(models.BPE({each: n for n, each in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    return Tokenizer(json.loads(made.to_str()))
+
+
+def documents(source: str) -> list[Document]:
+    """Of `PARTS`."""
+    return [
+        Document(source, text, continues=place < len(parts), number=number)
+        for number, parts in enumerate(PARTS)
+        for place, text in enumerate(parts, 1)
+    ]
+
+
+def stored(path: Path, tokenizer: Tokenizer) -> TokenStore:
+    """The same, each of them whole."""
+    with StoreWriter(path, tokenizer) as writer:
+        for parts in PARTS:
+            writer.add(Document("old", "".join(parts)))
+    finish(path, tokenizer, [writer.written()])
+    return TokenStore.open(path)
+
+
+@pytest.mark.parametrize("own", [TOKENIZER, COMPOSED, words()], ids=["cut", "composed", "words"])
+class TestInParts:
+    def test_a_document_in_parts_has_the_digest_of_what_is_stored_of_it(self, own, tmp_path):
+        digests = [digest for _, digest in known._digests(documents("new"), own) if digest]
+        assert list(known._stored([stored(tmp_path, own)], known._Spelling(own))) == digests
+        assert len(set(digests)) == len(PARTS)
+
+    def test_a_document_in_parts_is_found_where_it_is_trained_on_and_nowhere_else(
+        self, own, tmp_path
+    ):
+        store = stored(tmp_path, own)
+        new = [*documents("new"), Document("new", "one", number=len(PARTS))]
+        for place, found in (("train", len(PARTS)), ("heldout", 0)):
+            split, drops = Split("file", 0.5, 0, frozenset({"new"})), Drops()
+            leave_out_trained(new, {"": split}, {Path(place): store}, drops)
+            assert drops.keys == {("new", number) for number in range(found)}
 
 
 def test_documents_lie_between_ends_of_text(tmp_path):
@@ -182,7 +235,7 @@ class TestAppending:
         if parts:
             monkeypatch.setattr("gptj.data.read.PART_CHARACTERS", 40)
             monkeypatch.setattr("gptj.data.unpack.CHUNK_BYTES", 16)
-        report = append(files(tmp_path / "new", [*OLD, *NEW]), out, seed=5)
+        report = append(files(tmp_path / "new", [*held, *train, *NEW]), out, seed=5)
         again, _ = sides(out)
         left = {HELD: held, TRAINED: set(train) - set(again[len(train) :])}
         assert {each.reason for each in report.dropped} == {*left}
