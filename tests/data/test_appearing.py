@@ -1,6 +1,7 @@
 """How a folder appears: all of it or nothing, and gone on with where that was begun."""
 
 import errno
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -90,6 +91,17 @@ class TestResumable:
         with resumable(out) as scratch:
             assert (scratch / DONE / "0").exists()
         assert below(tmp_path) == ["a", "a/b"]
+
+    def test_that_there_is_nothing_left_to_remove_is_no_mistake(self, out):
+        def vanish(stop: bool) -> None:
+            with resumable(out) as scratch:
+                shutil.rmtree(scratch)
+                if stop:
+                    raise Stop
+
+        vanish(False)
+        with pytest.raises(Stop):
+            vanish(True)
 
     def test_a_second_at_once_is_refused(self, out):
         said = "another process is writing .*out: wait"
