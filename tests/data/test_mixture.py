@@ -174,11 +174,12 @@ class TestMistakes:
             mix(MixConfig((f"{folders['few']}=1", f"{tmp_path}/link=2"), tmp_path / "mixed"))
 
     def test_another_tokenizer(self, folders, tmp_path):
-        text = tmp_path / "other.txt"
+        text, first, other = tmp_path / "other.txt", folders["few"], tmp_path / "other"
         text.write_text("some other text " * 99)
-        prepare(PrepareConfig((str(text),), tmp_path / "other", "train:300"))
-        with pytest.raises(UserError, match=r"another tokenizer .* prepare it again"):
-            mix(MixConfig((f"{folders['few']}=1", f"{tmp_path / 'other'}=1"), tmp_path / "mixed"))
+        prepare(PrepareConfig((str(text),), other, "train:300"))
+        said = f"{other} has another tokenizer than {first}: prepare it again with --tokenizer "
+        with pytest.raises(UserError, match=f"^{said}{first}/train$"):
+            mix(MixConfig((f"{first}=1", f"{other}=1"), tmp_path / "mixed"))
 
     def test_a_mixture_of_mixtures(self, mixed, folders, tmp_path):
         made = mixed(few=1, many=1)
