@@ -345,6 +345,7 @@ class TestOneAndMany:
         assert data.fingerprint == part.store.fingerprint
         assert data.held_out.fingerprint == held_out_beside(part.store).fingerprint
         assert data.examples is None
+        assert data.tokenizer.sha256 == part.store.manifest.tokenizer
 
     def test_several_are_as_long_as_all_of_them(self, mixed, folders):
         data = mixed(few=3, some=1)

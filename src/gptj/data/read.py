@@ -98,7 +98,7 @@ class Reader:
         if source.kind in TABLES | TOKENS and is_packed(path):
             raise UserError(f"{path} is read where it lies, and so not compressed: unpack it")
         for document in self._tokens(source) if source.kind in TOKENS else self._texts(source):
-            if document.text or document.continues or document.ids is not None:
+            if document.text or document.ids is not None:
                 empty = False
                 yield document
         if empty:
