@@ -1,6 +1,7 @@
 """How a folder appears: all of it or nothing, and gone on with where that was begun."""
 
 import errno
+import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -53,6 +54,19 @@ class TestAtOnce:
             with pytest.raises(Stop):
                 stopped(all_or_nothing(out, False), "some")
             assert below(tmp_path) == before
+
+    def test_the_disk_holds_all_of_it_before_its_name_and_then_the_name(self, out, monkeypatch):
+        synced = []
+        monkeypatch.setattr(
+            os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, out.exists()))
+        )
+        with all_or_nothing(out, False, FILE) as new:
+            (new / "a").mkdir()
+            for name in (FILE, "a/b"):
+                (new / name).write_text("x")
+        held = {(path.stat().st_ino, False) for path in (out, *out.rglob("*"))}
+        assert len(held) == 4
+        assert set(synced) == {*held, (out.parent.stat().st_ino, True)}
 
     @pytest.mark.parametrize("old", [True, False])
     def test_where_the_last_step_fails_the_old_is_back(self, old, out, monkeypatch):

@@ -1,6 +1,7 @@
 """What is written, to the letter, and when: others may read it, and years later."""
 
 import hashlib
+import os
 
 import numpy as np
 
@@ -100,3 +101,15 @@ def test_a_file_grows_by_what_is_held_and_no_more_is_held_than_that(tmp_path, mo
     assert sizes == [0, 0, 0, 12, 12, 12, 12]
     file.close()
     assert (tmp_path / "file").read_bytes() == b"abc" * 7
+
+
+def test_a_text_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.json", []
+    path.write_text("old")
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((os.fstat(file).st_size, path.read_text()))
+    )
+    write.replace_text(path, "new é")
+    assert synced == [(6, "old")]
+    assert path.read_text(encoding="utf-8") == "new é"
+    assert list(tmp_path.iterdir()) == [path]
