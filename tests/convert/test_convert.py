@@ -99,6 +99,16 @@ class TestNames:
             with pytest.raises(UserError, match=f"no model at {tmp_path}/{name}: give"):
                 open_source(tmp_path / name)
 
+    def test_what_a_damaged_archive_left_is_removed_once(self, monkeypatch, tmp_path):
+        at_the_end = []
+        monkeypatch.setattr("atexit.register", at_the_end.append)
+        (tmp_path / "model.tar").write_bytes(b"x")
+        with pytest.raises(UserError, match=r"model\.tar"):
+            open_source(tmp_path / "model.tar")
+        (remove,) = at_the_end
+        remove()  # as the program ends: nothing is there any more, of which nothing is said
+        assert [path.name for path in tmp_path.iterdir()] == ["model.tar"]
+
 
 class TestConfigs:
     def test_none_a_preset_ours_or_the_originals(self, tmp_path):

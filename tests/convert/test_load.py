@@ -134,6 +134,25 @@ def test_a_damaged_weight_is_said_and_shows(saved, tmp_path):
     assert said[0].filename == __file__  # whoever loads it
 
 
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 2}], ids=str)
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_what_is_no_number_is_counted_wherever_it_goes(kind, mesh, saved, tmp_path):
+    """Of a layer or of none, in few bits or as it was, on a mesh or a device."""
+    model = load(saved)
+    ffn_in = model.params.blocks.ffn_in.at[1, 3, 5:7].set(jnp.nan)
+    params = dataclasses.replace(
+        model.params,
+        blocks=dataclasses.replace(model.params.blocks, ffn_in=ffn_in),
+        norm_scale=model.params.norm_scale.at[1].set(jnp.nan),
+        output=model.params.output.at[2, 1].set(jnp.nan),
+    )
+    Model(model.config, params, model.tokenizer).save(tmp_path / "damaged")
+    said = r"4 weights are not numbers \(NaN\), in 3 of its tensors, blocks.1.ffn_in the first"
+    place = jax.set_mesh(make_mesh(**mesh)) if mesh else contextlib.nullcontext()
+    with place, pytest.warns(UserWarning, match=said):
+        load(tmp_path / "damaged", quantize=kind)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (5, 7), (2, 3, 4), (1000, 33)])
 def test_host_memory_begins_where_a_cpu_device_takes_it_over(shape):
     for dtype in (np.float32, jnp.bfloat16):
