@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from tensorboardX.record_writer import RecordWriter
 
 from gptj.data import tokenized, unpack
+from gptj.data.examples import ExampleConfig, ExampleReader
 from gptj.data.find import Source, find_sources
 from gptj.data.read import Reader
 from gptj.data.tokenized import check_listed, documents_of, token_runs
 from gptj.errors import UserError
 from gptj.files import file_at
+from gptj.tokenizer import Tokenizer
 
 EOS = 50256
 DRAW = np.random.default_rng(0)
@@ -249,3 +251,14 @@ def test_tokens_need_to_be_told_what_they_mean(tfrecords, tmp_path):
     documents = list(Reader(eos_id=EOS).documents(source))
     held = np.concatenate([each.ids for each in documents])
     assert held.tolist() == np.concatenate(RECORDS).tolist()
+
+
+def test_tokens_have_neither_fields_nor_records(tfrecords, tmp_path):
+    source = Source(file_at(str(tfrecords(tmp_path / "a.tfrecords", RECORDS))), "a")
+    chats = ExampleReader(ExampleConfig("chats"), Tokenizer.bytes())
+    for options, said in (
+        ({"group_field": "kind"}, "has no field 'kind' to divide it by"),
+        ({"examples": chats}, "holds no records"),
+    ):
+        with pytest.raises(UserError, match=rf"a\.tfrecords {said}"):
+            list(Reader(eos_id=EOS, **options).documents(source))
