@@ -60,10 +60,12 @@ class TestAtOnce:
         monkeypatch.setattr(
             os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, out.exists()))
         )
+        before = len(os.listdir("/dev/fd"))
         with all_or_nothing(out, False, FILE) as new:
             (new / "a").mkdir()
             for name in (FILE, "a/b"):
                 (new / name).write_text("x")
+        assert len(os.listdir("/dev/fd")) <= before
         held = {(path.stat().st_ino, False) for path in (out, *out.rglob("*"))}
         assert len(held) == 4
         assert set(synced) == {*held, (out.parent.stat().st_ino, True)}
