@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -268,3 +269,16 @@ def test_runs_are_of_five_words_whole_and_in_parts(count, size):
     near._hash = near._new()
     near.read(Document("a", " ".join(words)))
     assert near._hash == expected  # nothing is left of the one before
+
+
+@pytest.mark.parametrize(
+    ("library", "options", "said"),
+    [
+        ("datasketch", {"copies": "near"}, "copies=near needs datasketch: pip install"),
+        ("ftfy", {"ftfy": True}, "--ftfy needs ftfy: pip install"),
+    ],
+)
+def test_a_library_that_is_not_there_is_named(library, options, said, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, ["a"], **options)
