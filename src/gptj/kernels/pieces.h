@@ -151,7 +151,10 @@ template <typename M>
 void take_piece(Cut<M>& cut, const ByteRows& left, int64_t number) {
   sum_piece(cut, left, number / cut.parts, number % cut.parts);
   cut.summed[number / cut.parts] += 1;
-  const auto more = [&] { return cut.added < cut.chunks && cut.summed[cut.added] == cut.parts; };
+  const auto more = [&] {
+    const int64_t next = cut.added;  // once: others go on meanwhile
+    return next < cut.chunks && cut.summed[next] == cut.parts;
+  };
   while (more() && !cut.adding.exchange(true)) {
     for (; more(); ++cut.added) add_chunk(cut, left, cut.added);
     cut.adding = false;
