@@ -6,19 +6,16 @@ make docs
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import performance
+import reference
 
-REFERENCE = Path(__file__).parent / "reference.md"
 FINETUNE = Path(__file__).parent / "finetune.md"
 BEGIN, END = "<!-- what fits, by docs/build.py -->", "<!-- its end -->"
 
@@ -40,32 +37,6 @@ WAYS = {
     "nf4 and offloading": "--remat offload --lora-rank 16 --lora-base nf4",
 }
 """The rows: what is trained, and how `gptj plan` is told so."""
-
-
-def reference() -> str:
-    """The page: what `gptj --help` and every verb's help print, and each public docstring."""
-    from gptj import __all__ as names
-    from gptj.cli import VERBS
-
-    parts = [
-        "# Reference",
-        "Made by `make docs` from the program; a test fails when it is out of date.",
-        "## The command",
-        block(printed([])),
-        *(part for verb in VERBS for part in helps(verb)),
-        "## The Python package",
-        *(entry(name) for name in names),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def helps(verb: str) -> Iterator[str]:
-    """What a verb's help prints; of `bench` also that of each subject."""
-    from gptj.cli.bench import SUBJECTS
-
-    yield f"### gptj {verb}\n\n{block(printed([verb]))}"
-    for subject in SUBJECTS if verb == "bench" else ():
-        yield f"#### gptj bench {subject}\n\n{block(printed([verb, subject]))}"
 
 
 def fitting() -> str:
@@ -103,39 +74,9 @@ def with_fitting(guide: str) -> str:
     return f"{before}{BEGIN}\n\n{fitting()}\n\n{END}{after}"
 
 
-def printed(words: list[str]) -> str:
-    """What `gptj WORDS --help` prints on a terminal of 100 columns."""
-    from gptj.cli import main
-
-    os.environ.update(COLUMNS="100", NO_COLOR="1", TERM="dumb")
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        main([*words, "--help"])
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def entry(name: str) -> str:
-    """A public name's signature and docstring, and for a class those of its own methods."""
-    import gptj
-
-    thing = getattr(gptj, name)
-    title = f"### gptj.{name}"
-    if not callable(thing):
-        return f"{title}\n\n`{type(thing).__name__}` with {', '.join(f'`{key}`' for key in thing)}."
-    parts = [title, block(inspect.getdoc(thing) or "")]
-    for method, function in vars(thing).items() if inspect.isclass(thing) else ():
-        if not method.startswith("_") and inspect.isroutine(function) and function.__doc__:
-            parts.append(f"#### gptj.{name}.{method}\n\n{block(inspect.getdoc(function) or '')}")
-    return "\n\n".join(parts)
-
-
-def block(text: str) -> str:
-    """Text as it stands."""
-    return f"```text\n{text.strip()}\n```"
-
-
 if __name__ == "__main__":
-    REFERENCE.write_text(reference())
+    reference.PAGE.write_text(reference.page())
     FINETUNE.write_text(with_fitting(FINETUNE.read_text()))
     performance.PAGE.write_text(performance.page())
-    pages = (REFERENCE, FINETUNE, performance.PAGE)
+    pages = (reference.PAGE, FINETUNE, performance.PAGE)
     print(f"wrote {', '.join(page.name for page in pages)}; start reading at README.md")

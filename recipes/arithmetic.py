@@ -1,6 +1,6 @@
 """A small GPT-J learns to add and subtract from nothing, and then by LoRA to multiply.
 
-    python recipes/arithmetic.py                    half an hour on two CPU cores
+    python recipes/arithmetic.py                    about an hour on two CPU cores
     python recipes/arithmetic.py words              the first skill on problems in plain words
     python recipes/arithmetic.py article SETS ...   GPT-3's form, 25M parameters, for a GPU
 

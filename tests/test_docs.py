@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -20,8 +22,8 @@ def program(path):
 
 
 def test_the_reference_is_current():
-    build = program(ROOT / "docs" / "build.py")
-    is_current = build.REFERENCE.read_text() == build.reference()
+    reference = program(ROOT / "docs" / "reference.py")
+    is_current = reference.PAGE.read_text() == reference.page()
     assert is_current, "run `make docs`"  # and not both pages, line by line
 
 
@@ -88,10 +90,10 @@ def test_what_is_troubleshot_is_what_the_program_says():
     assert not strange
 
 
-def test_the_example_of_generating_runs(tiny_run, capsys):
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.DOTALL
-    )
+@pytest.mark.parametrize("page", ["README.md", "docs/engine.md"])
+def test_its_example_runs(page, tiny_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, block = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     exec(block.replace("runs/demo", str(tiny_run)), {})
     assert capsys.readouterr().out
 
@@ -140,3 +142,10 @@ def test_the_table_of_plans_is_what_its_commands_found():
     own = results["gptj plan gpt-j-6b --on v3-256 --mesh data=32,tensor=8"]
     assert own["fits"]
     assert own["compiled"]
+
+
+def test_the_readme_has_a_place_for_every_module():
+    map_ = (ROOT / "README.md").read_text().partition("## What is where")[2].partition("## ")[0]
+    rooms = {path.name for path in (ROOT / "src/gptj").iterdir() if not path.name.startswith("_")}
+    named = set(re.findall(r"`([a-z_]+)(?:\.py|/)`", map_))
+    assert named == {name.removesuffix(".py") for name in rooms} - {"py.typed"}

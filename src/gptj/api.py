@@ -276,10 +276,10 @@ def load(
       dtype: store and compute in float32 or bfloat16; as stored when not given, and float32 for
         float16, which holds its numbers exactly.
       quantize: keep the matrices in `int8`, a scale a column, or `int4`, a scale and a low end for
-        each 128 numbers of a column, or `nf4`, a scale for each 64 (the output projection then in
-        int8). They are rounded as they are read, so that the model in full is never in memory, and
-        `dtype` is what the rest is stored in and the layers compute in. Such a model cannot be
-        saved.
+        each 128 numbers of a column, or `nf4`, a scale for each 64 (with either the output
+        projection in int8). They are rounded as they are read, so that the model in full is never
+        in memory, and `dtype` is what the rest is stored in and the layers compute in. Such a
+        model cannot be saved.
       config: the model's shape, where shards of the original's have no config.json beside them.
       tokenizer: what `Tokenizer.load` takes, where none lies beside the weights.
       base: the model that adapters belong to, where it is not where they say.

@@ -28,7 +28,8 @@ __all__ = ["LOST", "HostsConfig", "agree", "barrier", "is_leader", "joined", "sa
 class HostsConfig:
     """The machines a run is on, where it is on more than one.
 
-    SLURM, Open MPI, Kubernetes and Cloud TPU tell by themselves. Elsewhere give the first three.
+    SLURM and Cloud TPU tell by themselves, as does Kubernetes where the package `kubernetes` is
+    installed, and Open MPI all but the coordinator. Elsewhere give the first three.
     """
 
     coordinator: str | None = None
