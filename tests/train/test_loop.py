@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +122,21 @@ def test_after_too_many_it_goes_back_and_passes_over_the_data(config, poison, sa
     assert not any("skipped_step" in row for row in rows)
     whole = [checkpoint.step_of(path) for path in checkpoint.complete(config.out / "checkpoints")]
     assert whole[-1] == 12
+
+
+def test_a_run_that_goes_on_may_go_back_before_where_it_began(config, poison, capsys):
+    config = dataclasses.replace(config, rewind_after=3, log_every=1)
+    gptj.train(config)
+    shutil.rmtree(config.out / "checkpoints/00000012")
+    poison(0, 1, 2)
+    capsys.readouterr()
+    assert gptj.train(config).step == 12
+    (skip,) = read_skips(config.out)
+    assert skip.step == 4  # not 8, where it began
+    assert [row["step"] for row in read_metrics(config.out)] == list(range(1, 13))
+    shown = re.findall(r"step +(\d+)/12 .* left (.*)", capsys.readouterr().out)
+    assert [int(step) for step, _ in shown][-8:] == list(range(5, 13))
+    assert not any("-" in left for _, left in shown)
 
 
 def test_with_nothing_to_go_back_to_it_says_so_and_stops(config, poison):

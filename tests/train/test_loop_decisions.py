@@ -109,7 +109,8 @@ class Stage:
             introduction=lambda step: f"begun at {step}", state_at=lambda step: self.saved[step],
         )  # fmt: skip
         saver = SimpleNamespace(save=self.save, wait=lambda: None, forget=self.forget)
-        display = SimpleNamespace(say=self.said.append, show=lambda row: None)
+        nothing = lambda _: None  # noqa: E731
+        display = SimpleNamespace(say=self.said.append, show=nothing, go_on=nothing)
         loop = loops.Loop(setup, saver, display, record, self.stop)
         loop.evaluate, loop.write_on, loop.evaluators = self.evaluate, write_on, self.evaluators
         return loop.run(start or SimpleNamespace(step=0, params=(), streak=0))

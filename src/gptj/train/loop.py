@@ -312,6 +312,7 @@ class Loop:
         self.feed.forget()
         self.record.tell("rewind", self.read, text)
         self.record.rewind(good, self.feed.skips)
+        self.display.go_on(good)
         self.meter, self.streak = self.new_meter(), 0
         return self.setup.state_at(good)
 

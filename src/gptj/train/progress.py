@@ -57,7 +57,8 @@ class ProgressDisplay:
         self, steps: int, start: int, every: int = 1, console: Console | None = None
     ) -> None:
         """`every`: steps between lines where there is no live one."""
-        self.steps, self.start, self.every, self.begin = steps, start, every, time.monotonic()
+        self.steps, self.every = steps, every
+        self.go_on(start)
         self.console = console or Console()
         self._bar: Progress | None = None
         # What calls itself a dumb terminal cannot draw a line anew; rich then shows only the last.
@@ -85,6 +86,10 @@ class ProgressDisplay:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+    def go_on(self, start: int) -> None:
+        """Count time from now on, after step `start`: a run may go back."""
+        self.start, self.begin = start, time.monotonic()
 
     def show(self, row: Row) -> None:
         """A step's metrics: on the live line, or now and then as a line that stays."""
