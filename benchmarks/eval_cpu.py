@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from figures import RESULTS, write
 
-from gptj.bench.machine import threads
+from gptj import cores
 
 VOCAB, ENDINGS = 50257, 4
 SIDES = ("ours", "harness")
@@ -80,7 +80,7 @@ def harness(folder: Path, count: int, batch: int) -> Answer:
 
     from gptj.tokenizer import END_OF_TEXT, Tokenizer
 
-    torch.set_num_threads(threads())
+    torch.set_num_threads(cores.usable())
     Tokenizer.bytes().save(folder / "bytes.json")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "bytes.json"), eos_token=END_OF_TEXT

@@ -3,7 +3,7 @@
     python benchmarks/finetune_lr.py               about ten minutes on two cores
     python benchmarks/finetune_lr.py --draw        only draw what was found again
 
-A model of 5 million parameters learns books (Project Gutenberg, of ../shared) and then plays by
+A model of 4 million parameters learns books (Project Gutenberg, of ../shared) and then plays by
 Shakespeare: all weights, or LoRA of rank 16, each at six rates. What `gptj lr-find` suggests stands
 beside. The figures go to benchmarks/results, the curves to docs/images.
 """

@@ -1,6 +1,6 @@
 """Load and convert a checkpoint of GPT-J-6B's size: seconds, GB a second, and peak memory.
 
-    .venv/bin/python benchmarks/load_6b.py              needs 26 GB of disk and 14 GiB of memory
+    .venv/bin/python benchmarks/load_6b.py              needs 26 GB of disk and 18 GiB of memory
 
 Run by hand: the weights are random, 12 GB of bfloat16 written as Hugging Face's files, and deleted
 afterwards. The disk's own speed, reading the same files from start to end, stands beside. The

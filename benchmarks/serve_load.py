@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from http.client import HTTPResponse
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import httpx
 import jax
@@ -79,14 +79,21 @@ class Server:
             [str(word) for word in command],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
+
+    def __enter__(self) -> Self:
         assert self.process.stdout
         self.url = self.process.stdout.readline().strip()
         for _ in range(600):
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
+                    return self
             time.sleep(0.1)
+        self.process.terminate()
         raise SystemExit("the server did not become ready")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.process.terminate()
+        assert self.process.wait(60) == 0 or kind
 
     def figures(self) -> dict[str, float]:
         """Its metrics that have no labels."""
@@ -98,11 +105,6 @@ class Server:
         """Bytes of memory that it holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.split("VmRSS:")[1].split()[0])
-
-    def end(self) -> int:
-        """Stop it; its exit status."""
-        self.process.terminate()
-        return self.process.wait(60)
 
 
 class Connection(asyncio.Protocol):
@@ -315,20 +317,18 @@ async def overload(
 
 async def measure(model: Path, clients: int, seconds: float) -> Body:
     asked = [written(body) for body in requests()]
-    server = Server(model, "--slots", SLOTS, "--queue-tokens", 10**6)
-    await alone(server, asked)  # a first time, for caches of every kind
-    expected, took = await alone(server, asked)
-    unloaded = float(np.percentile(took, 95))
-    crowded = await crowd(server, asked, expected, clients, seconds)
+    with Server(model, "--slots", SLOTS, "--queue-tokens", 10**6) as server:
+        await alone(server, asked)  # a first time, for caches of every kind
+        expected, took = await alone(server, asked)
+        unloaded = float(np.percentile(took, 95))
+        crowded = await crowd(server, asked, expected, clients, seconds)
     print("crowd   ", json.dumps(crowded), flush=True)
-    assert server.end() == 0
-    server = Server(model, "--slots", SLOTS, "--queue-tokens", OVERLOAD_QUEUE)
     rate = TOO_MUCH * crowded["answers_a_second"]
-    overloaded = await overload(server, asked, expected, rate, seconds / 2)
+    with Server(model, "--slots", SLOTS, "--queue-tokens", OVERLOAD_QUEUE) as server:
+        overloaded = await overload(server, asked, expected, rate, seconds / 2)
     allowed = 2 * unloaded * max(1.0, overloaded["most_requests_waiting"])
     overloaded |= {"unloaded_p95": round(unloaded, 3), "allowed_p95": round(allowed, 3)}
     print("overload", json.dumps(overloaded), flush=True)
-    assert server.end() == 0
     return {"crowd": crowded, "overload": overloaded}
 
 

@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "gptj"
 
 # From the ground up: a room imports only from itself and from the rows before its own.
 LEVELS = [
-    {"accelerators", "caches", "errors"},
+    {"accelerators", "caches", "cores", "errors"},
     {"bpe", "circle", "cluster", "config", "files", "hardware", "hub", "kernels"},
     {"hosts", "sharding", "tokenizer"},
     {"quantised", "transcript"},

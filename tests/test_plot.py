@@ -140,7 +140,7 @@ class TestMistakes:
     def test_a_place_that_cannot_be_written(self, refused, tiny_run, tmp_path):
         (tmp_path / "file").write_text("a file")
         out = tmp_path / "file/curves.png"
-        said = (f"{out} cannot be written", "choose another --out")
+        said = (f"{out} cannot be written", "choose another place")
         refused("plot", tiny_run, "--out", out, said=said)
 
     def test_metrics_that_are_damaged(self, refused, own_run):

@@ -22,8 +22,8 @@ from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.matrices import LowRank, LowRanks, Room, rank_axis
 from gptj.model import Block, Leaf, Params, Weight, draw, weights
-from gptj.quantised import Quantisation, split_as
-from gptj.sharding import spec
+from gptj.quantised import Quantisation
+from gptj.sharding import spec, split_as
 
 Target = Literal["q", "k", "v", "out", "ffn_in", "ffn_out"]
 

@@ -7,7 +7,6 @@ that has not been met before, as the libraries' tables are of different editions
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
+
+from gptj import cores
 
 WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
 """GPT-2's pattern, written so that nothing is tried twice."""
@@ -61,7 +62,7 @@ class Swift:
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32] | None]:
         """The ids of each text, on all cores, or None where they may be others."""
         sure = [text if self._is_sure(text) else None for text in texts]
-        threads = min(_cores(), len(sure))
+        threads = min(cores.usable(), len(sure))
         if threads < 2:
             return [self._ids_of(text) for text in sure]
         found: list[NDArray[np.uint32] | None] = [None] * len(sure)
@@ -132,11 +133,6 @@ def swift(
 
 def _pair(merge: str | Sequence[str]) -> Sequence[str]:
     return merge.split(" ") if isinstance(merge, str) else merge
-
-
-def _cores() -> int:
-    mine = getattr(os, "sched_getaffinity", None)
-    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def _encoding(pattern: str, ranks: Mapping[bytes, int]) -> tiktoken.Encoding:

@@ -135,6 +135,22 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
+def named(model: str) -> ModelConfig:
+    """The model of a preset or of a JSON file.
+
+    Raises:
+      UserError: there is neither.
+    """
+    if model in PRESETS:
+        return PRESETS[model]
+    path = Path(model)
+    if not path.is_file():
+        raise UserError(
+            f"model {model!r} is neither a preset ({', '.join(PRESETS)}) nor a JSON file"
+        )
+    return ModelConfig.load(path)
+
+
 def resolve(model: ModelConfig | str, vocab_size: int) -> ModelConfig:
     """The model someone asks for by preset, JSON file or record, for a tokenizer of `vocab_size`.
 
@@ -146,12 +162,7 @@ def resolve(model: ModelConfig | str, vocab_size: int) -> ModelConfig:
     if isinstance(model, str) and model in PRESETS:
         return PRESETS[model].with_vocab(vocab_size)
     if isinstance(model, str):
-        path = Path(model)
-        if not path.is_file():
-            raise UserError(
-                f"model {model!r} is neither a preset ({', '.join(PRESETS)}) nor a JSON file"
-            )
-        model = ModelConfig.load(path)
+        model = named(model)
     if model.vocab_size < vocab_size:
         raise UserError(
             f"the model's vocab_size={model.vocab_size} is smaller than the tokenizer's "

@@ -19,8 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from gptj import kernels
-from gptj.quantised import split_as
-from gptj.sharding import spec
+from gptj.sharding import spec, split_as
 
 Kept = tuple[Float[Array, "rows inner"], Float[Array, "inner outer"]]
 

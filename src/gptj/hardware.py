@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptj import accelerators
+from gptj import accelerators, cores
 
 
 def peak_flops() -> float:
@@ -72,8 +72,7 @@ def _reading(size: int) -> Iterator[Callable[[], object]]:
 @contextlib.contextmanager
 def _reading_on_a_cpu(size: int) -> Iterator[Callable[[], object]]:
     """The same, by NumPy on each core: XLA's own reductions reach half of it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = np.array_split(np.ones(size // 4, np.float32), cores or 1)
+    parts = np.array_split(np.ones(size // 4, np.float32), cores.usable())
     with ThreadPoolExecutor(len(parts)) as pool:
         yield lambda: list(pool.map(np.max, parts))
 

@@ -21,7 +21,16 @@ import jax
 from gptj.circle import LOST, Circle, arrive
 from gptj.errors import UserError
 
-__all__ = ["LOST", "HostsConfig", "agree", "barrier", "is_leader", "joined", "same_everywhere"]
+__all__ = [
+    "LOST",
+    "HostsConfig",
+    "agree",
+    "barrier",
+    "is_leader",
+    "joined",
+    "same_everywhere",
+    "told",
+]
 
 
 @dataclasses.dataclass(frozen=True)

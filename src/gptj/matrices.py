@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Float32, Int, Key
 
 from gptj import dense, kernels
 from gptj.kernels import gpu
-from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised, split_as
-from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec
+from gptj.quantised import NF4, FewBits, Int4, Int8, dequantised
+from gptj.sharding import BATCH_AXES, LOGICAL_TO_MESH, reshape, reshard, spec, split_as
 
 PRODUCT = "product"
 """What rematerialisation calls the products of activations and weights, adapters' added."""

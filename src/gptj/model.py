@@ -334,15 +334,13 @@ def forward(
     config: ModelConfig,
     *,
     dtype: DTypeLike = jnp.float32,
-    remat: Remat = "none",
 ) -> Float[Array, "batch length vocab"]:
     """Logits for every position, float32, over all `config.padded_vocab_size` columns.
 
     Args:
       dtype: what the layers compute in; products are summed in float32 either way.
-      remat: what a backward pass through this recomputes.
     """
-    return logits(params, hidden_states(params, tokens, config, dtype=dtype, remat=remat), config)
+    return logits(params, hidden_states(params, tokens, config, dtype=dtype), config)
 
 
 def losses(

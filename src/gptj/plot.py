@@ -1,4 +1,4 @@
-"""A run's curves, models' scores and documents' lengths as pictures."""
+"""Pictures: a run's curves, models' scores, lengths of documents, bars, growth, rates."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
-    """Draw the curves of one run, or of several on the same axes, as a PNG."""
+    """Draw the curves of one run, or of several on the same axes."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of `gptj train` runs."""
     out: Path = Path("curves.png")
-    """The picture to write; its suffix may also be .svg or .pdf."""
+    """The picture to write: a .png, .svg or .pdf."""
 
 
 class Point(NamedTuple):
@@ -224,7 +224,7 @@ def _save(figure: Figure, out: Path) -> None:
         figure.savefig(out)
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({error.strerror}): choose another --out"
+            f"{out} cannot be written ({error.strerror}): choose another place"
         ) from error
 
 

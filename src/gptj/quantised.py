@@ -15,12 +15,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, UInt
 
 from gptj.errors import UserError
-from gptj.sharding import spec
+from gptj.sharding import spec, split_as
 
 Quantisation = Literal["int8", "int4", "nf4"]
 """How the matrices of a model's products are stored when not as they are."""
@@ -185,14 +184,6 @@ def int8_rows(x: Float[Array, "*rows dim"]) -> Int8Rows:
     """Each vector along the last dim rounded by a scale of its own."""
     values, scale = _rounded(x.astype(jnp.float32), axis=-1)
     return Int8Rows(values, scale[..., None], np.dtype(x.dtype))
-
-
-def split_as(x: Array, *dims: int | None) -> PartitionSpec | None:
-    """Dims split over the mesh that is set as these of `x` are; `None` is one that is whole."""
-    if spec() is None:
-        return None
-    own = jax.typeof(x).sharding.spec
-    return PartitionSpec(*(None if dim is None else own[dim] for dim in dims))
 
 
 def _rounded(x: Float32[Array, "..."], axis: int) -> tuple[Array, Float32[Array, "..."]]:

@@ -135,6 +135,14 @@ def spec(
     return PartitionSpec(*dims, unreduced=set(unreduced), reduced=set(reduced))
 
 
+def split_as(x: jax.Array, *dims: int | None) -> PartitionSpec | None:
+    """Dims split over the mesh that is set as these of `x` are; `None` is one that is whole."""
+    if spec() is None:
+        return None
+    own = jax.typeof(x).sharding.spec
+    return PartitionSpec(*(None if dim is None else own[dim] for dim in dims))
+
+
 def on_mesh(layout: PartitionSpec | None) -> NamedSharding | None:
     """The sharding on the mesh that is set, which may be an abstract one; `None` without."""
     if layout is None:

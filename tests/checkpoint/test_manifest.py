@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -144,6 +145,7 @@ class TestVerified:
         ('{"files": {"a": {"sha256": ""}}, "metadata": {}}', "KeyError"),
         ('{"files": {}}', "KeyError"),
         ('{"files": {}, "metadata": 3}', "AttributeError"),
+        ('{"files": {}, "metadata": {}}', "KeyError"),
     ],
 )
 def test_a_damaged_manifest_says_so_and_what_to_delete(saved, content, kind):
@@ -153,6 +155,14 @@ def test_a_damaged_manifest_says_so_and_what_to_delete(saved, content, kind):
     said = str(refused.value)
     assert said.startswith(f"{saved}/manifest.json is damaged ({kind}: ")
     assert said.endswith(f"Delete {saved} and run again to go on from the checkpoint before it")
+
+
+def test_a_manifest_of_another_format_is_left_to_whoever_wrote_it(saved):
+    path = saved / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    said = f"{path} has format 2, this reads 1: use the version of gptj that wrote it"
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        manifests.metadata(saved)
 
 
 class TestWhichAreComplete:

@@ -270,7 +270,7 @@ def test_what_is_not_json(copy, file, text, why):
 
 def test_a_type_that_no_weight_has(tmp_path):
     drawn(0)[0].double().save_pretrained(tmp_path)
-    refuses(tmp_path, "is of type float64, not a float32, 16 or bfloat16")
+    refuses(tmp_path, "is of type float64, not float32, float16 or bfloat16")
 
 
 def test_a_missing_file(copy):

@@ -39,18 +39,6 @@ def test_who_waited_longest_has_the_first_free_slot():
     assert third.slot == 1
 
 
-def test_busy_while_anyone_waits_or_has_a_slot():
-    scheduler = Scheduler(2, 1)
-    assert not scheduler.busy
-    (one,) = queued(scheduler, 1)
-    assert scheduler.busy
-    scheduler.admit()
-    assert not scheduler.waiting
-    assert scheduler.busy
-    scheduler.leave(one)
-    assert not scheduler.busy
-
-
 def test_reading_while_a_prompt_is_on_its_way_and_drawing_after():
     scheduler = Scheduler(3, 1)
     one, two, _ = queued(scheduler, 3)
@@ -117,7 +105,7 @@ def test_leaving_is_leaving_from_anywhere():
         scheduler.leave(each)
         assert each.is_done
     assert scheduler.slots == [None, None]
-    assert not scheduler.busy
+    assert not scheduler.waiting
     assert scheduler.next_readers() == [None]
 
 

@@ -82,12 +82,6 @@ def test_only_what_keeps_to_a_guide_is_guided():
     assert np.flatnonzero(bound.allowed).tolist() == [3]
 
 
-def test_allowed_tokens_are_a_guide_too_with_what_ends_it():
-    one = slot(allowed_tokens=(1, 2))
-    assert one.guided
-    assert np.flatnonzero(one.allowed).tolist() == [1, 2, EOS]
-
-
 @pytest.mark.parametrize(
     ("params", "wanted"),
     [({}, False), ({"logprobs": 0}, True), ({"n": 3}, False), ({"best_of": 2}, True)],

@@ -101,6 +101,14 @@ def test_a_recipe_is_planned_as_it_trains_and_a_flag_wins(gptj, tmp_path):
     assert (job["optimizer"]["kind"], job["optimizer"]["b2"]) == ("adamw", 0.95)
 
 
+@pytest.mark.parametrize("option", ["json", "html"])
+def test_what_is_written_has_a_folder_made_for_it_or_says_why_not(gptj, refused, tmp_path, option):
+    words, out = ("plan", "125m", "--on", "t4", f"--{option}"), tmp_path / "new" / f"plan.{option}"
+    assert gptj(*words, out).code == 0
+    assert out.read_text()
+    refused(*words, out / "under", said=(f"{option}={out / 'under'} cannot be written (", "choose"))
+
+
 def test_adapters_by_formula_and_by_a_recipe(gptj, tmp_path):
     out, page, recipe = tmp_path / "plan.json", tmp_path / "plan.html", tmp_path / "mine.py"
     words = ("--on", "t4", "--batch", 1, "--json", out)

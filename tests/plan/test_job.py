@@ -6,8 +6,9 @@ import json
 import pytest
 
 from gptj.adapters import LoRAConfig
+from gptj.config import named
 from gptj.errors import UserError
-from gptj.plan.config import mesh_from, model_named
+from gptj.plan.config import mesh_from
 from gptj.plan.job import Job, check_adapters, check_mesh, mesh_words
 from gptj.plan.place import find
 from gptj.plan.serve import ServeJob
@@ -38,10 +39,10 @@ def test_other_words_are_no_mesh(words):
 
 
 def test_a_model_by_preset_or_by_file(tiny_model, tmp_path):
-    assert model_named("gpt-j-6b").layers == 28
-    assert model_named(str(tiny_model)).layers == 2
-    with pytest.raises(UserError, match=r"neither a preset .* nor a file"):
-        model_named(str(tmp_path))
+    assert named("gpt-j-6b").layers == 28
+    assert named(str(tiny_model)).layers == 2
+    with pytest.raises(UserError, match=r"neither a preset .* nor a JSON file"):
+        named(str(tmp_path))
 
 
 @pytest.mark.parametrize("beta", [None, 0.1])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.model import count_parameters
-from gptj.report.record import Record, _in_order
+from gptj.report.record import GOODPUT, Record, _in_order
+from gptj.train.meter import KINDS
 
 MODEL = ModelConfig(1, 16, 2, 4, 32, 60, 64, context=32)
 
@@ -129,3 +130,7 @@ class TestFacts:
     ):
         events = [{"step": 3, "event": kind} for kind in kinds]
         assert record({"step": step}, events=events, course={"steps": 9}).state == state
+
+
+def test_it_shows_every_kind_of_time_there_is():
+    assert set(GOODPUT) == set(KINDS)

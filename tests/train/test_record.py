@@ -79,12 +79,15 @@ def test_other_hosts_write_nothing(tmp_path, monkeypatch):
     assert [*tmp_path.iterdir()] == []
 
 
-@pytest.mark.parametrize("name", ["events.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["events.jsonl", "samples.jsonl", "skips.json"])
 def test_what_cannot_be_written_is_named(tmp_path, name):
     with contextlib.closing(Record(tmp_path, 0)) as record:
         (tmp_path / name).mkdir()
-        tell = {"events.jsonl": lambda: record.tell("end", 1, "done")}
-        add = tell.get(name, lambda: record.sample(1, "a", "b"))
+        add = {
+            "events.jsonl": lambda: record.tell("end", 1, "done"),
+            "samples.jsonl": lambda: record.sample(1, "a", "b"),
+            "skips.json": lambda: record.rewind(0, [Skip(0, 1)]),
+        }[name]
         said = (
             rf"{tmp_path / name} could not be written \(Is a directory\): free some space and run"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from gptj import cores
 
 VERSIONS = (
     "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "tensorstore", "torch", "transformers",
@@ -20,15 +21,10 @@ def describe_machine() -> dict[str, object]:
     name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return {
         "processor": name or platform.processor(),
-        "threads": threads(),
+        "threads": cores.usable(),
         "python": platform.python_version(),
         **{package: known for package in VERSIONS if (known := _version(package))},
     }
-
-
-def threads() -> int:
-    """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gptj import cores
 from gptj.bench.config import Bench, DecodeBench, LoadBench, PrefillBench, ServeBench, TrainBench
 from gptj.bench.inputs import batches, prompts
-from gptj.bench.machine import threads
 from gptj.bench.records import Runs, Unavailable
 from gptj.bench.work import name_of
 from gptj.config import ModelConfig
@@ -81,7 +81,7 @@ def _torch_model(config: ModelConfig) -> Any:
     """Transformers' GPT-J of the same shape, with random weights."""
     torch = _imported("torch", "torch")
     transformers = _imported("transformers", "transformers")
-    torch.set_num_threads(threads())
+    torch.set_num_threads(cores.usable())
     shape = transformers.GPTJConfig(
         vocab_size=config.padded_vocab_size, n_positions=config.context, n_embd=config.d_model,
         n_layer=config.layers, n_head=config.heads, n_inner=config.d_ff,
@@ -161,7 +161,7 @@ def _ctranslate2(config: ModelConfig, stored: str) -> Draw:
         Converter(folder).convert(f"{folder}/converted", quantization=stored)
         generator = ctranslate2.Generator(
             f"{folder}/converted", device="cpu", compute_type=stored, inter_threads=1,
-            intra_threads=threads(),
+            intra_threads=cores.usable(),
         )  # fmt: skip
 
     def draw(asked: Sequence[list[int]], new: int) -> None:

@@ -132,10 +132,8 @@ def measure(
 
 def _probed(bench: Bench, config: ModelConfig | None) -> Limits:
     """What the device gives now, measured by a process that does nothing else."""
-    probe = Worker(Side("limits"), bench, config, (1, 1, 1))
-    limits = probe.limits()
-    probe.close()
-    return limits
+    with contextlib.closing(Worker(Side("limits"), bench, config, (1, 1, 1))) as probe:
+        return probe.limits()
 
 
 def _work(

@@ -14,11 +14,12 @@ from gptj.bench.config import (
     TrainBench,
 )
 from gptj.bench.records import OURS, Side, Work
+from gptj.checkpoint import COURSE
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.flops import flops_per_token, forward_flops_per_token, multiplied, prefill_flops
 
-SIZES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5, "nf4": 0.5}
+SIZES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Bytes of a number that is stored."""
 
 
@@ -75,7 +76,7 @@ def weight_files(model: str) -> list[Path]:
       UserError: there are none, or not only those that are loaded.
     """
     place = Path(model)
-    if (place / "run.json").exists():
+    if (place / COURSE).exists():
         raise UserError(
             f"model={model} is a run, of which only a part is loaded: convert it, and name that"
         )

@@ -13,6 +13,8 @@ storage.py    folders, and buckets
 
 from gptj.checkpoint.keep import KeepPolicy, kept
 from gptj.checkpoint.manifest import (
+    COURSE,
+    DATA,
     ELSEWHERE,
     FOLDER,
     MANIFEST,
@@ -32,6 +34,8 @@ from gptj.checkpoint.saving import SCORE, Saver
 from gptj.checkpoint.storage import at
 
 __all__ = [
+    "COURSE",
+    "DATA",
     "ELSEWHERE",
     "FOLDER",
     "MANIFEST",

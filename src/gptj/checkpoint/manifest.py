@@ -17,7 +17,10 @@ from gptj.errors import UserError
 FOLDER, ELSEWHERE = "checkpoints", "checkpoints.json"
 """Where in a run's folder its checkpoints lie, and what says so if they lie elsewhere."""
 
-MANIFEST = "manifest.json"
+COURSE, DATA = "run.json", "data.json"
+"""What a run's folder says of its course, and of where things were."""
+
+MANIFEST, FORMAT = "manifest.json", 1
 
 COMMITTED = "commit_success.txt"
 
@@ -117,11 +120,17 @@ def read(path: Path) -> dict[str, Any]:
         for entry in manifest["files"].values():
             entry["bytes"], entry["sha256"]
         manifest["metadata"].keys()
+        found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}). Delete {path} and "
             "run again to go on from the checkpoint before it"
         ) from error
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path / MANIFEST} has format {found}, this reads {FORMAT}: use the version of gptj "
+            "that wrote it"
+        )
     return manifest
 
 
@@ -179,7 +188,7 @@ def write(path: Path, saved: dict[str, Any]) -> None:
     files |= _entries(path, left)
     with (path / MANIFEST).open("w") as out:
         ordered = dict(sorted(files.items()))
-        json.dump({"format": 1, "metadata": saved, "files": ordered}, out, indent=1)
+        json.dump({"format": FORMAT, "metadata": saved, "files": ordered}, out, indent=1)
         out.flush()
         if not storage.is_remote(path):
             os.fsync(out.fileno())

@@ -21,8 +21,9 @@ MARKS = {"good": "", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
 class DoctorCommand:
     """Say what is here and what is missing, and what to do about it.
 
-    It looks at versions, devices, native programs, memory, disk and extras. It computes and
-    downloads nothing. It exits with 0, or with 1 where something is broken that every run needs.
+    It looks at versions, devices, native programs, memory, disk, extras, and what the environment
+    sets. It computes and downloads nothing. It exits with 0, or with 1 where something is broken
+    that every run needs.
     """
 
     json: bool = False

@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from gptj.api import load
+from gptj.checkpoint import COURSE
 from gptj.cli.flags import MeshShape, parse
 from gptj.config import ModelConfig
 from gptj.errors import UserError
@@ -33,7 +34,6 @@ from gptj.flops import flops_per_token
 from gptj.plot import Point, plot_scores
 from gptj.quantised import Quantisation
 from gptj.train.metrics import read_metrics
-from gptj.train.run import COURSE
 
 OF_KIND = {
     **dict.fromkeys(("tasks", "style", "train_flops"), ("tasks",)),

@@ -14,14 +14,14 @@ from rich.console import Console
 from gptj.adapters import NO_LORA, LoRAConfig
 from gptj.attention import Backend
 from gptj.cli.flags import parse
-from gptj.config import ModelConfig
+from gptj.config import ModelConfig, named
 from gptj.engine.adapters import RANK
 from gptj.engine.config import EngineConfig, KVCache
 from gptj.errors import UserError
 from gptj.plan import search as searching
 from gptj.plan import serve as serving
 from gptj.plan import terminal
-from gptj.plan.config import TOKENS, mesh_from, model_named
+from gptj.plan.config import TOKENS, mesh_from
 from gptj.plan.job import Job, Mesh
 from gptj.plan.measure import check_here, measure
 from gptj.plan.place import Place, find
@@ -218,12 +218,12 @@ def _asked(command: PlanCommand) -> tuple[ModelConfig, OptimizerConfig, dict[str
     """The model, the optimizer, and what a recipe says of the step."""
     if not command.model.endswith(".py"):
         recipe = {"compute": StepConfig(dtype="bfloat16", remat="block")}
-        return model_named(command.model), OptimizerConfig().for_run(1000), recipe
+        return named(command.model), OptimizerConfig().for_run(1000), recipe
     from gptj.cli.runs import load_recipe
 
     config = load_recipe(Path(command.model))
     shape = config.model
-    model = shape if isinstance(shape, ModelConfig) else model_named(shape)
+    model = shape if isinstance(shape, ModelConfig) else named(shape)
     recipe = {name: getattr(config, name) for name in ("batch", "accumulate", "seq", "compute")}
     return model, config.optimizer.for_run(config.steps), recipe
 
@@ -264,8 +264,18 @@ def _job(command: PlanCommand, place: Place) -> Job:
 
 def _write(command: PlanCommand, found: dict[str, Any], plans: list[Any]) -> None:
     if command.json:
-        command.json.write_text(json.dumps(found, indent=2) + "\n")
+        _put("json", command.json, json.dumps(found, indent=2) + "\n")
     if command.html:
         from gptj.plan.page import page
 
-        command.html.write_text(page(found, plans), encoding="utf-8")
+        _put("html", command.html, page(found, plans))
+
+
+def _put(option: str, out: Path, text: str) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{option}={out} cannot be written ({error.strerror}): choose another file"
+        ) from error

@@ -12,7 +12,7 @@ import numpy as np
 from gptj.config import ModelConfig
 from gptj.convert import names, pickled, safetensors
 from gptj.convert.source import Source
-from gptj.convert.tensor import BFLOAT16, Tensor
+from gptj.convert.tensor import Tensor
 from gptj.convert.tokenizers import load_tokenizer, save_tokenizer, token_count
 from gptj.errors import UserError
 from gptj.files import Folder
@@ -158,8 +158,7 @@ def _ours(where: str, name: str, tensor: Tensor, weight: Weight, turned: bool) -
     """A foreign tensor as our weight: a view, turned and with the heads apart."""
     shape = names.matrix_shape(weight)
     names.check_shape(where, name, tensor.shape, shape[::-1] if turned else shape)
-    if tensor.dtype not in (np.float32, np.float16, BFLOAT16):
-        raise UserError(f"{where}: {name} is of type {tensor.dtype}, not a float32, 16 or bfloat16")
+    names.check_float(where, name, tensor.dtype)
     return tensor.viewed(weight.shape, turned)
 
 

@@ -24,7 +24,7 @@ from gptj.quantised import FewBits, Quantisation, quantise
 from gptj.sharding import on_mesh, spec
 
 AHEAD = 2
-"""Tensors that are read while another one is on its way to the devices."""
+"""The most tensors that are being read at a time."""
 
 ALIGNMENT = 64
 """Bytes; memory so aligned is used by XLA on a CPU as it is."""
@@ -116,7 +116,7 @@ def load_tree(
     What else is in host memory does not grow with the layers. On one CPU device it is the strips
     that `Readers` hold, or of an original's checkpoint, which has none, as many whole tensors, in
     shards and joined. For other devices and meshes, and those in few bits, it is whole tensors:
-    those on their way there, and `AHEAD` more that are being read.
+    those on their way there, and at most `AHEAD` that are being read.
     """
     table = weights(config)
     names_of: dict[int, list[str]] = {}

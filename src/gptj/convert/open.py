@@ -30,9 +30,6 @@ from gptj.hub import download, is_hub_id
 from gptj.model import Params, abstract, abstract_table
 from gptj.tokenizer import Tokenizer
 
-COURSE, DATA = "run.json", "data.json"
-"""What a run's folder says of its course, and of where things were."""
-
 HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
 
 KINDS = (
@@ -129,7 +126,7 @@ def adapter_of(folder: Folder) -> Adapter | None:
     """The adapters in a folder of PEFT's, or of a run that trained some."""
     if peft.is_peft(folder):
         return peft.read(folder)
-    if not is_run(folder) or COURSE not in folder:
+    if not is_run(folder) or checkpoint.COURSE not in folder:
         return None
     config, newest = own.read_config(folder), _saved(folder)[-1]
     found = _recorded(folder, config)
@@ -155,7 +152,7 @@ def _recorded(folder: Folder, config: ModelConfig) -> tuple[LoRAConfig, str, str
     Raises:
       UserError: the record is damaged, or its mark is of a kind that is no longer made.
     """
-    name = COURSE
+    name = checkpoint.COURSE
     try:
         course = json.loads(folder.file(name).text())
         known = course.get("compute", {}).get("lora") or {}
@@ -164,8 +161,8 @@ def _recorded(folder: Folder, config: ModelConfig) -> tuple[LoRAConfig, str, str
         lora = LoRAConfig.of(known)
         table(config, lora)  # that it knows the matrices
         base, mark = course["from"], course["base"]
-        if DATA in folder:
-            name = DATA
+        if checkpoint.DATA in folder:
+            name = checkpoint.DATA
             base = json.loads(folder.file(name).text()).get("from") or base
         if not (isinstance(base, str) and isinstance(mark, str)):
             raise TypeError("the base is no text")
@@ -176,8 +173,8 @@ def _recorded(folder: Folder, config: ModelConfig) -> tuple[LoRAConfig, str, str
         ) from error
     if not mark.startswith(MARKED):
         raise UserError(
-            f"{folder}/{COURSE} marks the base as an earlier version did, which told other models "
-            "apart: train the adapters again, or merge them with that version"
+            f"{folder}/{checkpoint.COURSE} marks the base as an earlier version did, which told "
+            "other models apart: train the adapters again, or merge them with that version"
         )
     return lora, base, mark
 

@@ -17,7 +17,7 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def records(
-    file: File, kind: str, columns: Sequence[str], lack: str = "name the right one"
+    file: File, kind: str, columns: Sequence[str], lack: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row's `columns`, and where it stands; `lack` is what to do where there are none.
 

@@ -14,7 +14,8 @@ class Finding:
     """One row of the report."""
 
     part: str
-    """What it belongs to: `versions`, `devices`, `kernels`, `memory`, `disk`, `extras`."""
+    """What it belongs to: `versions`, `devices`, `kernels`, `memory`, `disk`, `extras`,
+    `settings`."""
     what: str
     found: str
     state: State = "good"

@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptj import hub
+from gptj import cores, hub
 from gptj.doctor.finding import Finding, size
 
 SETTINGS = (
@@ -97,8 +97,7 @@ def native() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """Cores, and the memory there is and may be used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("memory", "cores", str(cores))
+    yield Finding("memory", "cores", str(cores.usable()))
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = _available(Path("/proc/meminfo"))
     said = size(whole) + (f", {size(free)} available" if free is not None else "")
@@ -157,8 +156,8 @@ def _weight(folder: Path) -> int:
     return total
 
 
-def settings(names: Sequence[str] = SETTINGS) -> Iterator[Finding]:
+def settings() -> Iterator[Finding]:
     """What the environment sets."""
-    for name in names:
+    for name in SETTINGS:
         if name in os.environ:
             yield Finding("settings", name, os.environ[name])

@@ -32,7 +32,7 @@ TOO_LONG = 1.5
 
 
 class Device:
-    """What is computed with. Nothing here waits for a result."""
+    """What is computed with. Nothing here waits for a result but what measures a step's time."""
 
     def __init__(
         self,

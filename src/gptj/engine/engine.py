@@ -326,7 +326,7 @@ class Engine:
         if self._scheduler.reading or self._guided:
             steps = 1
         elif self._scheduler.waiting:  # a slot that becomes free should not stand idle
-            steps = min(steps, *(max(1, job.room - len(job.tokens)) for job in drawing), steps)
+            steps = min(steps, *(max(1, job.room - len(job.tokens)) for job in drawing))
         tokens, found = self.device.draw(steps)
         owners = [j if j and j.state is State.DRAWING else None for j in self._scheduler.slots]
         self._bursts.append(Burst(tokens, found, owners))

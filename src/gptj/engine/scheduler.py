@@ -16,11 +16,6 @@ class Scheduler:
         self._parts, self._reading = parts, deque[Job]()
 
     @property
-    def busy(self) -> bool:
-        """Whether anyone waits or has a slot."""
-        return bool(self.waiting) or any(self.slots)
-
-    @property
     def reading(self) -> bool:
         """Whether a prompt is on its way into the cache."""
         return bool(self._reading)

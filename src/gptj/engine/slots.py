@@ -119,9 +119,9 @@ def one_slot(
     in_prompt[prompt] = True
     bias = np.zeros(vocab, np.float32)
     if sampling.allowed_tokens is not None:
-        allowed = ends.copy()
-        allowed[list(sampling.allowed_tokens)] = True
-        bias[~allowed] = -np.inf
+        free = ends.copy()
+        free[list(sampling.allowed_tokens)] = True
+        bias[~free] = -np.inf
     _add_bias(sampling, bias)
     i32 = np.int32
     values: dict[str, Any] = {

@@ -86,9 +86,9 @@ void turn(const float* from, const Whole& of, float* to) {
 
 // What is held of one head, laid out one after the other in a thread's own memory.
 struct Held {
-  float *query, *key, *value, *key_turned, *until, *scores;
+  float *query, *key, *value, *key_turned, *until, *scores, *of_query;
   // for the gradient alone
-  float *pull, *value_turned, *pulled, *of_query, *of_key, *of_value;
+  float *pull, *value_turned, *pulled, *of_key, *of_value;
 
   Held(const Whole& of, bool gradient) {
     const int64_t rows = of.room() * of.by_key(), turned = of.dims * of.by_dim();

@@ -7,7 +7,6 @@ They are Triton's, by Pallas, of 16-bit numbers and int8. Everything works witho
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Shaped
+
+from gptj import kernels
 
 BLOCK = 64
 """Cached keys that a block of queries reads at a time; positions are a multiple of it."""
@@ -58,7 +59,7 @@ def capability(device: jax.Device) -> float:
 
 def in_use(dtype: DTypeLike) -> bool:
     """Whether what is traced now may use them: numbers of 16 bits, on one GPU, Ampere or later."""
-    if os.environ.get("GPTJ_NATIVE") == "0" or jnp.dtype(dtype).itemsize != 2:
+    if kernels.left_out() or jnp.dtype(dtype).itemsize != 2:
         return False
     return jax.sharding.get_abstract_mesh().empty and capability(jax.local_devices()[0]) >= 8
 

@@ -2,8 +2,9 @@
 // matrix, once, in long pieces.
 //
 // Panels of columns go to threads, which go down them in blocks of some rows of the matrix: as
-// floats (floats.h), or in pairs of bfloat16 numbers (pairs.h) where x has such. Either way each
-// number is a sum in the order of the matrix's rows.
+// floats (floats.h), in pairs of bfloat16 numbers (pairs.h), or as bytes (bytes.h) where x is
+// rounded to such. Each number is a sum in the order of the matrix's rows. A row alone meets bytes
+// as they lie in memory, in pieces of the matrix's rows (pieces.h), whose sums are exact.
 
 #ifndef GPTJ_PRODUCTS_H_
 #define GPTJ_PRODUCTS_H_

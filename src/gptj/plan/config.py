@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from gptj.config import PRESETS, ModelConfig
 from gptj.errors import UserError
 from gptj.plan.job import Mesh
 from gptj.sharding import MESH_AXES
@@ -30,16 +27,3 @@ def mesh_from(words: str) -> Mesh:
         sizes[axis] = int(size)
     data, fsdp, tensor = (sizes.get(axis, 1) for axis in MESH_AXES)
     return data, fsdp, tensor
-
-
-def model_named(name: str) -> ModelConfig:
-    """The model of a preset or of a JSON file.
-
-    Raises:
-      UserError: there is neither.
-    """
-    if name in PRESETS:
-        return PRESETS[name]
-    if not Path(name).is_file():
-        raise UserError(f"model {name!r} is neither a preset ({', '.join(PRESETS)}) nor a file")
-    return ModelConfig.load(Path(name))

@@ -21,7 +21,7 @@ _PODS = {8: "2x2", 32: "4x4", 64: "4x8", 128: "8x8", 256: "8x16", 512: "16x16"}
 SLICES = {
     "v2": {size: shape for size, shape in _PODS.items() if size != 64},
     "v3": _PODS | {1024: "16x32", 2048: "32x32"},
-    "v4": {size: shape for size, shape in _CUBES.items() if size <= 8192},
+    "v4": _CUBES,
     "v5e": _SMALL,
     "v5p": _CUBES,
     "v6e": _SMALL,

@@ -153,7 +153,7 @@ def search(job: Job, say: Callable[[str], None]) -> list[Candidate]:
     rest = [plan for plan, _ in ranked if plan.job not in done]
     finals.sort(key=_order)
     fit = [plan for plan in finals if plan.fits]
-    plans = [*fit, *(each for each in rest), *(plan for plan in finals if not plan.fits)]
+    plans = [*fit, *rest, *(plan for plan in finals if not plan.fits)]
     best = plans[0]
     return [
         Candidate(plan, "" if plan is best and plan.fits else why_not(plan, best)) for plan in plans

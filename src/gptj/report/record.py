@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gptj.checkpoint import COURSE
 from gptj.config import ModelConfig
 from gptj.errors import UserError
 from gptj.report.curves import Series
@@ -18,13 +19,20 @@ from gptj.report.scale import Floats
 from gptj.train.metrics import METRICS, read_metrics
 from gptj.train.record import SAMPLES
 from gptj.train.rows import EVENTS, json_rows
-from gptj.train.run import COURSE, MODEL
+from gptj.train.run import MODEL
 from gptj.train.sinks import Row
 
 _SENSIBLE = 1e30  # what is larger, or no number, tells of a run that blew up, and fits no axis
 
-GOODPUT = ("step", "compile", "data", "evaluate", "checkpoint", "lost")
-"""What a run's time goes into: the metrics `seconds_step` and so on."""
+GOODPUT = {
+    "step": "training steps",
+    "compile": "compiling",
+    "data": "waiting for data",
+    "evaluate": "evaluating",
+    "checkpoint": "saving checkpoints",
+    "lost": "thrown away and done again",
+}
+"""What a run's time goes into, the metrics `seconds_step` and so on, in words."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptj.report.html import Html, join, table, tag
-from gptj.report.record import Record
+from gptj.report.record import GOODPUT, Record
 from gptj.report.scale import duration, number
 
 _SAMPLED_STEPS = 40  # of more, the first, the last and some evenly between are shown
@@ -19,15 +19,6 @@ _LONGEST = 4000  # characters of one sample
 _EVENTS = 200  # newest, of more
 
 _HASH = re.compile("[0-9a-f]{32,}")
-
-_TIME = {
-    "step": "training steps",
-    "compile": "compiling",
-    "data": "waiting for data",
-    "evaluate": "evaluating",
-    "checkpoint": "saving checkpoints",
-    "lost": "thrown away and done again",
-}
 
 
 def section(title: str, *content: Html) -> Html:
@@ -43,12 +34,12 @@ def goodput(record: Record) -> Html:
         return Html("")
     shares = {name: 100 * value / whole for name, value in seconds.items()}
     bar = [
-        tag("i", class_=f"t-{name}", style=f"width:{share:.3f}%", title=_TIME[name])
+        tag("i", class_=f"t-{name}", style=f"width:{share:.3f}%", title=GOODPUT[name])
         for name, share in shares.items()
     ]
     rows = [
         (
-            tag("span", tag("i", class_=f"t-{name}"), _TIME[name]),
+            tag("span", tag("i", class_=f"t-{name}"), GOODPUT[name]),
             duration(seconds[name]),
             f"{share:.1f} %" if share >= 0.05 else "< 0.1 %",
         )

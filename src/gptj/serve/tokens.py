@@ -55,7 +55,7 @@ class Model(Said):
     object: Literal["model"] = "model"
     """What this is."""
     created: int
-    """When the server started, in seconds since 1970."""
+    """When it was loaded, in seconds since 1970."""
     owned_by: str
     """This program."""
     max_model_len: int

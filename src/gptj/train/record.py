@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +61,9 @@ class Record:
             return
         path = self._run / SKIPS
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps([vars(skip) for skip in skips]))
-        unfinished.replace(path)
+        with _written(path):
+            unfinished.write_text(json.dumps([vars(skip) for skip in skips]))
+            unfinished.replace(path)
         self._log.close()
         self._open(step)
 
@@ -77,14 +79,21 @@ class Record:
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self._log is None:
             return
-        try:
-            with (self._run / name).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{self._run / name} could not be written ({error.strerror}): free some space and "
-                "run the same command again; it goes on from the last checkpoint"
-            ) from error
+        path = self._run / name
+        with _written(path), path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What the disk refuses, in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror}): free some space and run the same "
+            "command again; it goes on from the last checkpoint"
+        ) from error
 
 
 def surroundings() -> dict[str, Any]:

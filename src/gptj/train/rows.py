@@ -1,6 +1,6 @@
 """Which rows of the data an update trained on, and what they say.
 
-RUN/data.json     where the run's data are: {"path": FOLDER}
+RUN/data.json     where the run's data are: {"path": FOLDER}, and what it began "from"
 RUN/skips.json    batches that were passed over: [{"step": S, "batches": K}, ...]
 RUN/events.jsonl  what happened; an event may name the rows it is about, as "rows"
 """
@@ -14,18 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptj.checkpoint import COURSE, DATA
 from gptj.data.batches import TrainBatches
 from gptj.data.mixture import Mixture, is_data
 from gptj.data.store import ids_of
 from gptj.errors import UserError
-from gptj.tokenizer import Tokenizer
+from gptj.tokenizer import END_OF_TEXT, Tokenizer
 from gptj.train.metrics import METRICS
-from gptj.train.run import COURSE, DATA
 
 SKIPS, EVENTS = "skips.json", "events.jsonl"
-
-END = "<|endoftext|>"
-"""How the end of a document is written where text is shown."""
 _PASSED_OVER = "named in the log, of a batch passed over since"
 
 
@@ -47,7 +44,7 @@ class TextRow:
     sources: tuple[str, ...]
     """The files its documents came from."""
     text: str
-    """Its text, each end of a document written as `END`."""
+    """Its text, each end of a document written as `END_OF_TEXT`."""
     note: str = ""
     """What the run's log has to do with it, if anything."""
 
@@ -175,7 +172,7 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         if token == tokenizer.eos_id:
             texts.append(tokenizer.decode(ids[start:index]))
             start = index + 1
-    return END.join([*texts, tokenizer.decode(ids[start:])])
+    return END_OF_TEXT.join([*texts, tokenizer.decode(ids[start:])])
 
 
 def _course(run: Path) -> dict[str, Any]:

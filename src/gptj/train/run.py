@@ -10,6 +10,9 @@ RUN/samples.jsonl     what the model wrote at evaluations, if asked to
 RUN/skips.json        batches passed over after going back to a checkpoint, if any
 RUN/checkpoints/N/    the state after step N
 RUN/checkpoints.json  where the checkpoints are instead, if they are elsewhere
+RUN/profile/          a trace of some steps, if asked for
+RUN/tensorboard/      the curves once more, for TensorBoard
+RUN/lock              that one process at a time trains here
 """
 
 from __future__ import annotations
@@ -28,8 +31,7 @@ from gptj.files import alone
 from gptj.hosts import barrier, is_leader
 from gptj.tokenizer import Tokenizer
 
-MODEL, TOKENIZER, COURSE, DATA = "model.json", "tokenizer.json", "run.json", "data.json"
-LOCK = "lock"
+MODEL, TOKENIZER, LOCK = "model.json", "tokenizer.json", "lock"
 
 
 @contextlib.contextmanager
@@ -82,7 +84,7 @@ def begin(
     if is_leader():
         _begin(run, model, tokenizer, course, places, checkpoints, allow_data_change)
     barrier("the run has begun")
-    if not (run / COURSE).is_file():
+    if not (run / checkpoint.COURSE).is_file():
         raise UserError(
             f"{run} on this host is not the folder that host 0 began the run in: choose a folder "
             "that all hosts share"
@@ -98,7 +100,7 @@ def _begin(
     checkpoints: str | None,
     allow_data_change: bool,
 ) -> None:
-    known = (run / COURSE).is_file()
+    known = (run / checkpoint.COURSE).is_file()
     goes_on = known and checkpoint.complete(checkpoint.of_run(run))
     if goes_on:
         _check_same(run, course, allow_data_change)
@@ -106,8 +108,9 @@ def _begin(
     elif not known and run.is_dir() and {path.name for path in run.iterdir()} - {LOCK}:
         raise UserError(f"{run} is not empty and holds no run: choose another folder for the run")
     texts = {
-        run / COURSE: json.dumps(course, indent=2) + "\n",  # first: it marks the folder as a run
-        run / DATA: json.dumps(places) + "\n",
+        # First: it marks the folder as a run.
+        run / checkpoint.COURSE: json.dumps(course, indent=2) + "\n",
+        run / checkpoint.DATA: json.dumps(places) + "\n",
     }
     if goes_on and all(path.is_file() and path.read_text() == t for path, t in texts.items()):
         return
@@ -164,11 +167,11 @@ def _check_place(run: Path, checkpoints: str | None) -> None:
 
 def _check_same(run: Path, course: dict[str, Any], allow_data_change: bool) -> None:
     try:
-        before, after = _flat(json.loads((run / COURSE).read_text())), _flat(course)
+        before, after = _flat(json.loads((run / checkpoint.COURSE).read_text())), _flat(course)
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{run / COURSE} is damaged, so this run cannot go on: copy the run's folder again, or "
-            "choose another folder for a new one"
+            f"{run / checkpoint.COURSE} is damaged, so this run cannot go on: copy the run's "
+            "folder again, or choose another folder for a new one"
         ) from error
     for key in [*before, *after]:
         if key == "data" and before.get(key) != after[key]:

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Literal, Protocol
 
+from gptj.checkpoint import COURSE
 from gptj.errors import UserError
-from gptj.train.run import COURSE
 
 Sink = Literal["tensorboard", "wandb", "trackio"]
 
