@@ -1,6 +1,5 @@
 """What is noted of the machine beside its figures."""
 
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -29,14 +28,6 @@ def test_where_it_is_not_told_the_platform_says_it(cpuinfo, text, monkeypatch):
     if text is not None:
         cpuinfo.write_text(text)
     assert machine.describe_machine()["processor"] == "arm"
-
-
-def test_threads_are_those_this_process_may_run_on(monkeypatch):
-    assert machine.threads() == len(os.sched_getaffinity(0))
-    monkeypatch.delattr(os, "sched_getaffinity")
-    for count, found in ((12, 12), (None, 1)):
-        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
-        assert machine.threads() == found
 
 
 def test_versions_are_of_what_is_here_alone(monkeypatch):

@@ -142,7 +142,7 @@ def libraries(monkeypatch):
 
 class TestPyTorch:
     def test_its_model_has_our_shape_and_all_threads(self, libraries, monkeypatch):
-        monkeypatch.setattr(peers, "threads", lambda: 13)
+        monkeypatch.setattr(peers.cores, "usable", lambda: 13)
         peers._torch_model(MODEL)
         assert libraries.torch.threads == 13
         sizes = {"vocab_size": 384, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -236,7 +236,7 @@ class TestCTranslate2:
         monkeypatch.setattr(peers, "_imported", lambda *_: library)
         monkeypatch.setattr(peers, "_torch_model", lambda config: model)
         monkeypatch.setattr(peers, "features", lambda: self.flags)
-        monkeypatch.setattr(peers, "threads", lambda: 13)
+        monkeypatch.setattr(peers.cores, "usable", lambda: 13)
         for name in ("CT2_FORCE_CPU_ISA", "CT2_VERBOSE"):
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)

@@ -64,7 +64,6 @@ class TestOfAModel:
 
     def test_four_bits_leave_the_output_in_eight(self):
         assert weight_bytes(MODEL, "int4") == LAYERS / 2 + OUTPUT
-        assert weight_bytes(MODEL, "nf4") == weight_bytes(MODEL, "int4")
         assert weight_bytes(MODEL, "int8") == LAYERS + OUTPUT
 
 

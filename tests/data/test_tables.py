@@ -97,7 +97,8 @@ def test_of_a_batch_of_any_size_a_part_is_made_records_at_a_time(count, tmp_path
     table = pa.table({"text": texts})
     with pa.ipc.new_stream(path, table.schema) as writer:
         writer.write_table(table)
-    found, before = records(file_at(str(path)), ".arrow", ["text"]), (count - 1) // 256 * 256
+    found = records(file_at(str(path)), ".arrow", ["text"], "name one")
+    before = (count - 1) // 256 * 256
     assert [next(found)[1] for _ in range(before)] == [{"text": "x"}] * before
     with pytest.raises(UserError, match=rf"in one of the 256 rows after {before}, holds text that"):
         next(found)
@@ -115,11 +116,11 @@ def test_a_table_that_a_disk_or_a_network_breaks_off_is_no_bad_table(path, monke
 
     monkeypatch.setattr(File, "open", lambda self: Broken(path.read_bytes()))
     with pytest.raises(UserError, match=r" cannot be read \(Input/output error\): check it"):
-        list(records(near, path.suffix, ["text"]))
+        list(records(near, path.suffix, ["text"], "name one"))
     with pytest.raises(UserError, match=r" cannot be read \(.*output error.*\): check the address"):
-        list(records(far, path.suffix, ["text"]))
+        list(records(far, path.suffix, ["text"], "name one"))
     why.append(OSError("odd"))  # as pyarrow's own are, without a number
     with pytest.raises(UserError, match=r" cannot be read \(odd\): check the address"):
-        list(records(far, path.suffix, ["text"]))
+        list(records(far, path.suffix, ["text"], "name one"))
     with pytest.raises(UserError, match=rf" is no {path.suffix[1:]} table, or cut short \(odd\): "):
-        list(records(near, path.suffix, ["text"]))
+        list(records(near, path.suffix, ["text"], "name one"))
