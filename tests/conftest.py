@@ -29,6 +29,7 @@ PROGRAMS = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
     PROGRAMS = tempfile.TemporaryDirectory(prefix="gptj-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 LONGEST = (
     "test_notebook.py",
