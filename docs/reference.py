@@ -73,13 +73,18 @@ def entry(name: str) -> Iterator[str]:
             asked = member.func if isinstance(member, cached_property) else member
             asked = asked.fget if isinstance(asked, property) else asked
             if not each.startswith("_") and inspect.isroutine(asked) and asked.__doc__:
-                said = inspect.getdoc(asked) if asked is not member else told(each, asked)
-                yield f"#### gptj.{name}.{each}\n\n{block(said or '')}"
+                said = (told if asked is member else known)(each, asked)
+                yield f"#### gptj.{name}.{each}\n\n{block(said)}"
 
 
 def told(name: str, function: Callable[..., Any]) -> str:
     """A function's signature, and below it its docstring."""
     return f"{signature(name, definition(function))}\n\n{inspect.getdoc(function) or ''}"
+
+
+def known(name: str, function: Callable[..., Any]) -> str:
+    """A property with its type, and below it its docstring."""
+    return f"{name}: {spelt(definition(function).returns)}\n\n{inspect.getdoc(function) or ''}"
 
 
 def described(name: str, thing: type) -> str:
