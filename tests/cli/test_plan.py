@@ -7,6 +7,7 @@ import pytest
 from gptj.adapters import LoRAConfig
 from gptj.cli import plan
 from gptj.cli.plan import PlanCommand
+from gptj.config import named
 from gptj.errors import UserError
 from gptj.plan.config import TOKENS
 from gptj.plan.place import find
@@ -105,12 +106,12 @@ class TestWhatIsServed:
         ],
     )
     def test_as_much_tensor_as_divides_the_heads(self, model, place, mesh):
-        assert plan._serving_mesh(plan.model_named(model), find(place)) == mesh
+        assert plan._serving_mesh(named(model), find(place)) == mesh
 
     def test_an_arrangement_there_is_none_of(self, monkeypatch):
         monkeypatch.setattr(plan.searching, "meshes", lambda *_: [(1, 8, 1)])
         with pytest.raises(UserError, match="no mesh of 8 devices divides the model: choose"):
-            plan._serving_mesh(plan.model_named("125m"), GPUS)
+            plan._serving_mesh(named("125m"), GPUS)
 
 
 class TestRefusals:
