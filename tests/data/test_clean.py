@@ -39,6 +39,11 @@ class TestMending:
         found, _ = run(tmp_path, ["schÃ¶n", "ﬁne"], ftfy=True)
         assert found == ["schön", "fine"]
 
+    def test_wikitext(self, tmp_path):
+        texts = ["a @-@ b", "plain"]
+        assert run(tmp_path, texts, detokenize=True)[0] == ["a-b", "plain"]
+        assert run(tmp_path, texts)[0] == texts
+
     @given(text=st.text("ab N'\"()[]{}:;.,!?@-=s\n°", max_size=60))
     @settings(deadline=None)
     def test_wikitext_is_detokenized_as_by_the_harness(self, text):

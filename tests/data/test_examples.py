@@ -1,5 +1,6 @@
 """Examples of what to answer: which tokens are learnt, and rows of whole ones."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -208,6 +209,13 @@ class TestWhatIsLearnt:
         table = prepared(tmp_path, tmp_path / "in.parquet", ASKED, out=tmp_path / "table")
         lines = prepared(tmp_path, QA, ASKED)
         assert table.fingerprint == lines.fingerprint
+
+    def test_chats_from_a_table(self, tmp_path):
+        talks = [{"talk": TALK, "n": 1}, {"talk": TALK[:2], "n": 2}]
+        config = dataclasses.replace(CHAT, messages="talk")
+        parquet.write_table(pa.Table.from_pylist(talks), tmp_path / "in.parquet")
+        table = prepared(tmp_path, tmp_path / "in.parquet", config, out=tmp_path / "table")
+        assert table.fingerprint == prepared(tmp_path, talks, config).fingerprint
 
 
 class TestRows:

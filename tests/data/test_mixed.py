@@ -1,6 +1,8 @@
 """Which stores go together in a mixture, and where they may lie; with stores made by hand."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -60,6 +62,21 @@ def test_the_tokenizer_is_that_of_the_first(tmp_path):
     with pytest.raises(UserError, match=said):
         mixed(tmp_path / "mixed", *parts)
     assert mixed(tmp_path / "mixed", *parts[:2]).tokenizer.sha256 == BYTES.sha256
+
+
+def test_a_part_that_was_prepared_anew_with_another_tokenizer_is_noticed(tmp_path):
+    a, b = (prepared(tmp_path / name) for name in "ab")
+    mixed(tmp_path / "mixed", a, b)
+    shutil.rmtree(b)
+    prepared(b, tokenizer=Tokenizer.train(["the cat sat on the mat"] * 4, 270))
+    with pytest.raises(UserError, match=r"/b has another tokenizer than .*/a: prepare it again"):
+        Mixture.open(tmp_path / "mixed")
+
+
+def test_where_there_is_nothing_it_is_said_how_data_are_made(tmp_path):
+    said = f"{tmp_path} holds no prepared data: make it with `gptj prepare TEXT --out {tmp_path}`"
+    with pytest.raises(UserError, match=re.escape(said)):
+        Mixture.open(tmp_path)
 
 
 def test_what_is_held_out_of_some_is_held_out(tmp_path):
