@@ -144,7 +144,9 @@ class TestTheModelThatAnswers:
 
 
 class TestInCompany:
-    @pytest.mark.parametrize("mesh", [None, {"tensor": 2}, {"data": 2}], ids=str)
+    @pytest.mark.parametrize(
+        "mesh", [None, {"tensor": 2}, pytest.param({"data": 2}, marks=pytest.mark.slow)], ids=str
+    )
     def test_several_are_each_as_alone_bit_for_bit_in_any_part_of_the_room(self, mesh):
         with jax.set_mesh(make_mesh(**mesh)) if mesh else contextlib.nullcontext():
             weights = model.init(jax.random.key(0), CONFIG)

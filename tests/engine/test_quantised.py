@@ -146,7 +146,9 @@ LARGE = ModelConfig(2, 512, 4, 32, 512, 257, 384, 300)
 """Whose groups can be split over four devices."""
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["int8", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int4", "nf4"))]
+)
 def test_a_mesh_gives_what_one_device_gives(kind):
     one = params(kind, LARGE)
     expected, _ = in_pieces(one, (35, 5), config=LARGE)

@@ -68,7 +68,9 @@ def same(found, expected) -> None:
             np.testing.assert_allclose(*logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("by", ["looking it up", "a draft", "a draft that loses"])
+@pytest.mark.parametrize(
+    "by", ["looking it up", "a draft that loses", pytest.param("a draft", marks=pytest.mark.slow)]
+)
 def test_the_completions_are_the_same(plain, by):
     draft = None if by == "looking it up" else make_draft()
     loses = {"break_even": 4.0} if by.endswith("loses") else {}

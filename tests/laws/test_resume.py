@@ -79,6 +79,7 @@ def newest(run):
     return checkpoint.step_of(saved[-1]) if saved else 0
 
 
+@pytest.mark.slow  # test_kills.py kills as well
 def test_killed_twice(data, uninterrupted, tmp_path):
     run = tmp_path / "killed"
     for wanted in (20, 90):  # the step that must be saved before the process dies

@@ -141,6 +141,7 @@ def test_a_run_of_adapters_is_compiled_and_near_its_formula(kind, remat, small_j
     assert compiled.temporaries <= 1.1 * dense.temporaries
 
 
+@pytest.mark.slow
 def test_a_run_on_preferences_is_compiled_and_grows_as_its_formula(small_job, compile_once):
     """Of as many rows as without it: in memory not much, in traffic by the passes that read."""
 

@@ -60,9 +60,12 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(accumulate):
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
-        ("adamw", (1, 8, 1)),
-        *((kind, (2, 2, 2)) for kind in ("adamw", "gptj-2021", "muon")),
-        *(pytest.param(kind, (2, 2, 2), marks=pytest.mark.slow) for kind in ("adafactor", "lion")),
+        *((kind, (2, 2, 2)) for kind in ("adamw", "muon")),
+        pytest.param("adamw", (1, 8, 1), marks=pytest.mark.slow),
+        *(
+            pytest.param(kind, (2, 2, 2), marks=pytest.mark.slow)
+            for kind in ("adafactor", "gptj-2021", "lion")
+        ),
     ],
     ids=str,
 )
