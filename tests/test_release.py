@@ -221,6 +221,24 @@ class TestLevels:
             build.compile_to(tmp_path / "out" / "made.so", "nowhere")
         assert list((tmp_path / "out").iterdir()) == []
 
+    def test_what_is_compiled_is_there_whole_or_the_folder_is_named(self, monkeypatch, tmp_path):
+        compiler = tmp_path / "compiler"
+        compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho made > "$2"\n')
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        build.compile_to(tmp_path / "out" / "made.so", "nowhere")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["made.so"]
+        with pytest.raises(build.CannotBuild, match="compiler cannot be written: "):
+            build.compile_to(compiler / "made.so", "nowhere")
+
+    def test_where_there_are_none_that_is_no_error(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(kernels, "place", lambda: tmp_path / "made.so")
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        assert kernels._library.__wrapped__() is None
+        monkeypatch.setenv("GPTJ_NATIVE", "0")
+        monkeypatch.setenv("CXX", "false")
+        assert kernels._library.__wrapped__() is None
+
     @pytest.mark.skipif(not kernels.available(), reason="no g++ to build them with")
     def test_one_made_for_a_later_jax_is_left_alone(self, monkeypatch, tmp_path):
         header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"

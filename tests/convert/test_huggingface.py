@@ -261,10 +261,13 @@ def test_a_tensor_that_stands_in_two_files(copy, index):
     refuses(copy, f"{owned} stands in {second} and in another file as well")
 
 
-@pytest.mark.parametrize(("text", "why"), [("{", "not JSON"), ("[1]", "not a JSON object")])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"{", "not JSON"), (b"[1]", "not a JSON object"), (b'{"\xff"', "not UTF-8 text")],
+)
 @pytest.mark.parametrize("file", ["config.json", INDEX])
-def test_what_is_not_json(copy, file, text, why):
-    (copy / file).write_text(text)
+def test_what_is_not_json(copy, file, content, why):
+    (copy / file).write_bytes(content)
     refuses(copy, f"{copy}/{file}", why)
 
 

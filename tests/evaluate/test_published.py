@@ -2,10 +2,12 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
+from gptj.errors import UserError
 from gptj.evaluate.published import COLUMNS, TASKS, published, source
-from gptj.evaluate.results import Measured, of_column, show
+from gptj.evaluate.results import Measured, of_column, show, write
 
 
 def test_gpt_js_own_row():
@@ -45,3 +47,10 @@ def test_results_stand_beside_the_rows_they_are_to_be_compared_with():
     assert (gptj[1:], mine[1:], error[-2:]) == (["3.99", "66.1"], ["12.35", "65.4"], ["1.2", "1.2"])
     assert lines[-2:] == ["hellaswag acc: 50.0 ± 1.0 %", "wikitext bits_per_byte: 0.8765"]
     assert [of_column(found, column) is not None for column in COLUMNS].count(True) == 2
+
+
+def test_results_that_cannot_be_written_say_so(tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "eval.json"
+    with pytest.raises(UserError, match=rf"^{out} cannot be written \(.*\): choose another --out$"):
+        write(out, {})
