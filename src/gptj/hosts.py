@@ -38,7 +38,8 @@ class HostsConfig:
     """The machines a run is on, where it is on more than one.
 
     SLURM and Cloud TPU tell by themselves, as does Kubernetes where the package `kubernetes` is
-    installed, and Open MPI all but the coordinator. Elsewhere give the first three.
+    installed, and Open MPI, since its version 5 all but the coordinator. Elsewhere give the first
+    three.
     """
 
     coordinator: str | None = None

@@ -140,11 +140,11 @@ class TestVerified:
         ("{", "JSONDecodeError"),
         ("[]", "TypeError"),
         ("{}", "KeyError"),
-        ('{"files": [1], "metadata": {}}', "AttributeError"),
-        ('{"files": {"a": {"bytes": 1}}, "metadata": {}}', "KeyError"),
-        ('{"files": {"a": {"sha256": ""}}, "metadata": {}}', "KeyError"),
-        ('{"files": {}}', "KeyError"),
-        ('{"files": {}, "metadata": 3}', "AttributeError"),
+        ('{"format": 1, "files": [1], "metadata": {}}', "AttributeError"),
+        ('{"format": 1, "files": {"a": {"bytes": 1}}, "metadata": {}}', "KeyError"),
+        ('{"format": 1, "files": {"a": {"sha256": ""}}, "metadata": {}}', "KeyError"),
+        ('{"format": 1, "files": {}}', "KeyError"),
+        ('{"format": 1, "files": {}, "metadata": 3}', "AttributeError"),
         ('{"files": {}, "metadata": {}}', "KeyError"),
     ],
 )
@@ -157,9 +157,10 @@ def test_a_damaged_manifest_says_so_and_what_to_delete(saved, content, kind):
     assert said.endswith(f"Delete {saved} and run again to go on from the checkpoint before it")
 
 
-def test_a_manifest_of_another_format_is_left_to_whoever_wrote_it(saved):
+@pytest.mark.parametrize("change", [{}, {"files": {}, "metadata": {}}, {"arrays": []}], ids=str)
+def test_a_manifest_of_another_format_is_left_to_whoever_wrote_it(saved, change):
     path = saved / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(change | {"format": 2}))
     said = f"{path} has format 2, this reads 1: use the version of gptj that wrote it"
     with pytest.raises(CheckpointError, match=re.escape(said)):
         manifests.metadata(saved)

@@ -117,10 +117,10 @@ def read(path: Path) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        for entry in manifest["files"].values():
-            entry["bytes"], entry["sha256"]
-        manifest["metadata"].keys()
-        found = manifest["format"]
+        if (found := manifest["format"]) == FORMAT:
+            for entry in manifest["files"].values():
+                entry["bytes"], entry["sha256"]
+            manifest["metadata"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}). Delete {path} and "
